@@ -1,0 +1,1 @@
+"""Sharewright's deciding half: what may be asked, where it goes, and the ways to ask."""

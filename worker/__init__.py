@@ -1,0 +1,1 @@
+"""Sharewright's doing half: the engine, the three plug-in interfaces and what implements them."""

@@ -1,0 +1,252 @@
+"""``sharewright.toml``, validated once into one frozen object a backend.
+
+Looked for at ``$SHAREWRIGHT_CONFIG``, else ``/etc/sharewright/sharewright.toml``. Values may be
+overridden one by one from the environment, as ``SHAREWRIGHT_DATABASE__URL=...`` (for containers).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import tomllib
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from worker.errors import ConfigurationError
+from worker.model import DriverMode
+
+ENVIRONMENT_PREFIX: Final = "SHAREWRIGHT_"
+CONFIG_VARIABLE: Final = "SHAREWRIGHT_CONFIG"
+DEFAULT_PATH: Final = Path("/etc/sharewright/sharewright.toml")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatabaseSettings(_Section):
+    """Where the truth is."""
+
+    url: str = Field(
+        "sqlite:////var/lib/sharewright/sharewright.db",
+        description="SQLAlchemy URL: `sqlite:///...` on one host, or `postgresql+psycopg://...`.",
+    )
+
+
+class BrokerSettings(_Section):
+    """Where the doorbell is."""
+
+    url: str = Field("redis://127.0.0.1:6379/0", description="Celery broker URL.")
+    result_backend: str = Field(
+        "redis://127.0.0.1:6379/1", description="Celery result backend URL."
+    )
+    result_expires: int = Field(
+        86400, gt=0, description="Seconds that a result can be fetched; `operation show` lasts."
+    )
+    visibility_timeout: int = Field(
+        120,
+        ge=5,
+        description="Seconds after which Redis delivers an unacknowledged message again. "
+        "May be shorter than a step: duplicates stop at the database.",
+    )
+    max_message_bytes: int = Field(
+        262144, ge=1024, description="Larger messages are kept aside as poison."
+    )
+
+
+class EngineSettings(_Section):
+    """How the engine waits, retries and cleans up. Seconds, unless a name says otherwise."""
+
+    lease: float = Field(20.0, gt=0, description="How long a step is owned without a renewal.")
+    queued_limit: float = Field(
+        600.0, gt=0, description="How long a message may be queued before it is sent again."
+    )
+    attempts: int = Field(5, ge=1, description="Attempts of an undoable step before its undo.")
+    undo_attempts: int = Field(
+        8, ge=1, description="Attempts of a forward-only step before its object is in error."
+    )
+    retry_pause: float = Field(1.0, gt=0, description="First pause after a failure; it doubles.")
+    retry_pause_max: float = Field(300.0, gt=0, description="Longest pause after a failure.")
+    failed_undo_pause: float = Field(
+        600.0, gt=0, description="Pause between attempts once an undo has used up its attempts."
+    )
+    wait_limit: float = Field(1800.0, gt=0, description="How long one step may wait in all.")
+    builder_failures: int = Field(
+        3, ge=1, description="Failed builders in a row after which all waiters fail."
+    )
+    address_rest: float = Field(
+        720.0, ge=0, description="How long a freed address rests before it is given out again."
+    )
+    max_queued_operations: int = Field(
+        2000, ge=1, description="Operations that may be queued behind one object."
+    )
+    redrive_batch: int = Field(300, ge=1, description="Messages a reconciler pass may publish.")
+    unused_share_server_cleanup_interval: float = Field(
+        0.0, ge=0, description="How long an unused share server is kept; 0: it goes with its last share."
+    )
+    report_interval: float = Field(30.0, gt=0, description="Between reports of storage pools.")
+    report_expiry: float = Field(
+        120.0, gt=0, description="A backend whose last report is older is `down`."
+    )
+    keep_operations: float = Field(
+        30 * 86400.0, gt=0, description="How long ended operations and idempotency keys are kept."
+    )
+    max_share_size: int = Field(65536, ge=1, description="Largest share that may be asked for, GiB.")
+    max_over_subscription_ratio: float = Field(
+        1.0, gt=0, description="Sizes promised on a pool, against its total."
+    )
+
+
+class GroupSettings(_Section):
+    """A worker group: the workers that may run a backend's steps."""
+
+    queues: int = Field(
+        1, ge=1, le=100, description="Queues onto which the group's backends are hashed."
+    )
+
+
+class BackendSettings(_Section):
+    """One backend: its parts by their entry-point names, and their options, still unvalidated."""
+
+    mode: DriverMode = Field(description="`single_svm`, `flat_multi_svm` or `managed_multi_svm`.")
+    share_driver: str = Field(description="Name of a share driver.")
+    compute_helper: str | None = Field(None, description="Name of a compute helper.")
+    network_helpers: tuple[str, ...] = Field((), description="Names of network helpers.")
+    group: str = Field("default", description="The worker group that runs its steps.")
+    host: str | None = Field(
+        None,
+        description="The host that a host-bound part lives on; the worker group is then the "
+        "host's, and `group` is left out.",
+    )
+    share_network_addresses: bool = Field(
+        False,
+        description="`flat_multi_svm`: serve `flat_pool` and `dhcp` share networks from their own "
+        "options.",
+    )
+    max_shares_per_share_server: int = Field(0, ge=0, description="0: no limit.")
+    max_share_server_size: int = Field(0, ge=0, description="GiB on one share server; 0: no limit.")
+    capabilities: dict[str, str] = Field(
+        default_factory=dict, description="Added to what the driver reports, for extra specs."
+    )
+    driver: dict[str, Any] = Field(default_factory=dict, description="The driver's own options.")
+    compute: dict[str, Any] = Field(
+        default_factory=dict, description="The compute helper's own options."
+    )
+    network: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Each network helper's own options, by its name."
+    )
+
+    @property
+    def worker_group(self) -> str:
+        """The group whose workers run this backend's steps."""
+        return f"host.{self.host}" if self.host else self.group
+
+
+class HealthSettings(_Section):
+    """The port for `/healthz`, `/readyz` and `/metrics`."""
+
+    address: str = Field("127.0.0.1", description="Address to listen on.")
+    port: int = Field(8776, ge=0, le=65535, description="Port; 0 picks a free one.")
+
+
+class LogSettings(_Section):
+    """What the log looks like."""
+
+    level: str = Field("INFO", description="Python log level.")
+    format: str = Field("text", pattern="^(text|json)$", description="`text` or `json`.")
+
+
+class Config(_Section):
+    """The whole file."""
+
+    state_dir: Path = Field(
+        Path("/var/lib/sharewright"), description="For what must outlive the workers of this host."
+    )
+    default_share_network_id: str | None = Field(
+        None, description="Public share network for requests that name none."
+    )
+    database: DatabaseSettings = Field(default_factory=DatabaseSettings)
+    broker: BrokerSettings = Field(default_factory=BrokerSettings)
+    engine: EngineSettings = Field(default_factory=EngineSettings)
+    health: HealthSettings = Field(default_factory=HealthSettings)
+    log: LogSettings = Field(default_factory=LogSettings)
+    groups: dict[str, GroupSettings] = Field(default_factory=dict)
+    backends: dict[str, BackendSettings] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _a_host_decides_the_group(self) -> Config:
+        for name, backend in self.backends.items():
+            if backend.host and "group" in backend.model_fields_set:
+                raise ValueError(
+                    f"backend {name!r} names both host and group; leave group out: a backend that "
+                    f"is bound to a host is served by that host's group"
+                )
+        return self
+
+    def group(self, name: str) -> GroupSettings:
+        """The settings of a worker group, also of one that the file does not mention."""
+        return self.groups.get(name, GroupSettings())
+
+    def backends_of(self, group: str) -> dict[str, BackendSettings]:
+        """The backends that a worker group serves."""
+        return {n: b for n, b in self.backends.items() if b.worker_group == group}
+
+
+def load(path: Path | None = None) -> Config:
+    """Read and validate the configuration; the environment overrides single values.
+
+    Raises :class:`~worker.errors.ConfigurationError` with one line a problem.
+    """
+    named = path or _path_from_environment()
+    document: dict[str, Any] = {}
+    if named is not None:
+        try:
+            document = tomllib.loads(named.read_text())
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot read the configuration {named}: {error.strerror}."
+            ) from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigurationError(f"{named} is not valid TOML: {error}.") from error
+    _apply_environment(document)
+    try:
+        return Config.model_validate(document)
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"The configuration {named or '(environment)'} cannot be used:\n"
+            + "\n".join(f"  {sentence}" for sentence in describe(error))
+        ) from error
+
+
+def describe(error: ValidationError) -> list[str]:
+    """One sentence a problem, each naming the option; values are left out: they may be secret."""
+    return [
+        f"{'.'.join(str(part) for part in item['loc']) or 'value'}: {item['msg']}"
+        for item in error.errors(include_url=False, include_input=False)
+    ]
+
+
+def this_host() -> str:
+    """The name that host-bound backends know this machine by."""
+    return os.environ.get("SHAREWRIGHT_HOST") or socket.gethostname()
+
+
+def _path_from_environment() -> Path | None:
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    return DEFAULT_PATH if DEFAULT_PATH.exists() else None
+
+
+def _apply_environment(document: dict[str, Any]) -> None:
+    """``SHAREWRIGHT_<SECTION>__<OPTION>=value``; names without ``__`` are not ours to read."""
+    for variable, value in os.environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX) or "__" not in variable:
+            continue
+        *sections, option = variable.removeprefix(ENVIRONMENT_PREFIX).lower().split("__")
+        target = document
+        for section in sections:
+            target = target.setdefault(section, {})
+        target[option] = value

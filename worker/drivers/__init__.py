@@ -1,0 +1,1 @@
+"""Share drivers: storage only."""

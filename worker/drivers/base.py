@@ -1,0 +1,111 @@
+"""The share driver's interface: storage only (DESIGN §4).
+
+Optional powers are small ABCs of their own; a request that needs a power which the backend's
+driver lacks is refused by the scheduler.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from worker.model import (
+    AccessRule,
+    DriverMode,
+    ExportLocation,
+    RequestContext,
+    Share,
+    ShareServer,
+    Snapshot,
+    StoragePool,
+)
+from worker.plugin import Options, Setting, ShellFor
+
+
+class ShareDriver(ABC):
+    """Makes, exports and removes shares on one storage system.
+
+    Every call may be repeated with the same arguments after any crash. Outside names contain the
+    row's own id; deleting what is gone is fine. ``server`` is None in ``single_svm`` mode.
+    ``context.guard()`` comes before every changing call outside.
+    """
+
+    OptionsModel: ClassVar[type[Options]] = Options
+    modes: ClassVar[frozenset[DriverMode]]
+    protocols: ClassVar[frozenset[str]] = frozenset({"NFS"})
+    host_bound: ClassVar[bool] = False
+    """Whether the storage is the local disk of the host that its backend names."""
+    needs_shell: ClassVar[bool] = False
+    """Whether it works through a shell on the share server."""
+    ports_per_server: ClassVar[int] = 1
+    """How many addresses it wants a server to have; the larger of helper's and driver's wins."""
+
+    def __init__(self, setting: Setting, options: Options, shell_for: ShellFor) -> None:
+        self.setting = setting
+        self.options = options
+        self.shell_for = shell_for
+
+    @abstractmethod
+    def create_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Make an empty share that nobody has access to yet, and say where clients find it."""
+
+    @abstractmethod
+    def create_share_from_snapshot(
+        self, context: RequestContext, share: Share, snapshot: Snapshot, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Make a share with the snapshot's content and ``share.size`` as its limit."""
+
+    @abstractmethod
+    def delete_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> None:
+        """Remove the share and its export; gone is fine."""
+
+    @abstractmethod
+    def create_snapshot(
+        self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
+    ) -> None:
+        """Keep the share's present content under the snapshot's id."""
+
+    @abstractmethod
+    def delete_snapshot(
+        self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
+    ) -> None:
+        """Remove the snapshot; gone is fine."""
+
+    @abstractmethod
+    def update_access(
+        self,
+        context: RequestContext,
+        share: Share,
+        server: ShareServer | None,
+        rules: Sequence[AccessRule],
+        generation: int,
+    ) -> None:
+        """Enforce exactly these rules.
+
+        ``generation`` grows with every change of the share's rules. A driver remembers the newest
+        it has enforced beside the export and ignores an older one, so the last word wins
+        whatever was lost or repeated in between.
+        """
+
+    @abstractmethod
+    def storage_pools(self) -> tuple[StoragePool, ...]:
+        """What the backend can still hold."""
+
+
+class Resize(ABC):
+    """The power to make shares larger."""
+
+    @abstractmethod
+    def extend_share(
+        self, context: RequestContext, share: Share, new_size: int, server: ShareServer | None
+    ) -> None:
+        """Raise the share's limit to ``new_size`` GiB; being there already is fine."""
+
+    @abstractmethod
+    def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
+        """Read the real limit back, in GiB (after an extend that failed)."""

@@ -1,0 +1,233 @@
+"""Everything that can go wrong, in one tree.
+
+Whether a failure is worth another attempt is a property of its class, decided in the one module
+that translates an outside system's own errors, never by reading a message text later::
+
+    SharewrightError
+    |-- Refused                 the request is not acceptable; nothing was changed
+    |   |-- InvalidRequest        a field is missing, unknown or has an impossible value
+    |   |-- NotFound              no such object, or one of another project
+    |   |-- Conflict              the object's present state or users do not allow it
+    |   |-- Forbidden             an administrator's verb, or somebody else's public object
+    |   `-- NoCapacity            no backend can take it; carries why each was refused
+    |-- StepError               a step could not do its work
+    |   |-- Retryable             may go better later: unreachable, busy, timed out
+    |   `-- Fatal                 will not go better: undo begins
+    |-- NotReady                not a failure: the outside needs time; the step waits
+    |-- LeaseLost               this worker no longer owns the step: it must touch nothing more
+    `-- ConfigurationError      the worker cannot start as configured
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+
+class ErrorCode(StrEnum):
+    """The codes that producers may rely on; docs/producer.md lists them from here."""
+
+    INVALID_REQUEST = "invalid_request"
+    """A field is missing, unknown, of the wrong type or out of range."""
+    NOT_FOUND = "not_found"
+    """The object does not exist, or belongs to another project."""
+    CONFLICT = "conflict"
+    """The object's state, or something that uses it, does not allow the request."""
+    FORBIDDEN = "forbidden"
+    """The verb is an administrator's, or the object may only be changed by one."""
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    """The idempotency key was used before with a different payload."""
+    TOO_MANY_QUEUED = "too_many_queued"
+    """The object has as many queued operations as are allowed; send again later."""
+    NO_VALID_BACKEND = "no_valid_backend"
+    """No backend passes the filters; the message says why each was refused."""
+    SUPERSEDED = "superseded"
+    """A delete of the same object overtook this operation before it began."""
+    CANCELLED = "cancelled"
+    """The operation was cancelled (by a delete or an operator) and undone."""
+    ATTEMPTS_EXHAUSTED = "attempts_exhausted"
+    """A step kept failing or killing its worker; it was given up after its last attempt."""
+    WAITED_TOO_LONG = "waited_too_long"
+    """What the step waited for did not come within its limit."""
+    SHARE_SERVER_FAILED = "share_server_failed"
+    """The share server that the operation waited for could not be built."""
+    ADDRESSES_EXHAUSTED = "addresses_exhausted"
+    """No free address is left in the pool."""
+    NETWORK_FAILED = "network_failed"
+    """The network system refused or could not do what was asked."""
+    COMPUTE_FAILED = "compute_failed"
+    """The compute system refused or could not do what was asked."""
+    STORAGE_FAILED = "storage_failed"
+    """The storage system refused or could not do what was asked."""
+    BACKEND_UNAVAILABLE = "backend_unavailable"
+    """An outside system did not answer, or answered that it is busy."""
+    TIMEOUT = "timeout"
+    """A call to an outside system did not end within its limit."""
+    NOT_SUPPORTED = "not_supported"
+    """The backend's driver lacks the power that the request needs."""
+    CONFIGURATION = "configuration"
+    """The installation is configured in a way that cannot work."""
+    INTERNAL = "internal"
+    """A defect in Sharewright or in a plug-in; the log has the traceback."""
+
+
+class SharewrightError(Exception):
+    """Base of the tree: a code, a sentence, and the object and field that it is about.
+
+    ``message`` says what happened, to which object, and what to do; it is shown to people as it
+    stands, so it never contains a secret. ``object`` is ``"<kind> <id>"`` or empty; ``field`` is
+    the payload field at fault or empty.
+    """
+
+    code: ErrorCode = ErrorCode.INTERNAL
+
+    def __init__(
+        self, message: str, *, object: str = "", field: str = "", code: ErrorCode | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.object = object
+        self.field = field
+        if code is not None:
+            self.code = code
+
+    def to_json(self) -> dict[str, str]:
+        """The JSON-safe form that operations record and results carry."""
+        return {
+            "code": str(self.code),
+            "message": self.message,
+            "object": self.object,
+            "field": self.field,
+        }
+
+
+class Refused(SharewrightError):
+    """The request is refused at the edge; nothing was changed."""
+
+    code = ErrorCode.INVALID_REQUEST
+
+
+class InvalidRequest(Refused):
+    """A field is missing, unknown, or has an impossible value; ``field`` names it."""
+
+
+class NotFound(Refused):
+    """No such object in this project."""
+
+    code = ErrorCode.NOT_FOUND
+
+
+class Conflict(Refused):
+    """The object's present state, or its users, do not allow the request."""
+
+    code = ErrorCode.CONFLICT
+
+
+class Forbidden(Refused):
+    """Only an administrator may do this."""
+
+    code = ErrorCode.FORBIDDEN
+
+
+class NoCapacity(Refused):
+    """No backend can take the share; ``refusals`` says why, backend by backend."""
+
+    code = ErrorCode.NO_VALID_BACKEND
+
+    def __init__(self, message: str, *, refusals: dict[str, str], object: str = "") -> None:
+        super().__init__(message, object=object)
+        self.refusals = refusals
+
+
+class StepError(SharewrightError):
+    """A step could not do its work.
+
+    ``share_server_id`` is the outside id of a share server that exists all the same, so that the
+    undo can find it (the specification: the id comes back "either explicitly or as exception
+    object attribute").
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        object: str = "",
+        field: str = "",
+        code: ErrorCode | None = None,
+        share_server_id: str | None = None,
+    ) -> None:
+        super().__init__(message, object=object, field=field, code=code)
+        self.share_server_id = share_server_id
+
+
+class Retryable(StepError):
+    """May go better later; the step is attempted again after a pause, up to its attempts."""
+
+    code = ErrorCode.BACKEND_UNAVAILABLE
+
+
+class Fatal(StepError):
+    """Will not go better; the operation is undone."""
+
+    code = ErrorCode.STORAGE_FAILED
+
+
+class NotReady(SharewrightError):
+    """The outside needs time: not a failure and not an attempt (DESIGN rule 7).
+
+    Either ``retry_after`` seconds from now is worth another look, or ``waits_for`` names what
+    must happen first (the key that ends the wait, such as ``share_server:<id>``).
+    ``share_server_id`` is what exists outside already, if anything.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float = 2.0,
+        waits_for: str | None = None,
+        share_server_id: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.waits_for = waits_for
+        self.share_server_id = share_server_id
+
+
+class LeaseLost(SharewrightError):
+    """The step's lease is another worker's now, or the operation moved on.
+
+    Whoever gets this stops at once and undoes nothing (DESIGN rule 5).
+    """
+
+
+class ConfigurationError(SharewrightError):
+    """The configuration cannot work; the message says what to change."""
+
+    code = ErrorCode.CONFIGURATION
+
+
+class RequestFailed(Exception):  # noqa: N818 - the producer's word: "my request failed"
+    """How a refused or failed request looks to its producer.
+
+    It travels through the result backend as its class name and four JSON-safe arguments, so
+    ``AsyncResult(id).get()`` raises an exception with the same ``args`` in a process that does
+    not have this package.
+    """
+
+    def __init__(self, code: str, message: str, object: str = "", field: str = "") -> None:
+        super().__init__(code, message, object, field)
+        self.code = code
+        self.message = message
+        self.object = object
+        self.field = field
+
+    @classmethod
+    def from_json(cls, error: dict[str, Any]) -> RequestFailed:
+        """Rebuild from :meth:`SharewrightError.to_json`."""
+        return cls(error["code"], error["message"], error.get("object", ""), error.get("field", ""))
+
+    def __str__(self) -> str:
+        about = f" [{self.object}]" if self.object else ""
+        field = f" (field {self.field})" if self.field else ""
+        return f"{self.code}: {self.message}{about}{field}"

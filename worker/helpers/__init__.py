@@ -1,0 +1,1 @@
+"""Compute helpers supply share servers; network helpers supply the addresses they serve on."""

@@ -1,0 +1,1 @@
+"""Compute helpers: who serves."""

@@ -1,0 +1,64 @@
+"""The compute helper's interface (DESIGN §4; the specification's ``compute_helper``)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+from worker.model import (
+    DriverMode,
+    NetworkInfo,
+    RequestContext,
+    SecurityService,
+    ShareNetwork,
+    ShareServer,
+    ShareServerDetails,
+)
+from worker.plugin import Options, Setting
+from worker.systems.shell import Shell
+
+
+class ComputeHelper(ABC):
+    """Supplies share servers: makes one, or finds what an earlier attempt made."""
+
+    OptionsModel: ClassVar[type[Options]] = Options
+    modes: ClassVar[frozenset[DriverMode]] = frozenset(
+        {DriverMode.FLAT_MULTI_SVM, DriverMode.MANAGED_MULTI_SVM}
+    )
+    host_bound: ClassVar[bool] = False
+    """Whether its servers live on the host that its backend names."""
+    ports_per_server: ClassVar[int] = 1
+    """How many addresses a server of this kind needs at least."""
+
+    def __init__(self, setting: Setting, options: Options) -> None:
+        self.setting = setting
+        self.options = options
+
+    @abstractmethod
+    def get_share_server(
+        self,
+        context: RequestContext,
+        share_server: ShareServer,
+        share_network: ShareNetwork,
+        network_info: NetworkInfo,
+        security_services: Sequence[SecurityService],
+    ) -> ShareServerDetails:
+        """Make the share server or find it, and return it once it serves.
+
+        Raises :class:`~worker.errors.NotReady` while it comes up, and
+        :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` with
+        ``share_server_id`` set to what exists outside, so that the undo can find it.
+        """
+
+    @abstractmethod
+    def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
+        """Delete it by its recorded id or by the name made of its row's id; gone is fine."""
+
+
+class Reachable(ABC):
+    """The power of a compute helper whose servers take commands."""
+
+    @abstractmethod
+    def shell(self, share_server: ShareServer) -> Shell:
+        """Return a shell on the server; reaching it is tried when a command is run."""

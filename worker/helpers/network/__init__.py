@@ -1,0 +1,1 @@
+"""Network helpers: where a share server is reached."""

@@ -1,0 +1,370 @@
+"""The words of the system as values: statuses, their transitions, and frozen dataclasses.
+
+Nothing here knows the database, Celery or an outside system. Drivers and helpers are handed these
+values and return them; no dictionary of "model updates" crosses that border.
+
+Sizes are whole GiB unless a name says otherwise. Times are seconds since the epoch, on the
+database's clock. Identifiers are UUID strings and are never reused, which is why outside names
+are made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from types import MappingProxyType
+
+_EMPTY: Mapping[str, str] = MappingProxyType({})
+
+
+class DriverMode(StrEnum):
+    """Who makes share servers, and who makes networks (the Kilo network specification)."""
+
+    SINGLE_SVM = "single_svm"
+    """One share server, configured in advance; no network work at all."""
+    FLAT_MULTI_SVM = "flat_multi_svm"
+    """A share server per project and share network, on a flat network that exists already."""
+    MANAGED_MULTI_SVM = "managed_multi_svm"
+    """As flat, and the network helper makes networks, routes and segments too."""
+
+    @property
+    def has_share_servers(self) -> bool:
+        """Whether shares of this mode live on share servers that are made for them."""
+        return self is not DriverMode.SINGLE_SVM
+
+
+class NetworkKind(StrEnum):
+    """Where a share network's addresses come from; derived from its options."""
+
+    NEUTRON = "neutron"
+    """A Neutron network and subnet of the tenant's."""
+    NOVA = "nova"
+    """A nova-network network."""
+    FLAT_POOL = "flat_pool"
+    """Addresses named on the share network itself."""
+    DHCP = "dhcp"
+    """A DHCP server that is asked for addresses."""
+    MANAGED = "managed"
+    """A network that the backend's helper makes."""
+    NONE = "none"
+    """No network: asks for a ``single_svm`` backend."""
+
+
+class ShareStatus(StrEnum):
+    """Life of a share, in Manila's words."""
+
+    CREATING = "creating"
+    AVAILABLE = "available"
+    EXTENDING = "extending"
+    DELETING = "deleting"
+    ERROR = "error"
+    ERROR_DELETING = "error_deleting"
+
+
+class SnapshotStatus(StrEnum):
+    """Life of a snapshot."""
+
+    CREATING = "creating"
+    AVAILABLE = "available"
+    DELETING = "deleting"
+    ERROR = "error"
+    ERROR_DELETING = "error_deleting"
+
+
+class AccessState(StrEnum):
+    """Life of an access rule."""
+
+    QUEUED_TO_APPLY = "queued_to_apply"
+    """Accepted; the driver has not been handed it yet."""
+    APPLYING = "applying"
+    """Part of a set that the driver is being handed."""
+    ACTIVE = "active"
+    """The driver enforces it."""
+    QUEUED_TO_DENY = "queued_to_deny"
+    """To be withdrawn; the driver may still enforce it."""
+    DENYING = "denying"
+    """Left out of a set that the driver is being handed."""
+    ERROR = "error"
+    """The driver did not accept the set; the share's operations say why."""
+
+
+class ServerStatus(StrEnum):
+    """Life of a share server."""
+
+    NEW = "new"
+    """The row exists; its builder has done nothing outside yet."""
+    BUILDING = "building"
+    """Its builder holds addresses or is making the server."""
+    ACTIVE = "active"
+    """It serves."""
+    DELETING = "deleting"
+    """One operation is deleting it; it cannot be joined and never goes back."""
+    ERROR = "error"
+    """Its build failed and what exists of it could not be removed; kept visible."""
+    ERROR_DELETING = "error_deleting"
+    """Its deletion failed; it is tried again and kept visible."""
+
+
+class OperationState(StrEnum):
+    """How far an operation is."""
+
+    PENDING = "pending"
+    """Accepted, behind another operation on the same object."""
+    RUNNING = "running"
+    """Its steps are being done."""
+    UNDOING = "undoing"
+    """A step failed for good, or it was cancelled; what was done is being undone."""
+    SUCCEEDED = "succeeded"
+    """Every step is done."""
+    FAILED = "failed"
+    """A step failed for good and everything was undone."""
+    CANCELLED = "cancelled"
+    """Cancelled on the way, and undone."""
+    SUPERSEDED = "superseded"
+    """Overtaken by a delete before it began."""
+    COMPENSATION_FAILED = "compensation_failed"
+    """Something could not be undone (or deleted) in its attempts; it is tried on, slowly."""
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it holds its object: later operations on it wait."""
+        return self in LIVE_STATES
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a result stands (``compensation_failed`` has one and is still tried)."""
+        return self not in {self.PENDING, self.RUNNING, self.UNDOING}
+
+
+LIVE_STATES = frozenset({OperationState.RUNNING, OperationState.UNDOING})
+"""The states under the constraint "one live operation an object"."""
+
+
+class Phase(StrEnum):
+    """What a live operation's deadline means (DESIGN rules 3, 4, 7)."""
+
+    QUEUED = "queued"
+    """A message should be on its way; overdue means it was lost or its queue is slow."""
+    LEASED = "leased"
+    """A worker is on it; overdue means that worker is gone."""
+    WAITING = "waiting"
+    """Nothing to do before the deadline, or before what it waits for happens."""
+
+
+_S = ShareStatus
+_N = SnapshotStatus
+_A = AccessState
+_V = ServerStatus
+
+SHARE_TRANSITIONS: dict[tuple[_S, _S], str] = {
+    (_S.CREATING, _S.AVAILABLE): "create_share finished",
+    (_S.CREATING, _S.ERROR): "the create failed and was undone",
+    (_S.CREATING, _S.DELETING): "a delete cancelled the create",
+    (_S.AVAILABLE, _S.EXTENDING): "an extend was accepted",
+    (_S.EXTENDING, _S.AVAILABLE): "extended, or the real size read back after a failure",
+    (_S.EXTENDING, _S.ERROR): "the real size could not be read back",
+    (_S.EXTENDING, _S.DELETING): "a delete was accepted behind the extend",
+    (_S.AVAILABLE, _S.DELETING): "a delete was accepted",
+    (_S.ERROR, _S.DELETING): "a delete of a failed share was accepted",
+    (_S.DELETING, _S.ERROR_DELETING): "the delete used up its attempts; it is tried on, slowly",
+    (_S.DELETING, _S.ERROR): "a create that a delete had cancelled ended first",
+    (_S.ERROR_DELETING, _S.DELETING): "another delete was accepted",
+}
+SNAPSHOT_TRANSITIONS: dict[tuple[_N, _N], str] = {
+    (_N.CREATING, _N.AVAILABLE): "create_snapshot finished",
+    (_N.CREATING, _N.ERROR): "the create failed and was undone",
+    (_N.AVAILABLE, _N.DELETING): "a delete was accepted",
+    (_N.ERROR, _N.DELETING): "a delete of a failed snapshot was accepted",
+    (_N.DELETING, _N.ERROR_DELETING): "the delete used up its attempts; it is tried on, slowly",
+    (_N.ERROR_DELETING, _N.DELETING): "another delete was accepted",
+}
+ACCESS_TRANSITIONS: dict[tuple[_A, _A], str] = {
+    (_A.QUEUED_TO_APPLY, _A.APPLYING): "a set with the rule is being handed to the driver",
+    (_A.APPLYING, _A.ACTIVE): "the driver accepted the set",
+    (_A.QUEUED_TO_APPLY, _A.ACTIVE): "the driver accepted a set that had it",
+    (_A.QUEUED_TO_APPLY, _A.QUEUED_TO_DENY): "denied before it was applied",
+    (_A.APPLYING, _A.QUEUED_TO_DENY): "denied while it was being applied",
+    (_A.ACTIVE, _A.QUEUED_TO_DENY): "a deny was accepted",
+    (_A.ERROR, _A.QUEUED_TO_DENY): "a deny of a failed rule was accepted",
+    (_A.QUEUED_TO_DENY, _A.DENYING): "a set without the rule is being handed to the driver",
+    (_A.QUEUED_TO_APPLY, _A.ERROR): "the driver refused the set for good",
+    (_A.APPLYING, _A.ERROR): "the driver refused the set for good",
+    (_A.QUEUED_TO_DENY, _A.ERROR): "the deny used up its attempts; it is tried on, slowly",
+    (_A.DENYING, _A.ERROR): "the deny used up its attempts; it is tried on, slowly",
+    (_A.ERROR, _A.ACTIVE): "a later set with the rule was accepted",
+}
+SERVER_TRANSITIONS: dict[tuple[_V, _V], str] = {
+    (_V.NEW, _V.BUILDING): "its addresses are allocated",
+    (_V.BUILDING, _V.ACTIVE): "it serves",
+    (_V.NEW, _V.DELETING): "its builder gave up before anything was made",
+    (_V.BUILDING, _V.DELETING): "its builder gave up",
+    (_V.ACTIVE, _V.DELETING): "the last reference is gone and it was idle long enough",
+    (_V.DELETING, _V.ERROR_DELETING): "the deletion used up its attempts; it is tried on, slowly",
+    (_V.ERROR_DELETING, _V.DELETING): "the deletion is tried again",
+    (_V.DELETING, _V.ERROR): "its build failed and its undo could not be finished",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RequestContext:
+    """On whose behalf, for which operation, and whether this worker may still act.
+
+    ``guard()`` is called before every changing call to the outside; it raises
+    :class:`~worker.errors.LeaseLost` once the step's lease is lost or used up.
+    """
+
+    project_id: str
+    user_id: str = ""
+    roles: tuple[str, ...] = ()
+    request_id: str = ""
+    operation_id: str = ""
+    guard: Callable[[], None] = field(default=lambda: None, compare=False, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route that a share server needs besides its gateway."""
+
+    destination: str
+    nexthop: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkInfo:
+    """What a network helper answers: the flat part always, the segment in managed mode.
+
+    ``addresses`` are the share server's own, all from ``cidr``; ``ports`` are the outside ids of
+    the allocations in the same order (empty where the network has none). ``broadcast`` is None
+    for IPv6 and for /31, /32; ``gateway`` is None where there is none.
+    """
+
+    cidr: str
+    netmask: str
+    prefix_length: int
+    ip_version: int
+    broadcast: str | None
+    gateway: str | None
+    addresses: tuple[str, ...]
+    ports: tuple[str, ...] = ()
+    mac_addresses: tuple[str, ...] = ()
+    routes: tuple[Route, ...] = ()
+    segmentation_type: str | None = None
+    segmentation_id: int | None = None
+    mtu: int | None = None
+    attributes: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareNetwork:
+    """Where a project's share servers get their addresses from."""
+
+    id: str
+    project_id: str
+    kind: NetworkKind
+    name: str = ""
+    description: str = ""
+    neutron_net_id: str | None = None
+    neutron_subnet_id: str | None = None
+    nova_network_id: str | None = None
+    flat_network_ip_pool: tuple[str, ...] = ()
+    flat_network_subnet: str | None = None
+    flat_network_gateway: str | None = None
+    dhcp_endpoint: str | None = None
+    cidr: str | None = None
+    is_public: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SecurityService:
+    """A directory that share servers authenticate users against; the password is never shown."""
+
+    id: str
+    type: str
+    dns_ip: str | None = None
+    server: str | None = None
+    domain: str | None = None
+    ou: str | None = None
+    user: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareServerDetails:
+    """What a compute helper answers about a server that serves.
+
+    ``server_id`` is the outside's own id or name of it. ``attributes`` is for the driver that
+    works on the server (a namespace's name, a vserver's name); string to string, JSON-safe.
+    """
+
+    server_id: str
+    addresses: tuple[str, ...]
+    attributes: Mapping[str, str] = field(default_factory=lambda: _EMPTY)
+
+
+@dataclass(frozen=True, slots=True)
+class ShareServer:
+    """A tenant's file server: our row, and what is known of the outside so far."""
+
+    id: str
+    project_id: str
+    backend: str
+    share_network_id: str | None
+    status: ServerStatus
+    network_info: NetworkInfo | None = None
+    details: ShareServerDetails | None = None
+    server_id: str | None = None
+    """The outside id even where the build failed, if one is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportLocation:
+    """One place where clients find a share, as they would mount it."""
+
+    path: str
+    preferred: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A share as drivers see it."""
+
+    id: str
+    project_id: str
+    size: int
+    share_proto: str
+    backend: str
+    pool: str
+    name: str = ""
+    share_server_id: str | None = None
+    export_locations: tuple[ExportLocation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A snapshot as drivers see it; ``size`` is the share's size when it was taken."""
+
+    id: str
+    share_id: str
+    project_id: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class AccessRule:
+    """One client (an address or CIDR) and what it may do (``ro`` or ``rw``)."""
+
+    id: str
+    access_type: str
+    access_to: str
+    access_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoragePool:
+    """What a backend can still hold, in whole GiB, and what it is capable of."""
+
+    name: str
+    total_gib: int
+    free_gib: int
+    capabilities: Mapping[str, str] = field(default_factory=lambda: _EMPTY)

@@ -1,0 +1,1 @@
+"""One client each for what lies outside; each translates its system's errors, once."""
