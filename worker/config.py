@@ -84,7 +84,9 @@ class EngineSettings(_Section):
     )
     redrive_batch: int = Field(300, ge=1, description="Messages a reconciler pass may publish.")
     unused_share_server_cleanup_interval: float = Field(
-        0.0, ge=0, description="How long an unused share server is kept; 0: it goes with its last share."
+        0.0,
+        ge=0,
+        description="How long an unused share server is kept; 0: it goes with its last share.",
     )
     report_interval: float = Field(30.0, gt=0, description="Between reports of storage pools.")
     report_expiry: float = Field(
@@ -93,7 +95,9 @@ class EngineSettings(_Section):
     keep_operations: float = Field(
         30 * 86400.0, gt=0, description="How long ended operations and idempotency keys are kept."
     )
-    max_share_size: int = Field(65536, ge=1, description="Largest share that may be asked for, GiB.")
+    max_share_size: int = Field(
+        65536, ge=1, description="Largest share that may be asked for, GiB."
+    )
     max_over_subscription_ratio: float = Field(
         1.0, gt=0, description="Sizes promised on a pool, against its total."
     )

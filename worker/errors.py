@@ -207,7 +207,7 @@ class ConfigurationError(SharewrightError):
     code = ErrorCode.CONFIGURATION
 
 
-class RequestFailed(Exception):  # noqa: N818 - the producer's word: "my request failed"
+class RequestFailed(Exception):
     """How a refused or failed request looks to its producer.
 
     It travels through the result backend as its class name and four JSON-safe arguments, so

@@ -6,7 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import ClassVar, Protocol
 
-from worker.model import DriverMode, NetworkInfo, NetworkKind, RequestContext, ShareNetwork, ShareServer
+from worker.model import (
+    DriverMode,
+    NetworkInfo,
+    NetworkKind,
+    RequestContext,
+    ShareNetwork,
+    ShareServer,
+)
 from worker.plugin import Options, Setting
 
 
@@ -21,7 +28,12 @@ class AddressBook(Protocol):
         """Return the addresses that the share server holds, in the order they were taken."""
 
     def take(
-        self, domain: str, ranges: Sequence[tuple[int, int]], ip_version: int, server_id: str, count: int
+        self,
+        domain: str,
+        ranges: Sequence[tuple[int, int]],
+        ip_version: int,
+        server_id: str,
+        count: int,
     ) -> tuple[str, ...]:
         """Bring what the server holds up to ``count`` addresses and return all of them.
 
