@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, LiteralString, Self
 
 import psutil
 import psycopg
@@ -71,6 +71,14 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def alive(pid: int) -> bool:
+    """Whether it runs; one that only waits to be reaped does not."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 class Process:
@@ -172,10 +180,12 @@ class Process:
         if self._popen is None:
             return
         # The session outlives its leader, and a child may have left the process group.
-        for pid in _session_members(self._popen.pid):
+        members = _session_members(self._popen.pid)
+        for pid in members:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._popen.wait(10)
+        wait_until(lambda: not any(map(alive, members)), f"{self.command[0]} is gone")
         self._popen = None
         _started.remove(self)
 
@@ -191,7 +201,7 @@ def _session_members(session: int) -> list[int]:
 
 @atexit.register
 def _end_what_was_forgotten() -> None:
-    for process in list(_started):
+    for process in tuple(_started):
         process.close()
 
 
@@ -351,10 +361,9 @@ class PostgresServer:
         """Drops it, whoever is still connected."""
         self._run("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
 
-    def _run(self, statement: str, *names: str) -> None:
-        query = sql.SQL(statement)  # type: ignore[arg-type] - wants literals; ours are, above
+    def _run(self, statement: LiteralString, *names: str) -> None:
         with self._connect() as connection:
-            connection.execute(query.format(*map(sql.Identifier, names)))
+            connection.execute(sql.SQL(statement).format(*map(sql.Identifier, names)))
 
     def _connect(self) -> psycopg.Connection:
         return psycopg.connect(

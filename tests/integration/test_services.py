@@ -6,13 +6,12 @@ import os
 import signal
 import sys
 
-import psutil
 import pytest
 import sqlalchemy as sa
 
 from tests import services
 from tests.conftest import StartProcess
-from tests.services import PostgresServer, RedisServer, wait_until
+from tests.services import PostgresServer, RedisServer, alive
 
 _PARENT = """
 import os, signal, subprocess, sys, time
@@ -81,9 +80,9 @@ def test_a_process_ends_with_all_it_started(start_process: StartProcess) -> None
     (child,) = process.children()
     process.signal(signal.SIGTERM)  # which it ignores
     process.kill()
-    assert psutil.pid_exists(child), "kill() is for the main process alone"
+    assert alive(child), "kill() is for the main process alone"
     process.close()
-    wait_until(lambda: not psutil.pid_exists(child), "the child is gone")
+    assert not alive(child)
     assert process not in services._started
 
 

@@ -1,0 +1,1 @@
+"""The truth: tables, sessions, and the plain functions that read and write them."""

@@ -1,0 +1,124 @@
+"""Engines, transactions and the database's own clock.
+
+An engine is opened after the fork and belongs to one process. SQLite (the embedded default) runs
+in WAL mode with ``synchronous=FULL``, begins every transaction with ``BEGIN IMMEDIATE`` (a read
+that turns into a write would otherwise fail with "database is locked") and waits for its lock.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Float, create_engine, event
+from sqlalchemy.engine import URL, make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+
+BUSY_TIMEOUT_SECONDS: Final = 30
+RECONNECT_SECONDS: Final = 5.0
+
+
+class db_now(FunctionElement[float]):  # noqa: N801 - it reads as the SQL function that it is
+    """Seconds since the epoch on the database's clock, so that hosts' clocks do not matter."""
+
+    type = Float()
+    inherit_cache = True
+
+
+@compiles(db_now, "postgresql")
+def _now_postgresql(_element: Any, _compiler: Any, **_options: Any) -> str:
+    # clock_timestamp moves within a transaction, unlike now(): a lease must not begin in the past.
+    return "CAST(extract(epoch FROM clock_timestamp()) AS double precision)"
+
+
+@compiles(db_now, "sqlite")
+def _now_sqlite(_element: Any, _compiler: Any, **_options: Any) -> str:
+    return "((julianday('now') - 2440587.5) * 86400.0)"
+
+
+_engines: dict[tuple[int, str], Engine] = {}
+
+
+def engine_for(url: str) -> Engine:
+    """Return this process's engine for a database, opening it on first use after a fork."""
+    key = (os.getpid(), url)
+    found = _engines.get(key)
+    if found is None:
+        # Engines inherited over a fork share sockets with the parent: forget, never dispose.
+        _engines.clear()
+        found = _engines[key] = open_engine(make_url(url))
+    return found
+
+
+def open_engine(url: URL) -> Engine:
+    """Open a new engine; most callers want :func:`engine_for`."""
+    if url.get_backend_name() == "sqlite":
+        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+        event.listen(engine, "connect", _prepare_sqlite)
+        event.listen(engine, "begin", _begin_immediate)
+        return engine
+    return create_engine(
+        url, pool_size=3, max_overflow=2, pool_pre_ping=False, connect_args={"connect_timeout": 10}
+    )
+
+
+def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
+    connection.isolation_level = None  # the driver's own BEGIN would come first otherwise
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute("PRAGMA foreign_keys=ON")
+    cursor.close()
+
+
+def _begin_immediate(connection: Connection) -> None:
+    if connection.get_execution_options().get("read_only"):
+        connection.exec_driver_sql("BEGIN")
+    else:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+@contextmanager
+def transaction(engine: Engine) -> Iterator[Connection]:
+    """One transaction: committed at the end, rolled back by an exception."""
+    with engine.begin() as connection:
+        yield connection
+
+
+@contextmanager
+def reading(engine: Engine) -> Iterator[Connection]:
+    """A consistent look that changes nothing and, on SQLite, does not wait for writers."""
+    with engine.connect().execution_options(read_only=True) as connection, connection.begin():
+        yield connection
+
+
+def is_passing(error: BaseException) -> bool:
+    """Whether a database error is an outage or a lost race rather than a defect."""
+    if not isinstance(error, DBAPIError):
+        return False
+    if error.connection_invalidated:
+        return True
+    # 40001 serialization failure, 40P01 deadlock, 57P0x shutdown, 08xxx connection, 53300 too many.
+    state = getattr(error.orig, "sqlstate", None)
+    if state is not None:
+        return str(state)[:2] in {"08", "40"} or str(state)[:3] in {"57P", "533"}
+    if isinstance(error.orig, sqlite3.OperationalError):
+        return "locked" in str(error.orig) or "busy" in str(error.orig)
+    # psycopg reports a server that is gone as an OperationalError without a state.
+    return type(error.orig).__name__ == "OperationalError"
+
+
+def patiently(seconds: float = RECONNECT_SECONDS) -> Retrying:
+    """Tenacity's loop around one whole transaction, for outages of seconds."""
+    return Retrying(
+        retry=retry_if_exception(is_passing),
+        stop=stop_after_delay(seconds),
+        wait=wait_random_exponential(multiplier=0.05, max=1.0),
+        reraise=True,
+    )

@@ -1,0 +1,393 @@
+"""Every table. Uniqueness that the engine relies on is a constraint here, never a lock.
+
+Times are seconds since the epoch on the database's clock. Documents (payloads, results, errors)
+are JSON. The migrations in ``migrations/`` make the same tables; a test compares them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    Float,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    and_,
+    text,
+)
+
+from worker.model import LIVE_STATES, OperationState, ServerStatus
+
+metadata: Final = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+ID_LENGTH: Final = 64
+_Sequence = BigInteger().with_variant(Integer, "sqlite")
+
+
+def _id(name: str, **options: Any) -> Column[str]:
+    return Column(name, String(ID_LENGTH), **options)
+
+
+def _described() -> list[Column[Any]]:
+    """What every object of a project has."""
+    return [
+        _id("project_id", nullable=False),
+        Column("name", String(255), nullable=False, server_default=""),
+        Column("description", Text, nullable=False, server_default=""),
+        Column("created_at", Float, nullable=False),
+        Column("updated_at", Float, nullable=False),
+    ]
+
+
+def _partial(name: str, *columns: Any, where: Any, unique: bool = False) -> Index:
+    return Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
+
+
+def _values(states: frozenset[Any] | set[Any] | tuple[Any, ...]) -> list[str]:
+    return sorted(str(state) for state in states)
+
+
+operations = Table(
+    "operations",
+    metadata,
+    # The order of acceptance; operations on one object run in it.
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
+    # The Celery task id that the producer chose.
+    _id("id", nullable=False, unique=True),
+    _id("project_id", nullable=False),
+    _id("user_id", nullable=False, server_default=""),
+    _id("request_id", nullable=False, server_default=""),
+    Column("verb", String(64), nullable=False),
+    Column("resource_kind", String(32), nullable=False),
+    _id("resource_id", nullable=False),
+    Column("payload", JSON, nullable=False),
+    Column("payload_digest", String(64), nullable=False),
+    Column("idempotency_key", String(255)),
+    Column("saga", String(64), nullable=False),
+    Column("saga_version", Integer, nullable=False, server_default="1"),
+    Column("backend", String(255)),
+    Column("queue", String(255), nullable=False, server_default=""),
+    Column("state", String(32), nullable=False),
+    Column("phase", String(16)),
+    # The task that is to be done next, and the index of its step in the saga.
+    Column("task", String(64), nullable=False, server_default=""),
+    Column("position", Integer, nullable=False, server_default="0"),
+    # Messages with a smaller number are old and do nothing.
+    Column("dispatch", Integer, nullable=False, server_default="0"),
+    # When the reconciler looks at it, whatever its phase.
+    Column("due_at", Float),
+    Column("queued_at", Float),
+    Column("redrives", Integer, nullable=False, server_default="0"),
+    Column("fence", Integer, nullable=False, server_default="0"),
+    Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("claimed_at", Float),
+    Column("worker", String(255)),
+    Column("waits_for", String(255)),
+    Column("waiting_since", Float),
+    # An error that the next claim must fail with: a cancel, or the builder that was waited for.
+    Column("verdict", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("result", JSON(none_as_null=True)),
+    # Set while the result is to be stored (again) by this time; null once it was.
+    Column("result_due_at", Float),
+    Column("accepted_at", Float, nullable=False),
+    Column("finished_at", Float),
+    UniqueConstraint("project_id", "idempotency_key"),
+)
+_partial(
+    "uq_operations_live_resource",
+    operations.c.resource_kind,
+    operations.c.resource_id,
+    where=operations.c.state.in_(_values(LIVE_STATES)),
+    unique=True,
+)
+_partial("ix_operations_due", operations.c.due_at, where=operations.c.due_at.is_not(None))
+_partial(
+    "ix_operations_waits_for", operations.c.waits_for, where=operations.c.waits_for.is_not(None)
+)
+_partial(
+    "ix_operations_pending",
+    operations.c.resource_id,
+    operations.c.seq,
+    where=operations.c.state == OperationState.PENDING.value,
+)
+_partial(
+    "ix_operations_result_due",
+    operations.c.result_due_at,
+    where=operations.c.result_due_at.is_not(None),
+)
+_partial(
+    "ix_operations_finished",
+    operations.c.finished_at,
+    where=operations.c.finished_at.is_not(None),
+)
+Index("ix_operations_project", operations.c.project_id, operations.c.seq)
+Index("ix_operations_resource", operations.c.resource_id, operations.c.seq)
+
+operation_steps = Table(
+    "operation_steps",
+    metadata,
+    Column("seq", _Sequence, primary_key=True, autoincrement=True),
+    _id("operation_id", nullable=False, index=True),
+    Column("task", String(64), nullable=False),
+    Column("outcome", String(16), nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("worker", String(255), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float, nullable=False),
+    Column("message", Text, nullable=False, server_default=""),
+)
+
+share_types = Table(
+    "share_types",
+    metadata,
+    _id("id", primary_key=True),
+    *_described(),
+    Column("extra_specs", JSON, nullable=False),
+    UniqueConstraint("name"),
+)
+
+share_networks = Table(
+    "share_networks",
+    metadata,
+    _id("id", primary_key=True),
+    *_described(),
+    Column("metadata", JSON, nullable=False),
+    Column("kind", String(16), nullable=False),
+    _id("neutron_net_id"),
+    _id("neutron_subnet_id"),
+    _id("nova_network_id"),
+    Column("flat_network_ip_pool", JSON(none_as_null=True)),
+    Column("flat_network_subnet", String(64)),
+    Column("flat_network_gateway", String(64)),
+    Column("dhcp_endpoint", String(255)),
+    Column("cidr", String(64)),
+    Column("is_public", Boolean, nullable=False, server_default=text("false")),
+    CheckConstraint(
+        "(kind = 'neutron') = (neutron_net_id IS NOT NULL)"
+        " AND (neutron_net_id IS NULL) = (neutron_subnet_id IS NULL)"
+        " AND (kind = 'nova') = (nova_network_id IS NOT NULL)"
+        " AND (kind = 'flat_pool') = (flat_network_ip_pool IS NOT NULL)"
+        " AND (kind = 'flat_pool' OR (flat_network_subnet IS NULL"
+        " AND flat_network_gateway IS NULL))"
+        " AND (kind = 'dhcp') = (dhcp_endpoint IS NOT NULL)"
+        " AND (kind = 'managed' OR cidr IS NULL)",
+        name="one_kind",
+    ),
+    Index("ix_share_networks_project", "project_id", "created_at", "id"),
+)
+
+share_servers = Table(
+    "share_servers",
+    metadata,
+    _id("id", primary_key=True),
+    _id("project_id", nullable=False),
+    _id("share_network_id", nullable=False),
+    Column("backend", String(255), nullable=False),
+    # A digest of the set of security services that it was built with; empty without any.
+    Column("security_key", String(64), nullable=False, server_default=""),
+    Column("status", String(16), nullable=False),
+    _id("builder_id", nullable=False),
+    _id("deleter_id"),
+    # Live references and their GiB: taken and given back in the same statement as the reference.
+    Column("shares", Integer, nullable=False, server_default="0"),
+    Column("gib", Integer, nullable=False, server_default="0"),
+    _id("server_id"),
+    Column("network_info", JSON(none_as_null=True)),
+    Column("details", JSON(none_as_null=True)),
+    Column("error", JSON(none_as_null=True)),
+    Column("idle_since", Float),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    CheckConstraint("shares >= 0 AND gib >= 0", name="counts"),
+)
+_server_key = (
+    share_servers.c.project_id,
+    share_servers.c.share_network_id,
+    share_servers.c.backend,
+    share_servers.c.security_key,
+)
+_partial(
+    "uq_share_servers_one_building",
+    *_server_key,
+    where=share_servers.c.status.in_(_values((ServerStatus.NEW, ServerStatus.BUILDING))),
+    unique=True,
+)
+Index("ix_share_servers_key", *_server_key)
+_partial(
+    "ix_share_servers_idle",
+    share_servers.c.idle_since,
+    where=share_servers.c.idle_since.is_not(None),
+)
+
+share_server_failures = Table(
+    "share_server_failures",
+    metadata,
+    # One row a server key whose last builder failed; gone with the first success.
+    Column("key", String(64), primary_key=True),
+    Column("failures", Integer, nullable=False),
+)
+
+share_server_refs = Table(
+    "share_server_refs",
+    metadata,
+    _id("share_id", primary_key=True),
+    _id("share_server_id", nullable=False, index=True),
+    _id("operation_id", nullable=False),
+    Column("gib", Integer, nullable=False),
+)
+
+address_cursors = Table(
+    "address_cursors",
+    metadata,
+    Column("domain", String(255), primary_key=True),
+    # The next never-used address, as 32 hexadecimal digits.
+    Column("next_number", String(32), nullable=False),
+)
+
+addresses = Table(
+    "addresses",
+    metadata,
+    Column("domain", String(255), primary_key=True),
+    # 32 hexadecimal digits: sorts as the number it is, for IPv4 and IPv6 alike.
+    Column("number", String(32), primary_key=True),
+    Column("address", String(64), nullable=False),
+    _id("share_server_id", index=True),
+    Column("ordinal", Integer, nullable=False, server_default="0"),
+    Column("rests_until", Float),
+)
+_partial(
+    "ix_addresses_resting",
+    addresses.c.domain,
+    addresses.c.rests_until,
+    where=addresses.c.share_server_id.is_(None),
+)
+
+shares = Table(
+    "shares",
+    metadata,
+    _id("id", primary_key=True),
+    *_described(),
+    Column("metadata", JSON, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("share_proto", String(16), nullable=False),
+    _id("share_type_id"),
+    _id("share_network_id", index=True),
+    _id("share_server_id", index=True),
+    _id("snapshot_id", index=True),
+    Column("backend", String(255), nullable=False),
+    Column("pool", String(255), nullable=False),
+    # What is reserved for it on the pool; 0 once nothing of it exists any more.
+    Column("allocated_gib", Integer, nullable=False, server_default="0"),
+    Column("status", String(16), nullable=False),
+    Column("access_generation", Integer, nullable=False, server_default="0"),
+    Column("applied_generation", Integer, nullable=False, server_default="0"),
+    Column("export_locations", JSON, nullable=False),
+    Column("error", JSON(none_as_null=True)),
+    CheckConstraint("size > 0", name="size"),
+    Index("ix_shares_project", "project_id", "created_at", "id"),
+)
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    _id("id", primary_key=True),
+    *_described(),
+    Column("metadata", JSON, nullable=False),
+    _id("share_id", nullable=False, index=True),
+    Column("size", Integer, nullable=False),
+    Column("status", String(16), nullable=False),
+    Column("error", JSON(none_as_null=True)),
+    Index("ix_snapshots_project", "project_id", "created_at", "id"),
+)
+
+access_rules = Table(
+    "access_rules",
+    metadata,
+    _id("id", primary_key=True),
+    _id("share_id", nullable=False),
+    _id("project_id", nullable=False),
+    Column("access_type", String(16), nullable=False),
+    Column("access_to", String(255), nullable=False),
+    Column("access_level", String(8), nullable=False),
+    Column("state", String(16), nullable=False),
+    # The share's access generation in which the rule was last asked for or denied.
+    Column("generation", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("updated_at", Float, nullable=False),
+    Index("ix_access_rules_share", "share_id", "created_at", "id"),
+)
+_partial(
+    "uq_access_rules_client",
+    access_rules.c.share_id,
+    access_rules.c.access_to,
+    where=and_(
+        access_rules.c.state != "queued_to_deny",
+        access_rules.c.state != "denying",
+    ),
+    unique=True,
+)
+
+backends = Table(
+    "backends",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("enabled", Boolean, nullable=False, server_default=text("true")),
+    Column("disabled_reason", Text, nullable=False, server_default=""),
+    # What its workers last said of it; empty until the first report.
+    Column("report", JSON, nullable=False),
+    Column("reported_at", Float),
+    # Until when one worker is making the next report.
+    Column("reporting_until", Float),
+    Column("report_error", Text, nullable=False, server_default=""),
+)
+
+storage_pools = Table(
+    "storage_pools",
+    metadata,
+    Column("backend", String(255), primary_key=True),
+    Column("name", String(255), primary_key=True),
+    Column("total_gib", Integer, nullable=False),
+    Column("free_gib", Integer, nullable=False),
+    Column("capabilities", JSON, nullable=False),
+    # Promised to shares and in the same transaction as their rows.
+    Column("allocated_gib", Integer, nullable=False, server_default="0"),
+    Column("shares", Integer, nullable=False, server_default="0"),
+    Column("reported_at", Float, nullable=False),
+)
+
+counters = Table(
+    "counters",
+    metadata,
+    Column("name", String(255), primary_key=True),
+    Column("value", BigInteger, nullable=False, server_default="0"),
+)
+
+poison_messages = Table(
+    "poison_messages",
+    metadata,
+    Column("id", _Sequence, primary_key=True, autoincrement=True),
+    Column("queue", String(255), nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("headers", JSON, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("size", Integer, nullable=False),
+    Column("received_at", Float, nullable=False),
+)
