@@ -7,11 +7,11 @@ validated by their own models. Whatever does not fit raises a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Final, TypeVar
+from typing import Any, Final, cast
 
 from pydantic import ValidationError
 
@@ -24,8 +24,6 @@ from worker.model import DriverMode, NetworkKind, ShareServer
 from worker.plugin import Options, Setting
 from worker.systems.local import LocalShell
 from worker.systems.shell import Shell
-
-_Plugin = TypeVar("_Plugin")
 
 DRIVERS: Final = "sharewright.share_drivers"
 COMPUTE: Final = "sharewright.compute_helpers"
@@ -125,9 +123,7 @@ def assemble(config: Config, name: str, addresses: AddressBook) -> Backend:
     networks = tuple(
         helper(
             setting,
-            _options(
-                helper.OptionsModel, settings.network.get(key, {}), name, f"network.{key}"
-            ),
+            _options(helper.OptionsModel, settings.network.get(key, {}), name, f"network.{key}"),
             addresses,
         )
         for key, helper in zip(settings.network_helpers, network_classes, strict=True)
@@ -136,8 +132,8 @@ def assemble(config: Config, name: str, addresses: AddressBook) -> Backend:
     def shell_for(server: ShareServer | None) -> Shell:
         if server is None:
             return LocalShell(None)
-        assert isinstance(compute, Reachable), "checked by check_parts"
-        return compute.shell(server)
+        # check_parts has refused a driver that needs a shell without a helper that has one.
+        return cast("Reachable", compute).shell(server)
 
     driver = driver_class(
         setting,
@@ -164,60 +160,75 @@ def check_parts(
     compute: type[ComputeHelper] | None,
     networks: list[type[NetworkHelper]],
 ) -> None:
-    """Refuse a combination that cannot work."""
+    """Refuse a combination that cannot work, with a sentence for each reason."""
+    helpers = dict(zip(settings.network_helpers, networks, strict=True))
+    reasons = [
+        *_mode_problems(settings, driver, compute, helpers),
+        *_helper_problems(settings, helpers),
+        *_host_problems(settings, [driver, *([compute] if compute else []), *networks]),
+    ]
+    if compute is None and settings.compute:
+        reasons.append("options for a compute helper are given, but none is named.")
+    if reasons:
+        raise ConfigurationError(f"Backend {name!r}: " + " ".join(reasons))
 
-    def refuse(sentence: str) -> None:
-        raise ConfigurationError(f"Backend {name!r}: {sentence}")
 
+def _mode_problems(
+    settings: BackendSettings,
+    driver: type[ShareDriver],
+    compute: type[ComputeHelper] | None,
+    helpers: Mapping[str, type[NetworkHelper]],
+) -> Iterator[str]:
     mode = settings.mode
     if mode not in driver.modes:
-        refuse(
+        yield (
             f"share driver {settings.share_driver!r} does not support mode {mode}; "
             f"it supports {', '.join(sorted(driver.modes))}."
         )
     if not mode.has_share_servers:
-        if compute is not None or networks:
-            refuse(
+        if compute is not None or helpers:
+            yield (
                 f"mode {mode} uses a server that exists already; leave compute_helper and "
                 f"network_helpers out, or choose another mode."
             )
-    elif compute is None:
-        refuse(f"mode {mode} makes share servers; name a compute_helper.")
+        return
+    if compute is None:
+        yield f"mode {mode} makes share servers; name a compute_helper."
     elif mode not in compute.modes:
-        refuse(f"compute helper {settings.compute_helper!r} does not support mode {mode}.")
-    elif not networks:
-        refuse(f"mode {mode} allocates addresses; name at least one of network_helpers.")
+        yield f"compute helper {settings.compute_helper!r} does not support mode {mode}."
     elif driver.needs_shell and not issubclass(compute, Reachable):
-        refuse(
+        yield (
             f"share driver {settings.share_driver!r} gives commands to its share servers, and "
             f"those of compute helper {settings.compute_helper!r} take none."
         )
+    if not helpers:
+        yield f"mode {mode} allocates addresses; name at least one of network_helpers."
+
+
+def _helper_problems(
+    settings: BackendSettings, helpers: Mapping[str, type[NetworkHelper]]
+) -> Iterator[str]:
     served: set[NetworkKind] = set()
-    for key, helper in zip(settings.network_helpers, networks, strict=True):
-        if mode not in helper.modes:
-            refuse(f"network helper {key!r} does not support mode {mode}.")
+    for key, helper in helpers.items():
+        if settings.mode.has_share_servers and settings.mode not in helper.modes:
+            yield f"network helper {key!r} does not support mode {settings.mode}."
         if served & helper.kinds:
-            refuse(
+            yield (
                 f"two network helpers serve share networks of kind "
                 f"{', '.join(sorted(served & helper.kinds))}; name one of them."
             )
         served |= helper.kinds
     for key in settings.network:
-        if key not in settings.network_helpers:
-            refuse(f"options for network helper {key!r} are given, but it is not named.")
-    if compute is None and settings.compute:
-        refuse("options for a compute helper are given, but none is named.")
-    _check_host(name, settings, [driver, *([compute] if compute else []), *networks])
+        if key not in helpers:
+            yield f"options for network helper {key!r} are given, but it is not named."
 
 
-def _check_host(name: str, settings: BackendSettings, parts: list[Any]) -> None:
-    bound = [part.__name__ for part in parts if part.host_bound]
+def _host_problems(settings: BackendSettings, parts: list[Any]) -> Iterator[str]:
+    bound = ", ".join(part.__name__ for part in parts if part.host_bound)
     if bound and settings.host is None:
-        raise ConfigurationError(
-            f"Backend {name!r}: {', '.join(bound)} works on one host only; name it as `host`."
-        )
-    if bound and settings.host != this_host():
-        raise ConfigurationError(
-            f"Backend {name!r} is bound to host {settings.host!r} by {', '.join(bound)}, and this "
-            f"is {this_host()!r}; run the workers of group {settings.worker_group!r} there."
+        yield f"{bound} works on one host only; name it as `host`."
+    elif bound and settings.host != this_host():
+        yield (
+            f"it is bound to host {settings.host!r} by {bound}, and this is {this_host()!r}; "
+            f"run the workers of group {settings.worker_group!r} there."
         )

@@ -32,7 +32,7 @@ from worker.errors import (
 from worker.failpoints import failpoint
 from worker.keeper import Keeper, Lease
 from worker.manager import ShareManager
-from worker.model import OperationState, RequestContext
+from worker.model import OperationState, Phase, RequestContext
 from worker.saga import Act, Commit, Saga, Step
 
 _log = logging.getLogger(__name__)
@@ -197,7 +197,7 @@ def _unclaimed(runtime: Runtime, act: Act, operation_id: str, number: int) -> bo
         runtime.keeper.count("unknown_operations_total")
         return False
     runtime.keeper.count(f"steps_total:{act.name}:duplicate")
-    if operation.dispatch != number or operation.phase != journal.Phase.QUEUED:
+    if operation.dispatch != number or operation.phase is not Phase.QUEUED:
         return False
     # The worker died after the finish and before the next link was published: go on from here.
     saga = runtime.sagas.get(operation.saga)

@@ -7,6 +7,8 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from sqlalchemy import Row
+
 from worker.model import ExportLocation, NetworkInfo, Route, ShareServerDetails
 
 
@@ -58,10 +60,10 @@ _INTERNAL = frozenset(
 )
 
 
-def shown(row: Mapping[str, Any]) -> dict[str, Any]:
+def shown(row: Row[Any]) -> dict[str, Any]:
     """A row as the object that results and commands show: ISO times, no bookkeeping."""
     return {
         name: moment(value) if name in _TIMES else value
-        for name, value in row.items()
+        for name, value in row._asdict().items()
         if name not in _INTERNAL
     }

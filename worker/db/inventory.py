@@ -18,7 +18,6 @@ from sqlalchemy import (
     case,
     delete,
     func,
-    or_,
     select,
     update,
 )
@@ -50,7 +49,6 @@ _WANTED: Final = (
     AccessState.QUEUED_TO_APPLY.value,
     AccessState.APPLYING.value,
     AccessState.ACTIVE.value,
-    AccessState.ERROR.value,
 )
 _UNWANTED: Final = (AccessState.QUEUED_TO_DENY.value, AccessState.DENYING.value)
 
@@ -129,14 +127,16 @@ def set_share(
     connection: Connection, share_id: str, status: ShareStatus, **values: Any
 ) -> Row[Any]:
     """Move a share to a status along its transitions, with other columns; return its row."""
-    return _move(connection, shares, share_id, status, SHARE_TRANSITIONS, values)
+    return _move(connection, shares, share_id, status, transitions=SHARE_TRANSITIONS, values=values)
 
 
 def set_snapshot(
     connection: Connection, snapshot_id: str, status: SnapshotStatus, **values: Any
 ) -> Row[Any]:
     """Move a snapshot to a status along its transitions, with other columns; return its row."""
-    return _move(connection, snapshots, snapshot_id, status, SNAPSHOT_TRANSITIONS, values)
+    return _move(
+        connection, snapshots, snapshot_id, status, transitions=SNAPSHOT_TRANSITIONS, values=values
+    )
 
 
 def _move(
@@ -144,6 +144,7 @@ def _move(
     table: Table,
     object_id: str,
     status: StrEnum,
+    *,
     transitions: Mapping[tuple[Any, Any], str],
     values: Mapping[str, Any],
 ) -> Row[Any]:
@@ -272,7 +273,10 @@ def snapshots_of(connection: Connection, share_id: str) -> int:
 
 
 def begin_access(connection: Connection, share_id: str) -> tuple[list[AccessRule], int]:
-    """Mark what is queued as being handed over; return the wanted set and its generation."""
+    """Mark what is queued as being handed over; return the wanted set and its generation.
+
+    A rule in error is left out: it would make every later set fail with it.
+    """
     generation = connection.execute(
         select(shares.c.access_generation).where(shares.c.id == share_id).with_for_update()
     ).scalar_one()
@@ -281,9 +285,7 @@ def begin_access(connection: Connection, share_id: str) -> tuple[list[AccessRule
         update(access_rules)
         .where(
             rule.share_id == share_id,
-            rule.state.in_(
-                (AccessState.QUEUED_TO_APPLY.value, AccessState.QUEUED_TO_DENY.value)
-            ),
+            rule.state.in_((AccessState.QUEUED_TO_APPLY.value, AccessState.QUEUED_TO_DENY.value)),
         )
         .values(
             state=case(
@@ -326,10 +328,17 @@ def access_failed(connection: Connection, share_id: str, generation: int) -> Non
         .where(
             rule.share_id == share_id,
             rule.generation <= generation,
-            or_(
-                rule.state.in_(_UNWANTED),
-                rule.state.in_((AccessState.QUEUED_TO_APPLY.value, AccessState.APPLYING.value)),
-            ),
+            rule.state.not_in((AccessState.ACTIVE.value, AccessState.ERROR.value)),
         )
         .values(state=AccessState.ERROR.value, updated_at=db_now())
     )
+
+
+def access_row(connection: Connection, rule_id: str) -> Row[Any] | None:
+    """Return an access rule's row, if it is still there."""
+    return connection.execute(select(access_rules).where(access_rules.c.id == rule_id)).first()
+
+
+def remove_access(connection: Connection, rule_id: str) -> None:
+    """A deny that had failed went through after all."""
+    connection.execute(delete(access_rules).where(access_rules.c.id == rule_id))

@@ -17,11 +17,9 @@ from sqlalchemy import (
     Connection,
     Row,
     Update,
-    and_,
     bindparam,
     func,
     insert,
-    or_,
     select,
     update,
 )
@@ -73,7 +71,10 @@ class Operation:
     dispatch: int
     fence: int
     attempts: int
+    accepted_at: float
     claimed_at: float
+    queued_at: float
+    redrives: int
     waiting_since: float | None
     verdict: Mapping[str, str] | None
     error: Mapping[str, str] | None
@@ -107,16 +108,24 @@ def _bell(row: Row[Any]) -> Dispatch:
     return Dispatch(row.id, row.dispatch, row.saga, row.position, row.undoing, row.queue)
 
 
-def accept(connection: Connection, values: Mapping[str, Any]) -> int | None:
-    """Insert an operation; return its ``seq``, or None when its id or key exists already."""
+def accept(
+    connection: Connection, values: Mapping[str, Any], *, running: bool, patience: float
+) -> Dispatch | None:
+    """Insert an operation, at once running or behind another on its object.
+
+    Returns what to ring once it is committed; None when its id or its key exists already.
+    """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    state = OperationState.RUNNING if running else OperationState.PENDING
+    due = {"dispatch": 1, **queued(patience)} if running else {}
     statement = (
         dialect.insert(operations)
-        .values(accepted_at=db_now(), **values)
+        .values(accepted_at=db_now(), state=state.value, **values, **due)
         .on_conflict_do_nothing()
-        .returning(_o.seq)
+        .returning(*_BELL)
     )
-    return connection.execute(statement).scalar()
+    row = connection.execute(statement).first()
+    return None if row is None else _bell(row)
 
 
 def queued(patience: float) -> dict[Any, Any]:
@@ -476,13 +485,8 @@ def redrive(
     rows = connection.execute(
         _ring(patience)
         .where(
-            or_(
-                *(
-                    and_(_o.seq == one.seq, _o.dispatch == one.dispatch, _o.fence == one.fence)
-                    for one in overdue
-                )
-            ),
-            _o.due_at < db_now(),
+            _o.seq.in_([one.seq for one in overdue]),
+            _o.due_at < db_now(),  # whoever moved it meanwhile moved its deadline too
         )
         .values(redrives=_o.redrives + 1)
     )

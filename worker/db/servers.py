@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -30,6 +31,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from worker.db.documents import network_info, plain, server_details
 from worker.db.engine import db_now
 from worker.db.tables import share_server_failures, share_server_refs, share_servers
+from worker.errors import ErrorCode, Fatal
 from worker.model import NetworkInfo, ServerStatus, ShareServer, ShareServerDetails
 
 _s = share_servers.c
@@ -118,20 +120,24 @@ def join(
     share_id: str,
     gib: int,
     operation_id: str,
+    accepted_at: float,
     limits: Limits,
+    tolerated_failures: int,
 ) -> Joined | None:
     """Refer to a live server that has room, or to a new one with this operation as its builder.
 
     None: all live ones are full and another is being built; wait for ``key.waits_for``. Repeated
-    after a crash, it finds the reference it made.
+    after a crash, it finds the reference it made. Raises :class:`~worker.errors.Fatal` with the
+    last reason when too many builders in a row have failed since this operation was accepted.
     """
     row = referred(connection, share_id)
     for _ in range(_JOIN_ROUNDS):
         if row is not None:
             break
-        row = _take_room(connection, key, gib, limits) or _insert(
-            connection, key, gib, operation_id
-        )
+        row = _take_room(connection, key, gib, limits)
+        if row is None:
+            _judge(connection, key, accepted_at, tolerated_failures)
+            row = _insert(connection, key, gib, operation_id)
         if row is not None:
             connection.execute(
                 insert(share_server_refs).values(
@@ -288,19 +294,33 @@ def abandon(connection: Connection, operation_id: str) -> Row[Any] | None:
     return row
 
 
-def count_failure(connection: Connection, key: ServerKey) -> int:
+def count_failure(connection: Connection, key: ServerKey, error: Mapping[str, str]) -> int:
     """Count one more failed builder in a row for a key; return how many there are now."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(share_server_failures).values(key=key.digest, failures=1)
-    return connection.execute(
+    statement = dialect.insert(share_server_failures).values(
+        key=key.digest, failures=1, error=dict(error), failed_at=db_now()
+    )
+    counted = connection.execute(
         statement.on_conflict_do_update(
-            index_elements=[_f.key], set_={"failures": _f.failures + 1}
+            index_elements=[_f.key],
+            set_={"failures": _f.failures + 1, "error": dict(error), "failed_at": db_now()},
         ).returning(_f.failures)
     ).scalar_one()
+    return int(counted)
 
 
-def forgive(connection: Connection, key: ServerKey) -> None:
-    """Begin to count failed builders anew."""
+def _judge(connection: Connection, key: ServerKey, accepted_at: float, tolerated: int) -> None:
+    """Whether this operation may be the next builder, after those that failed."""
+    row = connection.execute(select(share_server_failures).where(_f.key == key.digest)).first()
+    if row is None or row.failures < tolerated:
+        return
+    if accepted_at < row.failed_at:
+        raise Fatal(
+            row.error["message"],
+            object=row.error.get("object", ""),
+            code=ErrorCode(row.error["code"]),
+        )
+    # Asked for after the last failure: a new run of attempts begins.
     connection.execute(delete(share_server_failures).where(_f.key == key.digest))
 
 

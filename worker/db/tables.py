@@ -245,6 +245,8 @@ share_server_failures = Table(
     # One row a server key whose last builder failed; gone with the first success.
     Column("key", String(64), primary_key=True),
     Column("failures", Integer, nullable=False),
+    Column("error", JSON, nullable=False),
+    Column("failed_at", Float, nullable=False),
 )
 
 share_server_refs = Table(
