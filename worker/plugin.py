@@ -36,3 +36,5 @@ class Setting:
     backend: str
     mode: DriverMode
     state_dir: Path
+    share_network_addresses: bool = False
+    """Whether a flat backend uses the addresses that a share network brings."""

@@ -86,6 +86,8 @@ operations = Table(
     Column("queue", String(255), nullable=False, server_default=""),
     Column("state", String(32), nullable=False),
     Column("phase", String(16)),
+    # Which way: its steps are being done, or being undone.
+    Column("undoing", Boolean, nullable=False, server_default=text("false")),
     # The task that is to be done next, and the index of its step in the saga.
     Column("task", String(64), nullable=False, server_default=""),
     Column("position", Integer, nullable=False, server_default="0"),
@@ -243,6 +245,8 @@ share_server_failures = Table(
     # One row a server key whose last builder failed; gone with the first success.
     Column("key", String(64), primary_key=True),
     Column("failures", Integer, nullable=False),
+    Column("error", JSON, nullable=False),
+    Column("failed_at", Float, nullable=False),
 )
 
 share_server_refs = Table(
