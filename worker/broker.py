@@ -28,7 +28,7 @@ FAULT_HEADER: Final = "sharewright-fault"
 SIZE_HEADER: Final = "sharewright-size"
 
 _REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "redis+socket"})
-_NOT_FOUND: Final = 404  # AMQP's reply code, which kombu's Redis transport uses too
+_NOT_FOUND: Final = "404"  # AMQP's reply code; kombu's Redis transport gives it as a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def queue_depth(connection: Any, queue: str) -> int:
         try:
             return int(channel.queue_declare(queue, passive=True).message_count)
         except connection.channel_errors as error:
-            if getattr(error, "reply_code", None) == _NOT_FOUND:
+            if str(getattr(error, "reply_code", "")) == _NOT_FOUND:
                 return 0
             raise
 
