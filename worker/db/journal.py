@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.db.engine import db_now
-from worker.db.tables import operation_steps, operations
+from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
 from worker.model import LIVE_STATES, OperationState, Phase
 
@@ -59,6 +59,7 @@ class Operation:
     resource_kind: str
     resource_id: str
     payload: Mapping[str, Any]
+    idempotency_key: str | None
     saga: str
     saga_version: int
     backend: str | None
@@ -75,6 +76,8 @@ class Operation:
     claimed_at: float
     queued_at: float
     redrives: int
+    waited: float
+    """Seconds since its present message was published, by the database's clock."""
     waiting_since: float | None
     verdict: Mapping[str, str] | None
     error: Mapping[str, str] | None
@@ -93,7 +96,10 @@ class Operation:
         )
 
 
-_COLUMNS = tuple(_o[name] for name in Operation.__dataclass_fields__)
+_COLUMNS = tuple(
+    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name]
+    for name in Operation.__dataclass_fields__
+)
 _BELL = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
 
 
@@ -454,6 +460,14 @@ def record(
             message=message,
         )
     )
+
+
+def aliases(connection: Connection, operation_id: str) -> list[str]:
+    """Return the other ids under which the same request was sent with its idempotency key."""
+    rows = connection.execute(
+        select(operation_aliases.c.id).where(operation_aliases.c.operation_id == operation_id)
+    )
+    return [row.id for row in rows]
 
 
 # What the reconciler asks and does.

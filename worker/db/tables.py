@@ -143,6 +143,15 @@ _partial(
 Index("ix_operations_project", operations.c.project_id, operations.c.seq)
 Index("ix_operations_resource", operations.c.resource_id, operations.c.seq)
 
+# Ids under which the same request was sent again with its idempotency key: they get its result.
+operation_aliases = Table(
+    "operation_aliases",
+    metadata,
+    _id("id", primary_key=True),
+    _id("operation_id", nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+)
+
 operation_steps = Table(
     "operation_steps",
     metadata,
@@ -388,6 +397,8 @@ poison_messages = Table(
     "poison_messages",
     metadata,
     Column("id", _Sequence, primary_key=True, autoincrement=True),
+    # The same when the broker delivers the message again: it is kept once.
+    Column("fingerprint", String(64), nullable=False, unique=True),
     Column("queue", String(255), nullable=False),
     Column("reason", Text, nullable=False),
     Column("headers", JSON, nullable=False),
