@@ -134,6 +134,56 @@ def accept(
     return None if row is None else _bell(row)
 
 
+def accept_done(
+    connection: Connection,
+    values: Mapping[str, Any],
+    result: Mapping[str, Any],
+    *,
+    store_again: float,
+) -> bool:
+    """Insert an operation that its own rows complete; False when its id or key exists already."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = (
+        dialect.insert(operations)
+        .values(
+            state=OperationState.SUCCEEDED.value,
+            result=dict(result),
+            result_due_at=db_now() + store_again,
+            accepted_at=db_now(),
+            finished_at=db_now(),
+            **values,
+        )
+        .on_conflict_do_nothing()
+        .returning(_o.seq)
+    )
+    return connection.execute(statement).first() is not None
+
+
+def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
+    """Whether an object has a live operation, behind which others must be queued."""
+    live = connection.execute(
+        select(_o.seq).where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.state.in_(_LIVE),
+        )
+    )
+    return live.first() is not None
+
+
+def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:
+    """How many operations are queued behind an object."""
+    return connection.execute(
+        select(func.count())
+        .select_from(operations)
+        .where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.state == OperationState.PENDING.value,
+        )
+    ).scalar_one()
+
+
 def queued(patience: float) -> dict[Any, Any]:
     """The values of an operation whose message is about to be published.
 
