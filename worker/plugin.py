@@ -30,9 +30,12 @@ class Setting:
 
     ``state_dir`` is a directory of the backend's own on this host for what must outlive the
     worker (records of daemons, images); it is made by whoever first writes to it. It is the same
-    after a restart, and other backends do not use it.
+    after a restart, and other backends do not use it. ``share_network_addresses`` is the
+    backend's setting of that name: share networks that name addresses themselves are then served
+    from those (DESIGN §5).
     """
 
     backend: str
     mode: DriverMode
     state_dir: Path
+    share_network_addresses: bool = False
