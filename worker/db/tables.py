@@ -271,8 +271,10 @@ address_cursors = Table(
     "address_cursors",
     metadata,
     Column("domain", String(255), primary_key=True),
-    # The next never-used address, as 32 hexadecimal digits.
-    Column("next_number", String(32), nullable=False),
+    # A digest of the ranges: backends on one network, and edited ranges, each have a cursor.
+    Column("ranges", String(64), primary_key=True),
+    # The highest address that has a row, as 32 hexadecimal digits; empty before the first.
+    Column("last_number", String(32), nullable=False, server_default=""),
 )
 
 addresses = Table(
@@ -283,8 +285,11 @@ addresses = Table(
     Column("number", String(32), primary_key=True),
     Column("address", String(64), nullable=False),
     _id("share_server_id", index=True),
+    # Which of the server's addresses it is; unique, so that no two attempts take one each.
     Column("ordinal", Integer, nullable=False, server_default="0"),
-    Column("rests_until", Float),
+    # When it may be given out; 0: it never was.
+    Column("rests_until", Float, nullable=False, server_default="0"),
+    UniqueConstraint("domain", "share_server_id", "ordinal"),
 )
 _partial(
     "ix_addresses_resting",
