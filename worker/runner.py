@@ -73,10 +73,20 @@ class Runtime:
         operation_id: str,
         result: Mapping[str, Any] | None,
         error: Mapping[str, str] | None,
+        *,
+        aliased: bool = False,
     ) -> None:
-        """Store the result of an operation that has ended; the reconciler heals a failure."""
+        """Store the result of an operation that has ended; the reconciler heals a failure.
+
+        ``aliased`` says that it has an idempotency key: other ids may want the same result.
+        """
+        others: list[str] = []
+        if aliased:
+            with reading(self.engine) as connection:
+                others = journal.aliases(connection, operation_id)
         try:
-            self.store_result(operation_id, result, error)
+            for request_id in (operation_id, *others):
+                self.store_result(request_id, result, error)
         except OSError as failure:
             _log.warning(
                 "The result of operation %s could not be stored (%s); it is stored again later.",
@@ -87,8 +97,8 @@ class Runtime:
             self.keeper.stored(operation_id)
 
 
-Outcome = tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None]
-"""An operation that ended: its id, and its result or its error."""
+Outcome = tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None, bool]
+"""An operation that ended: its id, its result or its error, whether it has an idempotency key."""
 
 
 class Parked(Exception):
@@ -384,7 +394,7 @@ def close(writing: Writing, state: OperationState, error: Mapping[str, str] | No
         store_again=writing.patience,
     )
     _promote(writing)
-    writing.ended.append((operation.id, writing.result, error))
+    writing.ended.append(_outcome(operation, writing.result, error))
 
 
 def _promote(writing: Writing) -> None:
@@ -400,8 +410,8 @@ def _promote(writing: Writing) -> None:
 
 def _announce(runtime: Runtime, writing: Writing) -> None:
     """After the commit: results first, for somebody waits for them, then the doorbells."""
-    for operation_id, result, error in writing.ended:
-        runtime.deliver(operation_id, result, error)
+    for operation_id, result, error, aliased in writing.ended:
+        runtime.deliver(operation_id, result, error, aliased=aliased)
     runtime.ring(writing.bells)
 
 
@@ -499,7 +509,13 @@ def give_up(writing: Writing, error: Mapping[str, str]) -> None:
         store_again=writing.patience,
     )
     _promote(writing)
-    writing.ended.append((operation.id, None, error))
+    writing.ended.append(_outcome(operation, None, error))
+
+
+def _outcome(
+    operation: Operation, result: Mapping[str, Any] | None, error: Mapping[str, str] | None
+) -> Outcome:
+    return operation.id, result, error, operation.idempotency_key is not None
 
 
 def _remember_server(writing: Writing, error: StepError) -> None:

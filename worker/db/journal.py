@@ -26,7 +26,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.db.engine import db_now
-from worker.db.tables import operation_steps, operations
+from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
 from worker.model import LIVE_STATES, OperationState, Phase
 
@@ -59,6 +59,7 @@ class Operation:
     resource_kind: str
     resource_id: str
     payload: Mapping[str, Any]
+    idempotency_key: str | None
     saga: str
     saga_version: int
     backend: str | None
@@ -75,6 +76,8 @@ class Operation:
     claimed_at: float
     queued_at: float
     redrives: int
+    waited: float
+    """Seconds since its present message was published, by the database's clock."""
     waiting_since: float | None
     verdict: Mapping[str, str] | None
     error: Mapping[str, str] | None
@@ -93,7 +96,10 @@ class Operation:
         )
 
 
-_COLUMNS = tuple(_o[name] for name in Operation.__dataclass_fields__)
+_COLUMNS = tuple(
+    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name]
+    for name in Operation.__dataclass_fields__
+)
 _BELL = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
 
 
@@ -126,6 +132,56 @@ def accept(
     )
     row = connection.execute(statement).first()
     return None if row is None else _bell(row)
+
+
+def accept_done(
+    connection: Connection,
+    values: Mapping[str, Any],
+    result: Mapping[str, Any],
+    *,
+    store_again: float,
+) -> bool:
+    """Insert an operation that its own rows complete; False when its id or key exists already."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = (
+        dialect.insert(operations)
+        .values(
+            state=OperationState.SUCCEEDED.value,
+            result=dict(result),
+            result_due_at=db_now() + store_again,
+            accepted_at=db_now(),
+            finished_at=db_now(),
+            **values,
+        )
+        .on_conflict_do_nothing()
+        .returning(_o.seq)
+    )
+    return connection.execute(statement).first() is not None
+
+
+def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
+    """Whether an object has a live operation, behind which others must be queued."""
+    live = connection.execute(
+        select(_o.seq).where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.state.in_(_LIVE),
+        )
+    )
+    return live.first() is not None
+
+
+def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:
+    """How many operations are queued behind an object."""
+    return connection.execute(
+        select(func.count())
+        .select_from(operations)
+        .where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.state == OperationState.PENDING.value,
+        )
+    ).scalar_one()
 
 
 def queued(patience: float) -> dict[Any, Any]:
@@ -454,6 +510,14 @@ def record(
             message=message,
         )
     )
+
+
+def aliases(connection: Connection, operation_id: str) -> list[str]:
+    """Return the other ids under which the same request was sent with its idempotency key."""
+    rows = connection.execute(
+        select(operation_aliases.c.id).where(operation_aliases.c.operation_id == operation_id)
+    )
+    return [row.id for row in rows]
 
 
 # What the reconciler asks and does.
