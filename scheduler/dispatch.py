@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, select
+from sqlalchemy import Connection, Row, Select, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
@@ -198,11 +198,11 @@ def _commit(  # noqa: PLR0917 - the two halves of one function, around tenacity
 
 def _known(connection: Connection, request: Payload, operation_id: str) -> Row[Any] | None:
     o = operations.c
-    columns = (o.id, o.project_id, o.payload_digest, o.state, o.result, o.error)
-    row = connection.execute(select(*columns).where(o.id == operation_id)).first()
+    known: Select[Any] = select(o.id, o.project_id, o.payload_digest, o.state, o.result, o.error)
+    row = connection.execute(known.where(o.id == operation_id)).first()
     if row is None and request.idempotency_key is not None:
         row = connection.execute(
-            select(*columns).where(
+            known.where(
                 o.project_id == request.context.project_id,
                 o.idempotency_key == request.idempotency_key,
             )

@@ -45,7 +45,14 @@ def add_request_tasks(app: Celery) -> None:
     def register(verb: Verb) -> None:
         def request(self: Task, payload: Any) -> None:
             runtime = runtime_of()
-            _take(app, runtime, pools_of(runtime), verb, self.request, payload)
+            _take(
+                app,
+                runtime,
+                pools_of(runtime),
+                verb=verb,
+                message=self.request,
+                payload=payload,
+            )
 
         app.task(
             request,
@@ -62,7 +69,7 @@ def add_request_tasks(app: Celery) -> None:
 
 
 def _take(
-    app: Celery, runtime: Runtime, pools: PoolCache, verb: Verb, message: Any, payload: Any
+    app: Celery, runtime: Runtime, pools: PoolCache, *, verb: Verb, message: Any, payload: Any
 ) -> None:
     try:
         if verb.admin and message.delivery_info.get("routing_key") != ADMIN_REQUESTS:

@@ -88,9 +88,10 @@ def deny(acceptance: Acceptance) -> None:
 
 
 def _next_generation(acceptance: Acceptance, share_id: str) -> int:
-    return acceptance.connection.execute(
+    generation: int = acceptance.connection.execute(
         update(shares)
         .where(shares.c.id == share_id)
         .values(access_generation=shares.c.access_generation + 1)
         .returning(shares.c.access_generation)
     ).scalar_one()
+    return generation

@@ -5,11 +5,12 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from sqlalchemy import Row, delete as sql_delete, insert, select
+from sqlalchemy import Row, insert, select
+from sqlalchemy import delete as sql_delete
 
 from scheduler.dispatch import Acceptance
 from scheduler.requests import CreateShareNetwork
-from worker.addressing import check_pool
+from worker.addressing import parse_pool
 from worker.db.documents import shown
 from worker.db.engine import db_now
 from worker.db.tables import share_networks, share_servers, shares
@@ -22,10 +23,10 @@ def create(acceptance: Acceptance) -> None:
     """Check the options against each other and write the share network."""
     request: CreateShareNetwork = acceptance.request
     if request.flat_network_ip_pool is not None:
-        check_pool(
+        parse_pool(
             request.flat_network_ip_pool,
-            request.flat_network_subnet,
-            request.flat_network_gateway,
+            subnet=request.flat_network_subnet,
+            gateway=request.flat_network_gateway,
         )
     pool = request.flat_network_ip_pool
     row = acceptance.connection.execute(
