@@ -26,9 +26,9 @@ from worker.db.journal import Dispatch
 from worker.db.tables import operation_aliases, operations
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.failpoints import failpoint
+from worker.job import Runtime
 from worker.model import OperationState
 from worker.queues import queue_for
-from worker.runner import Runtime
 from worker.tasks.sagas import SAGAS
 
 _log = logging.getLogger(__name__)
