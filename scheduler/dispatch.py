@@ -22,7 +22,7 @@ from scheduler.requests import Payload, Verb
 from worker.config import Config
 from worker.db import journal
 from worker.db.engine import db_now, is_passing, transaction
-from worker.db.journal import Dispatch
+from worker.db.operation import Dispatch
 from worker.db.tables import operation_aliases, operations
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.failpoints import failpoint

@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Engine
 from worker.config import Config
 from worker.db import journal
 from worker.db.engine import patiently, reading, transaction
-from worker.db.journal import Dispatch, Operation
+from worker.db.operation import Dispatch, Operation
 from worker.errors import ErrorCode, Fatal
 from worker.keeper import Keeper
 from worker.manager import ShareManager

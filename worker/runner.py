@@ -16,7 +16,7 @@ from typing import Any
 from worker.config import Config
 from worker.db import journal, servers
 from worker.db.engine import is_passing, reading, transaction
-from worker.db.journal import Operation
+from worker.db.operation import Operation
 from worker.errors import (
     ErrorCode,
     Fatal,

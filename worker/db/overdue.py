@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, select, update
 
 from worker.db.engine import db_now
-from worker.db.journal import COLUMNS, Dispatch, Operation, bell_of, operation_of, ring
+from worker.db.journal import ring
+from worker.db.operation import COLUMNS, Dispatch, Operation, bell_of, operation_of
 from worker.db.tables import operations
 from worker.model import Phase
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import DBAPIError
 
 from worker.db import overdue, servers
 from worker.db.engine import db_now, reading, transaction
-from worker.db.journal import Operation
+from worker.db.operation import Operation
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.job import Runtime
 from worker.model import Phase
