@@ -101,9 +101,7 @@ class Service:
         if not real:
             world = World(self.home / "state" / "backends" / "fake" / "world.db")
             return FakeView(world, share["share_network_id"])
-        server = self.ask(
-            project, "show_share_server", share_server_id=share["share_server_id"]
-        )
+        server = self.ask(project, "show_share_server", share_server_id=share["share_server_id"])
         return NfsView(server["details"]["attributes"]["bridge"], 24)
 
     def close(self) -> None:
@@ -158,8 +156,10 @@ def _use(
     rule = ask("allow_access", share_id=share["id"], access_to=READER, access_level="ro")
     expect(mine.write(WRITER, share, "first") == "", "a file is written from the tenant's network")
     expect(mine.read(WRITER, share) == "first", "and read back")
-    expect(not theirs.reaches(STRANGER, share) or theirs.read(STRANGER, share) == DENIED,
-           "another tenant's network does not reach it")
+    expect(
+        not theirs.reaches(STRANGER, share) or theirs.read(STRANGER, share) == DENIED,
+        "another tenant's network does not reach it",
+    )
     expect(mine.read(READER, share) == "first", "a read-only client reads")
     expect(mine.write(READER, share, "no") == READ_ONLY, "and is refused a write")
     ask("deny_access", share_id=share["id"], access_id=rule["id"])
