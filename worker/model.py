@@ -192,7 +192,6 @@ ACCESS_TRANSITIONS: dict[tuple[_A, _A], str] = {
     (_A.APPLYING, _A.ERROR): "the driver refused the set for good",
     (_A.QUEUED_TO_DENY, _A.ERROR): "the deny used up its attempts; it is tried on, slowly",
     (_A.DENYING, _A.ERROR): "the deny used up its attempts; it is tried on, slowly",
-    (_A.ERROR, _A.ACTIVE): "a later set with the rule was accepted",
 }
 SERVER_TRANSITIONS: dict[tuple[_V, _V], str] = {
     (_V.NEW, _V.BUILDING): "its addresses are allocated",

@@ -30,12 +30,11 @@ class Setting:
 
     ``state_dir`` is a directory of the backend's own on this host for what must outlive the
     worker (records of daemons, images); it is made by whoever first writes to it. It is the same
-    after a restart, and other backends do not use it. ``share_network_addresses`` is the
-    backend's setting of that name: share networks that name addresses themselves are then served
-    from those (DESIGN §5).
+    after a restart, and other backends do not use it.
     """
 
     backend: str
     mode: DriverMode
     state_dir: Path
     share_network_addresses: bool = False
+    """Whether a flat backend uses the addresses that a share network brings."""

@@ -86,6 +86,8 @@ operations = Table(
     Column("queue", String(255), nullable=False, server_default=""),
     Column("state", String(32), nullable=False),
     Column("phase", String(16)),
+    # Which way: its steps are being done, or being undone.
+    Column("undoing", Boolean, nullable=False, server_default=text("false")),
     # The task that is to be done next, and the index of its step in the saga.
     Column("task", String(64), nullable=False, server_default=""),
     Column("position", Integer, nullable=False, server_default="0"),
@@ -140,6 +142,15 @@ _partial(
 )
 Index("ix_operations_project", operations.c.project_id, operations.c.seq)
 Index("ix_operations_resource", operations.c.resource_id, operations.c.seq)
+
+# Ids under which the same request was sent again with its idempotency key: they get its result.
+operation_aliases = Table(
+    "operation_aliases",
+    metadata,
+    _id("id", primary_key=True),
+    _id("operation_id", nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+)
 
 operation_steps = Table(
     "operation_steps",
@@ -243,6 +254,8 @@ share_server_failures = Table(
     # One row a server key whose last builder failed; gone with the first success.
     Column("key", String(64), primary_key=True),
     Column("failures", Integer, nullable=False),
+    Column("error", JSON, nullable=False),
+    Column("failed_at", Float, nullable=False),
 )
 
 share_server_refs = Table(
@@ -389,6 +402,8 @@ poison_messages = Table(
     "poison_messages",
     metadata,
     Column("id", _Sequence, primary_key=True, autoincrement=True),
+    # The same when the broker delivers the message again: it is kept once.
+    Column("fingerprint", String(64), nullable=False, unique=True),
     Column("queue", String(255), nullable=False),
     Column("reason", Text, nullable=False),
     Column("headers", JSON, nullable=False),

@@ -1,0 +1,344 @@
+"""Shares, snapshots, access rules, networks and types: rows to values, and their status changes.
+
+A status is written only along its transition table (``worker.model``); a write that finds another
+status than it may come from changes nothing and raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, Final
+
+from sqlalchemy import (
+    Connection,
+    Row,
+    Table,
+    and_,
+    case,
+    delete,
+    func,
+    select,
+    update,
+)
+
+from worker.db.documents import export_locations
+from worker.db.engine import db_now
+from worker.db.tables import (
+    access_rules,
+    share_networks,
+    shares,
+    snapshots,
+    storage_pools,
+)
+from worker.errors import ErrorCode, Fatal
+from worker.model import (
+    SHARE_TRANSITIONS,
+    SNAPSHOT_TRANSITIONS,
+    AccessRule,
+    AccessState,
+    NetworkKind,
+    Share,
+    ShareNetwork,
+    ShareStatus,
+    Snapshot,
+    SnapshotStatus,
+)
+
+_WANTED: Final = (
+    AccessState.QUEUED_TO_APPLY.value,
+    AccessState.APPLYING.value,
+    AccessState.ACTIVE.value,
+)
+_UNWANTED: Final = (AccessState.QUEUED_TO_DENY.value, AccessState.DENYING.value)
+
+
+def share_of(row: Row[Any]) -> Share:
+    """A share's row as drivers see it."""
+    return Share(
+        id=row.id,
+        project_id=row.project_id,
+        size=row.size,
+        share_proto=row.share_proto,
+        backend=row.backend,
+        pool=row.pool,
+        name=row.name,
+        share_server_id=row.share_server_id,
+        export_locations=export_locations(row.export_locations),
+    )
+
+
+def snapshot_of(row: Row[Any]) -> Snapshot:
+    """A snapshot's row as drivers see it."""
+    return Snapshot(row.id, row.share_id, row.project_id, row.size)
+
+
+def network_of(row: Row[Any]) -> ShareNetwork:
+    """A share network's row as helpers see it."""
+    return ShareNetwork(
+        id=row.id,
+        project_id=row.project_id,
+        kind=NetworkKind(row.kind),
+        name=row.name,
+        description=row.description,
+        neutron_net_id=row.neutron_net_id,
+        neutron_subnet_id=row.neutron_subnet_id,
+        nova_network_id=row.nova_network_id,
+        flat_network_ip_pool=tuple(row.flat_network_ip_pool or ()),
+        flat_network_subnet=row.flat_network_subnet,
+        flat_network_gateway=row.flat_network_gateway,
+        dhcp_endpoint=row.dhcp_endpoint,
+        cidr=row.cidr,
+        is_public=row.is_public,
+    )
+
+
+def share_row(connection: Connection, share_id: str) -> Row[Any]:
+    """Return a share's row for a step; its absence means the operation's object is gone."""
+    return _row(connection, shares, share_id, "share")
+
+
+def snapshot_row(connection: Connection, snapshot_id: str) -> Row[Any]:
+    """Return a snapshot's row for a step."""
+    return _row(connection, snapshots, snapshot_id, "snapshot")
+
+
+def network(connection: Connection, network_id: str) -> ShareNetwork:
+    """Return a share network for a step."""
+    return network_of(_row(connection, share_networks, network_id, "share network"))
+
+
+def _row(connection: Connection, table: Table, object_id: str, kind: str) -> Row[Any]:
+    row = connection.execute(select(table).where(table.c.id == object_id)).first()
+    if row is None:
+        raise Fatal(
+            f"The {kind} {object_id} does not exist any more.",
+            object=f"{kind} {object_id}",
+            code=ErrorCode.NOT_FOUND,
+        )
+    return row
+
+
+def _sources(transitions: Mapping[tuple[Any, Any], str], status: StrEnum) -> list[str]:
+    return [str(old) for old, new in transitions if new == status] + [str(status)]
+
+
+def set_share(
+    connection: Connection, share_id: str, status: ShareStatus, **values: Any
+) -> Row[Any]:
+    """Move a share to a status along its transitions, with other columns; return its row."""
+    return _move(connection, shares, share_id, status, transitions=SHARE_TRANSITIONS, values=values)
+
+
+def set_snapshot(
+    connection: Connection, snapshot_id: str, status: SnapshotStatus, **values: Any
+) -> Row[Any]:
+    """Move a snapshot to a status along its transitions, with other columns; return its row."""
+    return _move(
+        connection, snapshots, snapshot_id, status, transitions=SNAPSHOT_TRANSITIONS, values=values
+    )
+
+
+def _move(
+    connection: Connection,
+    table: Table,
+    object_id: str,
+    status: StrEnum,
+    *,
+    transitions: Mapping[tuple[Any, Any], str],
+    values: Mapping[str, Any],
+) -> Row[Any]:
+    row = connection.execute(
+        update(table)
+        .where(table.c.id == object_id, table.c.status.in_(_sources(transitions, status)))
+        .values(status=str(status), updated_at=db_now(), **values)
+        .returning(*table.c)
+    ).first()
+    if row is None:
+        kind = table.name.removesuffix("s")
+        raise Fatal(
+            f"The {kind} {object_id} cannot become {status} from where it is now.",
+            object=f"{kind} {object_id}",
+            code=ErrorCode.CONFLICT,
+        )
+    return row
+
+
+def attach_server(connection: Connection, share_id: str, server_id: str | None) -> None:
+    """Note on the share which server it lives on."""
+    connection.execute(
+        update(shares).where(shares.c.id == share_id).values(share_server_id=server_id)
+    )
+
+
+def share_failed(connection: Connection, share_id: str, error: Mapping[str, str]) -> None:
+    """A create failed and was undone: the share is in error unless its delete was accepted."""
+    connection.execute(
+        update(shares)
+        .where(shares.c.id == share_id)
+        .values(
+            status=case(
+                (shares.c.status == ShareStatus.DELETING.value, shares.c.status),
+                else_=ShareStatus.ERROR.value,
+            ),
+            error=dict(error),
+            export_locations=[],
+            share_server_id=None,
+            updated_at=db_now(),
+        )
+    )
+    free_capacity(connection, share_id)
+
+
+def free_capacity(connection: Connection, share_id: str) -> None:
+    """Give back what is reserved for a share on its pool; nothing reserved is fine."""
+    held = connection.execute(
+        select(shares.c.backend, shares.c.pool, shares.c.allocated_gib)
+        .where(shares.c.id == share_id, shares.c.allocated_gib > 0)
+        .with_for_update()
+    ).first()
+    if held is None:
+        return
+    connection.execute(update(shares).where(shares.c.id == share_id).values(allocated_gib=0))
+    connection.execute(
+        update(storage_pools)
+        .where(storage_pools.c.backend == held.backend, storage_pools.c.name == held.pool)
+        .values(
+            allocated_gib=storage_pools.c.allocated_gib - held.allocated_gib,
+            shares=storage_pools.c.shares - 1,
+        )
+    )
+
+
+def reserve_more(connection: Connection, share_id: str, by: int, limit_ratio: float) -> bool:
+    """Reserve further GiB for a share on its pool; False when the pool has not that much."""
+    row = connection.execute(
+        select(shares.c.backend, shares.c.pool).where(shares.c.id == share_id)
+    ).one()
+    pool = storage_pools.c
+    changed = connection.execute(
+        update(storage_pools)
+        .where(
+            pool.backend == row.backend,
+            pool.name == row.pool,
+            pool.allocated_gib + by <= pool.total_gib * limit_ratio,
+        )
+        .values(allocated_gib=pool.allocated_gib + by)
+    )
+    if changed.rowcount == 0:
+        return False
+    connection.execute(
+        update(shares)
+        .where(shares.c.id == share_id)
+        .values(allocated_gib=shares.c.allocated_gib + by)
+    )
+    return True
+
+
+def return_some(connection: Connection, share_id: str, by: int) -> None:
+    """Undo :func:`reserve_more`."""
+    row = connection.execute(
+        update(shares)
+        .where(shares.c.id == share_id)
+        .values(allocated_gib=shares.c.allocated_gib - by)
+        .returning(shares.c.backend, shares.c.pool)
+    ).one()
+    connection.execute(
+        update(storage_pools)
+        .where(storage_pools.c.backend == row.backend, storage_pools.c.name == row.pool)
+        .values(allocated_gib=storage_pools.c.allocated_gib - by)
+    )
+
+
+def remove_share(connection: Connection, share_id: str) -> None:
+    """Nothing of the share is left: its row, its rules and its reservation go."""
+    free_capacity(connection, share_id)
+    connection.execute(delete(access_rules).where(access_rules.c.share_id == share_id))
+    connection.execute(delete(shares).where(shares.c.id == share_id))
+
+
+def remove_snapshot(connection: Connection, snapshot_id: str) -> None:
+    """Nothing of the snapshot is left: its row goes."""
+    connection.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
+
+
+def snapshots_of(connection: Connection, share_id: str) -> int:
+    """How many snapshots a share has."""
+    return connection.execute(
+        select(func.count()).select_from(snapshots).where(snapshots.c.share_id == share_id)
+    ).scalar_one()
+
+
+# Access rules: rows with states, handed to the driver as a whole with a generation.
+
+
+def begin_access(connection: Connection, share_id: str) -> tuple[list[AccessRule], int]:
+    """Mark what is queued as being handed over; return the wanted set and its generation.
+
+    A rule in error is left out: it would make every later set fail with it.
+    """
+    generation = connection.execute(
+        select(shares.c.access_generation).where(shares.c.id == share_id).with_for_update()
+    ).scalar_one()
+    rule = access_rules.c
+    connection.execute(
+        update(access_rules)
+        .where(
+            rule.share_id == share_id,
+            rule.state.in_((AccessState.QUEUED_TO_APPLY.value, AccessState.QUEUED_TO_DENY.value)),
+        )
+        .values(
+            state=case(
+                (rule.state == AccessState.QUEUED_TO_APPLY.value, AccessState.APPLYING.value),
+                else_=AccessState.DENYING.value,
+            ),
+            updated_at=db_now(),
+        )
+    )
+    rows = connection.execute(
+        select(rule.id, rule.access_type, rule.access_to, rule.access_level)
+        .where(rule.share_id == share_id, rule.state.in_(_WANTED))
+        .order_by(rule.created_at, rule.id)
+    )
+    return [AccessRule(*row) for row in rows], generation
+
+
+def end_access(connection: Connection, share_id: str, generation: int) -> None:
+    """The driver enforces this generation: what it wanted is active, what it left out is gone."""
+    rule = access_rules.c
+    done = and_(rule.share_id == share_id, rule.generation <= generation)
+    connection.execute(
+        update(shares)
+        .where(shares.c.id == share_id, shares.c.applied_generation < generation)
+        .values(applied_generation=generation, updated_at=db_now())
+    )
+    connection.execute(
+        update(access_rules)
+        .where(done, rule.state.in_(_WANTED), rule.state != AccessState.ACTIVE.value)
+        .values(state=AccessState.ACTIVE.value, updated_at=db_now())
+    )
+    connection.execute(delete(access_rules).where(done, rule.state.in_(_UNWANTED)))
+
+
+def access_failed(connection: Connection, share_id: str, generation: int) -> None:
+    """The driver refused this generation for good: what was new in it is in error."""
+    rule = access_rules.c
+    connection.execute(
+        update(access_rules)
+        .where(
+            rule.share_id == share_id,
+            rule.generation <= generation,
+            rule.state.not_in((AccessState.ACTIVE.value, AccessState.ERROR.value)),
+        )
+        .values(state=AccessState.ERROR.value, updated_at=db_now())
+    )
+
+
+def access_row(connection: Connection, rule_id: str) -> Row[Any] | None:
+    """Return an access rule's row, if it is still there."""
+    return connection.execute(select(access_rules).where(access_rules.c.id == rule_id)).first()
+
+
+def remove_access(connection: Connection, rule_id: str) -> None:
+    """A deny that had failed went through after all."""
+    connection.execute(delete(access_rules).where(access_rules.c.id == rule_id))

@@ -1,0 +1,522 @@
+"""The journal: operations, how far they are, and who is on them.
+
+Every function takes an open connection and is one statement unless its docstring says otherwise.
+A claim is fenced: its holder's later writes name the fence, and write nothing once another claim
+or a re-drive has been there (:class:`~worker.errors.LeaseLost`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Update,
+    bindparam,
+    func,
+    insert,
+    select,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from worker.db.engine import db_now
+from worker.db.tables import operation_aliases, operation_steps, operations
+from worker.errors import LeaseLost
+from worker.model import LIVE_STATES, OperationState, Phase
+
+_o = operations.c
+_LIVE = [str(state) for state in LIVE_STATES]
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What is needed to ring the doorbell of an operation, once its row is committed."""
+
+    operation_id: str
+    dispatch: int
+    saga: str
+    position: int
+    undoing: bool
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation as its step sees it, just claimed."""
+
+    id: str
+    seq: int
+    project_id: str
+    user_id: str
+    request_id: str
+    verb: str
+    resource_kind: str
+    resource_id: str
+    payload: Mapping[str, Any]
+    idempotency_key: str | None
+    saga: str
+    saga_version: int
+    backend: str | None
+    queue: str
+    state: OperationState
+    phase: Phase | None
+    undoing: bool
+    task: str
+    position: int
+    dispatch: int
+    fence: int
+    attempts: int
+    accepted_at: float
+    claimed_at: float
+    queued_at: float
+    redrives: int
+    waited: float
+    """Seconds since its present message was published, by the database's clock."""
+    waiting_since: float | None
+    verdict: Mapping[str, str] | None
+    error: Mapping[str, str] | None
+    """Why it is being undone, while it is."""
+
+    @property
+    def doorbell(self) -> Dispatch:
+        """The dispatch as it stands."""
+        return Dispatch(
+            self.id,
+            self.dispatch,
+            self.saga,
+            self.position,
+            self.undoing,
+            self.queue,
+        )
+
+
+_COLUMNS = tuple(
+    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name]
+    for name in Operation.__dataclass_fields__
+)
+_BELL = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
+
+
+def _operation(row: Row[Any]) -> Operation:
+    values = row._asdict()
+    values["state"] = OperationState(values["state"])
+    values["phase"] = Phase(values["phase"]) if values["phase"] else None
+    return Operation(**values)
+
+
+def _bell(row: Row[Any]) -> Dispatch:
+    return Dispatch(row.id, row.dispatch, row.saga, row.position, row.undoing, row.queue)
+
+
+def accept(
+    connection: Connection, values: Mapping[str, Any], *, running: bool, patience: float
+) -> Dispatch | None:
+    """Insert an operation, at once running or behind another on its object.
+
+    Returns what to ring once it is committed; None when its id or its key exists already.
+    """
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    state = OperationState.RUNNING if running else OperationState.PENDING
+    due = {"dispatch": 1, **queued(patience)} if running else {}
+    statement = (
+        dialect.insert(operations)
+        .values(accepted_at=db_now(), state=state.value, **values, **due)
+        .on_conflict_do_nothing()
+        .returning(*_BELL)
+    )
+    row = connection.execute(statement).first()
+    return None if row is None else _bell(row)
+
+
+def queued(patience: float) -> dict[Any, Any]:
+    """The values of an operation whose message is about to be published.
+
+    ``patience`` is after how many seconds the reconciler may take its absence for a loss.
+    """
+    wait = patience * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
+    return {
+        "phase": Phase.QUEUED.value,
+        "queued_at": db_now(),
+        "due_at": db_now() + wait,
+    }
+
+
+_CLAIM = (
+    update(operations)
+    .where(
+        _o.id == bindparam("operation_id"),
+        _o.dispatch == bindparam("number"),
+        _o.task == bindparam("act"),
+        _o.phase == Phase.QUEUED.value,
+    )
+    .values(
+        phase=Phase.LEASED.value,
+        fence=_o.fence + 1,
+        attempts=_o.attempts + 1,
+        claimed_at=db_now(),
+        due_at=db_now() + bindparam("lease"),
+        worker=bindparam("holder"),
+    )
+    .returning(*_COLUMNS)
+)
+
+
+def claim(
+    connection: Connection, operation_id: str, number: int, act: str, *, worker: str, lease: float
+) -> Operation | None:
+    """Lease the operation's next act, if it is this one and nobody has it."""
+    row = connection.execute(
+        _CLAIM,
+        {
+            "operation_id": operation_id,
+            "number": number,
+            "act": act,
+            "holder": worker,
+            "lease": lease,
+        },
+    ).first()
+    return None if row is None else _operation(row)
+
+
+def find(connection: Connection, operation_id: str) -> Operation | None:
+    """Return an operation as it stands."""
+    row = connection.execute(select(*_COLUMNS).where(_o.id == operation_id)).first()
+    return None if row is None else _operation(row)
+
+
+def renew(connection: Connection, operation_id: str, fence: int, lease: float) -> bool:
+    """Push a lease's end; False when it is no longer held."""
+    changed = connection.execute(
+        update(operations).where(*_held(operation_id, fence)).values(due_at=db_now() + lease)
+    )
+    return changed.rowcount == 1
+
+
+def _held(operation_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
+    return (_o.id == operation_id, _o.fence == fence, _o.phase == Phase.LEASED.value)
+
+
+def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, Any]) -> Row[Any]:
+    row = connection.execute(
+        update(operations)
+        .where(*_held(operation.id, operation.fence))
+        .values(values)
+        .returning(*_BELL)
+    ).first()
+    if row is None:
+        raise LeaseLost(
+            f"Operation {operation.id} is no longer this worker's; nothing was written."
+        )
+    return row
+
+
+def hold(connection: Connection, operation: Operation) -> None:
+    """Make sure, for the rest of this transaction, that the lease is still ours."""
+    held = connection.execute(
+        select(_o.seq).where(*_held(operation.id, operation.fence)).with_for_update()
+    ).first()
+    if held is None:
+        raise LeaseLost(
+            f"Operation {operation.id} is no longer this worker's; nothing was written."
+        )
+
+
+_RELEASED: Mapping[str, Any] = {"attempts": 0, "waits_for": None, "waiting_since": None}
+
+
+def advance(
+    connection: Connection, operation: Operation, *, task: str, position: int, patience: float
+) -> None:
+    """Finish a step: the next task of the same chain is due, under the same dispatch number."""
+    _fenced(
+        connection,
+        operation,
+        {"task": task, "position": position, **_RELEASED, **queued(patience)},
+    )
+
+
+def wait(
+    connection: Connection, operation: Operation, *, seconds: float, waits_for: str | None
+) -> None:
+    """Release the lease until a time, or until :func:`wake` for the key; not an attempt."""
+    _fenced(
+        connection,
+        operation,
+        {
+            "phase": Phase.WAITING.value,
+            "attempts": _o.attempts - 1,
+            "due_at": db_now() + seconds,
+            "waits_for": waits_for,
+            "waiting_since": func.coalesce(_o.waiting_since, db_now()),
+        },
+    )
+
+
+def retry(connection: Connection, operation: Operation, *, seconds: float) -> None:
+    """Release the lease after a failed attempt; the next one is due after a pause."""
+    _fenced(connection, operation, {"phase": Phase.WAITING.value, "due_at": db_now() + seconds})
+
+
+def begin_undo(
+    connection: Connection,
+    operation: Operation,
+    *,
+    task: str,
+    error: Mapping[str, str],
+    patience: float,
+) -> Dispatch:
+    """Turn round: from here the operation's steps are undone, in a chain of its own."""
+    return _bell(
+        _fenced(
+            connection,
+            operation,
+            {
+                "state": OperationState.UNDOING.value,
+                "undoing": True,
+                "task": task,
+                "error": dict(error),
+                "verdict": None,
+                "dispatch": _o.dispatch + 1,
+                **_RELEASED,
+                **queued(patience),
+            },
+        )
+    )
+
+
+def end(
+    connection: Connection,
+    operation: Operation,
+    state: OperationState,
+    *,
+    result: Mapping[str, Any] | None,
+    error: Mapping[str, str] | None,
+    store_again: float,
+) -> None:
+    """Close the operation; its result is to be stored, again after ``store_again`` seconds."""
+    _fenced(
+        connection,
+        operation,
+        {
+            "state": state.value,
+            "phase": None,
+            "due_at": None,
+            "task": "",
+            "waits_for": None,
+            "result": result,
+            "error": error,
+            "verdict": None,
+            "result_due_at": db_now() + store_again,
+            "finished_at": db_now(),
+        },
+    )
+
+
+def give_up(
+    connection: Connection,
+    operation: Operation,
+    *,
+    error: Mapping[str, str],
+    pause: float,
+    store_again: float,
+) -> None:
+    """Record that an undo or deletion used up its attempts; it stays due, at a slow pace."""
+    _fenced(
+        connection,
+        operation,
+        {
+            "state": OperationState.COMPENSATION_FAILED.value,
+            "phase": Phase.WAITING.value,
+            "due_at": db_now() + pause,
+            "error": dict(error),
+            "result_due_at": db_now() + store_again,
+            "finished_at": db_now(),
+        },
+    )
+
+
+def promote(
+    connection: Connection, resource_kind: str, resource_id: str, *, patience: float
+) -> list[Dispatch]:
+    """Start the next operation that was queued behind an object whose live one just ended."""
+    following = (
+        select(_o.seq)
+        .where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.state == OperationState.PENDING.value,
+        )
+        .order_by(_o.seq)
+        .limit(1)
+        .scalar_subquery()
+    )
+    rows = connection.execute(
+        update(operations)
+        .where(_o.seq == following)
+        .values(state=OperationState.RUNNING.value, dispatch=1, **queued(patience))
+        .returning(*_BELL)
+    )
+    return [_bell(row) for row in rows]
+
+
+def wake(
+    connection: Connection,
+    key: str,
+    *,
+    patience: float,
+    limit: int | None = None,
+    verdict: Mapping[str, str] | None = None,
+) -> list[Dispatch]:
+    """Make due what waits for a key, oldest first; with a verdict, they fail with it."""
+    waiting = select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit)
+    rows = connection.execute(
+        _ring(patience)
+        .where(_o.seq.in_(waiting.scalar_subquery()), _o.waits_for == key)
+        .values({"verdict": dict(verdict)} if verdict else {})
+    )
+    return [_bell(row) for row in rows]
+
+
+def _ring(patience: float) -> Update:
+    """An update that makes operations due now, under a new dispatch number."""
+    return (
+        update(operations)
+        .values(dispatch=_o.dispatch + 1, waits_for=None, **queued(patience))
+        .returning(*_BELL)
+    )
+
+
+def condemn(
+    connection: Connection, operation_id: str, verdict: Mapping[str, str], *, patience: float
+) -> list[Dispatch]:
+    """Make a running operation fail with an error at its next claim (a cancel); two statements.
+
+    One that waits is woken for it; one that is queued or leased meets it where it is.
+    """
+    connection.execute(
+        update(operations)
+        .where(_o.id == operation_id, _o.state == OperationState.RUNNING.value)
+        .values(verdict=dict(verdict))
+    )
+    rows = connection.execute(
+        _ring(patience).where(
+            _o.id == operation_id,
+            _o.state == OperationState.RUNNING.value,
+            _o.phase == Phase.WAITING.value,
+        )
+    )
+    return [_bell(row) for row in rows]
+
+
+def supersede(
+    connection: Connection,
+    resource_kind: str,
+    resource_id: str,
+    error: Mapping[str, str],
+    *,
+    store_again: float,
+) -> list[str]:
+    """End what is queued behind an object that is to be deleted; return the operations' ids."""
+    rows = connection.execute(
+        update(operations)
+        .where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.state == OperationState.PENDING.value,
+        )
+        .values(
+            state=OperationState.SUPERSEDED.value,
+            error=dict(error),
+            result_due_at=db_now() + store_again,
+            finished_at=db_now(),
+        )
+        .returning(_o.id)
+    )
+    return [row.id for row in rows]
+
+
+def record(
+    connection: Connection,
+    operation: Operation,
+    outcome: str,
+    message: str = "",
+) -> None:
+    """Write a line of the operation's timeline: an act that ended, and how."""
+    connection.execute(
+        insert(operation_steps).values(
+            operation_id=operation.id,
+            task=operation.task,
+            outcome=outcome,
+            attempt=operation.attempts,
+            worker=select(_o.worker).where(_o.id == operation.id).scalar_subquery(),
+            started_at=operation.claimed_at,
+            finished_at=db_now(),
+            message=message,
+        )
+    )
+
+
+def aliases(connection: Connection, operation_id: str) -> list[str]:
+    """Return the other ids under which the same request was sent with its idempotency key."""
+    rows = connection.execute(
+        select(operation_aliases.c.id).where(operation_aliases.c.operation_id == operation_id)
+    )
+    return [row.id for row in rows]
+
+
+# What the reconciler asks and does.
+
+
+def due(connection: Connection, phases: Sequence[Phase], limit: int) -> list[Operation]:
+    """Return operations whose deadline has passed, the longest overdue first."""
+    rows = connection.execute(
+        select(*_COLUMNS)
+        .where(
+            _o.due_at < db_now(),
+            _o.phase.in_([phase.value for phase in phases]),
+        )
+        .order_by(_o.due_at)
+        .limit(limit)
+    )
+    return [_operation(row) for row in rows]
+
+
+def redrive(
+    connection: Connection, overdue: Sequence[Operation], *, patience: float
+) -> list[Dispatch]:
+    """Take up again what is overdue: a new dispatch number and deadline, then publish.
+
+    Whoever else moved one of them meanwhile wins: it is left out of the answer.
+    """
+    if not overdue:
+        return []
+    rows = connection.execute(
+        _ring(patience)
+        .where(
+            _o.seq.in_([one.seq for one in overdue]),
+            _o.due_at < db_now(),  # whoever moved it meanwhile moved its deadline too
+        )
+        .values(redrives=_o.redrives + 1)
+    )
+    return [_bell(row) for row in rows]
+
+
+def postpone(connection: Connection, queue: str, *, limit: float, patience: float) -> int:
+    """Give messages that are only waiting in a deep queue more time; return how many."""
+    changed = connection.execute(
+        update(operations)
+        .where(
+            _o.queue == queue,
+            _o.phase == Phase.QUEUED.value,
+            _o.due_at < db_now(),
+            _o.queued_at > db_now() - limit,
+        )
+        .values(due_at=db_now() + patience)
+    )
+    return changed.rowcount

@@ -1,0 +1,369 @@
+"""Share servers and who refers to them (DESIGN rules 8 and 9).
+
+Joining is one conditional update on a server that has room; clean-up is one on a server with no
+references; ``deleting`` is never left again. Counters and reference rows change together, and the
+counters may never go negative: a constraint says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    and_,
+    case,
+    delete,
+    insert,
+    or_,
+    select,
+    true,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from worker.db.documents import network_info, plain, server_details
+from worker.db.engine import db_now
+from worker.db.tables import share_server_failures, share_server_refs, share_servers
+from worker.errors import ErrorCode, Fatal
+from worker.model import NetworkInfo, ServerStatus, ShareServer, ShareServerDetails
+
+_s = share_servers.c
+_r = share_server_refs.c
+_f = share_server_failures.c
+_BUILDING: Final = (ServerStatus.NEW.value, ServerStatus.BUILDING.value)
+_LIVE: Final = (*_BUILDING, ServerStatus.ACTIVE.value)
+_JOIN_ROUNDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKey:
+    """What servers must agree in so that a share may live on either."""
+
+    project_id: str
+    share_network_id: str
+    backend: str
+    security_key: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The key as one short string: what waiting operations wait for."""
+        parts = (self.project_id, self.share_network_id, self.backend, self.security_key)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+    @property
+    def waits_for(self) -> str:
+        """The key of operations that wait for a server's build to end."""
+        return f"share_server:{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one server may hold; 0 is no limit."""
+
+    shares: int = 0
+    gib: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The server that a share refers to now, and whether this operation is its builder."""
+
+    server: ShareServer
+    is_builder: bool
+
+
+def server_of(row: Row[Any]) -> ShareServer:
+    """A row as drivers and helpers see it."""
+    return ShareServer(
+        id=row.id,
+        project_id=row.project_id,
+        backend=row.backend,
+        share_network_id=row.share_network_id,
+        status=ServerStatus(row.status),
+        network_info=network_info(row.network_info),
+        details=server_details(row.details),
+        server_id=row.server_id,
+    )
+
+
+def key_of(row: Row[Any]) -> ServerKey:
+    """The key that a server was made for."""
+    return ServerKey(row.project_id, row.share_network_id, row.backend, row.security_key)
+
+
+def get(connection: Connection, server_id: str) -> ShareServer | None:
+    """Return a share server."""
+    row = connection.execute(select(share_servers).where(_s.id == server_id)).first()
+    return None if row is None else server_of(row)
+
+
+def referred(connection: Connection, share_id: str) -> Row[Any] | None:
+    """Return the row of the server that a share refers to."""
+    return connection.execute(
+        select(share_servers)
+        .join(share_server_refs, _r.share_server_id == _s.id)
+        .where(_r.share_id == share_id)
+    ).first()
+
+
+def join(
+    connection: Connection,
+    key: ServerKey,
+    *,
+    share_id: str,
+    gib: int,
+    operation_id: str,
+    accepted_at: float,
+    limits: Limits,
+    tolerated_failures: int,
+) -> Joined | None:
+    """Refer to a live server that has room, or to a new one with this operation as its builder.
+
+    None: all live ones are full and another is being built; wait for ``key.waits_for``. Repeated
+    after a crash, it finds the reference it made. Raises :class:`~worker.errors.Fatal` with the
+    last reason when too many builders in a row have failed since this operation was accepted.
+    """
+    row = referred(connection, share_id)
+    for _ in range(_JOIN_ROUNDS):
+        if row is not None:
+            break
+        row = _take_room(connection, key, gib, limits)
+        if row is None:
+            _judge(connection, key, accepted_at, tolerated_failures)
+            row = _insert(connection, key, gib, operation_id)
+        if row is not None:
+            connection.execute(
+                insert(share_server_refs).values(
+                    share_id=share_id, share_server_id=row.id, operation_id=operation_id, gib=gib
+                )
+            )
+    if row is None:
+        return None
+    building = row.status in _BUILDING
+    return Joined(server_of(row), building and row.builder_id == operation_id)
+
+
+def _of_key(key: ServerKey) -> ColumnElement[bool]:
+    return and_(
+        _s.project_id == key.project_id,
+        _s.share_network_id == key.share_network_id,
+        _s.backend == key.backend,
+        _s.security_key == key.security_key,
+    )
+
+
+def _take_room(connection: Connection, key: ServerKey, gib: int, limits: Limits) -> Row[Any] | None:
+    room = and_(
+        _s.status.in_(_LIVE),
+        _s.shares < limits.shares if limits.shares else true(),
+        # A share larger than the limit still gets a server to itself.
+        or_(_s.gib + gib <= limits.gib, _s.shares == 0) if limits.gib else true(),
+    )
+    candidate = (
+        select(_s.id)
+        .where(_of_key(key), room)
+        .order_by(case((_s.status == ServerStatus.ACTIVE.value, 0), else_=1), _s.created_at)
+        .limit(1)
+        .with_for_update()
+        .scalar_subquery()
+    )
+    return connection.execute(
+        update(share_servers)
+        .where(_s.id == candidate, room)
+        .values(shares=_s.shares + 1, gib=_s.gib + gib, idle_since=None, updated_at=db_now())
+        .returning(*share_servers.c)
+    ).first()
+
+
+def _insert(connection: Connection, key: ServerKey, gib: int, operation_id: str) -> Row[Any] | None:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    return connection.execute(
+        dialect.insert(share_servers)
+        .values(
+            id=str(uuid.uuid4()),
+            project_id=key.project_id,
+            share_network_id=key.share_network_id,
+            backend=key.backend,
+            security_key=key.security_key,
+            status=ServerStatus.NEW.value,
+            builder_id=operation_id,
+            shares=1,
+            gib=gib,
+            created_at=db_now(),
+            updated_at=db_now(),
+        )
+        .on_conflict_do_nothing()
+        .returning(*share_servers.c)
+    ).first()
+
+
+def allocated(connection: Connection, server_id: str, info: NetworkInfo) -> None:
+    """The builder holds its addresses."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id, _s.status == ServerStatus.NEW.value)
+        .values(status=ServerStatus.BUILDING.value, network_info=plain(info), updated_at=db_now())
+    )
+
+
+def built(connection: Connection, server_id: str, details: ShareServerDetails) -> ServerKey:
+    """The server serves; failures of earlier builders no longer count."""
+    row = connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id)
+        .values(
+            status=ServerStatus.ACTIVE.value,
+            server_id=details.server_id,
+            details=plain(details),
+            updated_at=db_now(),
+        )
+        .returning(*share_servers.c)
+    ).one()
+    key = key_of(row)
+    connection.execute(delete(share_server_failures).where(_f.key == key.digest))
+    return key
+
+
+def remember(connection: Connection, builder_id: str, server_id: str) -> None:
+    """Keep the outside id of what a failed attempt made."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.builder_id == builder_id, _s.status.in_(_BUILDING))
+        .values(server_id=server_id, updated_at=db_now())
+    )
+
+
+def release(
+    connection: Connection, share_id: str, *, deleter_id: str | None, idle_after: bool = False
+) -> Row[Any] | None:
+    """Give a share's reference back; return the server's row, or None if there was no reference.
+
+    The last one to go marks the server ``deleting`` for ``deleter_id``; with ``idle_after`` it
+    begins to be idle instead, and a clean-up takes it later.
+    """
+    reference = connection.execute(
+        delete(share_server_refs).where(_r.share_id == share_id).returning(*share_server_refs.c)
+    ).first()
+    if reference is None:
+        return None
+    last = and_(_s.shares == 1, _s.status == ServerStatus.ACTIVE.value)
+    values: dict[str, Any] = {
+        "shares": _s.shares - 1,
+        "gib": _s.gib - reference.gib,
+        "updated_at": db_now(),
+    }
+    if idle_after:
+        values["idle_since"] = case((last, db_now()), else_=_s.idle_since)
+    else:
+        values["status"] = case((last, ServerStatus.DELETING.value), else_=_s.status)
+        values["deleter_id"] = case((last, deleter_id), else_=_s.deleter_id)
+    return connection.execute(
+        update(share_servers)
+        .where(_s.id == reference.share_server_id)
+        .values(values)
+        .returning(*share_servers.c)
+    ).one()
+
+
+def abandon(connection: Connection, operation_id: str) -> Row[Any] | None:
+    """The builder gives up: its server is ``deleting`` for it, and nobody refers to it any more.
+
+    None when the operation builds no server (any more).
+    """
+    row = connection.execute(
+        update(share_servers)
+        .where(_s.builder_id == operation_id, _s.status.in_(_BUILDING))
+        .values(
+            status=ServerStatus.DELETING.value,
+            deleter_id=operation_id,
+            shares=0,
+            gib=0,
+            updated_at=db_now(),
+        )
+        .returning(*share_servers.c)
+    ).first()
+    if row is not None:
+        connection.execute(delete(share_server_refs).where(_r.share_server_id == row.id))
+    return row
+
+
+def count_failure(connection: Connection, key: ServerKey, error: Mapping[str, str]) -> int:
+    """Count one more failed builder in a row for a key; return how many there are now."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement = dialect.insert(share_server_failures).values(
+        key=key.digest, failures=1, error=dict(error), failed_at=db_now()
+    )
+    counted = connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[_f.key],
+            set_={"failures": _f.failures + 1, "error": dict(error), "failed_at": db_now()},
+        ).returning(_f.failures)
+    ).scalar_one()
+    return int(counted)
+
+
+def _judge(connection: Connection, key: ServerKey, accepted_at: float, tolerated: int) -> None:
+    """Whether this operation may be the next builder, after those that failed."""
+    row = connection.execute(select(share_server_failures).where(_f.key == key.digest)).first()
+    if row is None or row.failures < tolerated:
+        return
+    if accepted_at < row.failed_at:
+        raise Fatal(
+            row.error["message"],
+            object=row.error.get("object", ""),
+            code=ErrorCode(row.error["code"]),
+        )
+    # Asked for after the last failure: a new run of attempts begins.
+    connection.execute(delete(share_server_failures).where(_f.key == key.digest))
+
+
+def deleted_by(connection: Connection, deleter_id: str) -> Row[Any] | None:
+    """Return the server that an operation is to delete outside, if there is one."""
+    return connection.execute(select(share_servers).where(_s.deleter_id == deleter_id)).first()
+
+
+def remove(connection: Connection, server_id: str) -> None:
+    """Nothing of the server is left: its row goes."""
+    connection.execute(delete(share_servers).where(_s.id == server_id))
+
+
+def mark(connection: Connection, server_id: str, status: ServerStatus, error: Any) -> None:
+    """Make a failed deletion visible."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id)
+        .values(status=status.value, error=error, updated_at=db_now())
+    )
+
+
+def idle(connection: Connection, longer_than: float, limit: int) -> list[str]:
+    """Return servers that nobody has referred to for that long, the longest first."""
+    rows = connection.execute(
+        select(_s.id)
+        .where(_s.idle_since < db_now() - longer_than)
+        .order_by(_s.idle_since)
+        .limit(limit)
+    )
+    return [row.id for row in rows]
+
+
+def doom(connection: Connection, server_id: str, deleter_id: str) -> Row[Any] | None:
+    """Mark an unused server ``deleting``; None when somebody refers to it after all."""
+    return connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id, _s.shares == 0, _s.status == ServerStatus.ACTIVE.value)
+        .values(
+            status=ServerStatus.DELETING.value,
+            deleter_id=deleter_id,
+            idle_since=None,
+            updated_at=db_now(),
+        )
+        .returning(*share_servers.c)
+    ).first()

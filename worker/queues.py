@@ -1,0 +1,32 @@
+"""Names of queues. Backends are hashed onto their worker group's queues."""
+
+from __future__ import annotations
+
+from typing import Final
+from zlib import crc32
+
+from worker.config import Config
+
+REQUESTS: Final = "requests"
+ADMIN_REQUESTS: Final = "requests.admin"
+
+
+def step_queue(group: str, number: int) -> str:
+    """The name of one of a worker group's queues."""
+    return f"steps.{group}.{number}"
+
+
+def queues_of(config: Config, group: str) -> list[str]:
+    """All queues of a worker group."""
+    return [step_queue(group, number) for number in range(config.group(group).queues)]
+
+
+def queue_for(config: Config, backend: str) -> str:
+    """The queue that a backend's steps go to; the same as long as the group's size is."""
+    group = config.backends[backend].worker_group
+    return step_queue(group, crc32(backend.encode()) % config.group(group).queues)
+
+
+def groups(config: Config) -> list[str]:
+    """Every worker group that serves a backend."""
+    return sorted({backend.worker_group for backend in config.backends.values()})

@@ -1,0 +1,41 @@
+"""Starting the operation that deletes an unused share server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from worker.config import Config
+from worker.db import journal
+from worker.db.journal import Dispatch
+from worker.queues import queue_for
+
+SAGA = "clean_up_share_server"
+FIRST_TASK = "delete_share_server"
+
+
+def start_clean_up(
+    connection: Connection, config: Config, server: Row[Any], operation_id: str
+) -> Dispatch:
+    """Accept the clean-up of a server that is marked ``deleting`` for it in this transaction."""
+    bell = journal.accept(
+        connection,
+        {
+            "id": operation_id,
+            "project_id": server.project_id,
+            "verb": SAGA,
+            "resource_kind": "share_server",
+            "resource_id": server.id,
+            "payload": {},
+            "payload_digest": "",
+            "saga": SAGA,
+            "backend": server.backend,
+            "queue": queue_for(config, server.backend),
+            "task": FIRST_TASK,
+        },
+        running=True,
+        patience=config.engine.lease,
+    )
+    assert bell is not None, "the operation's id is new"
+    return bell

@@ -1,0 +1,77 @@
+"""Which steps make an operation. Read this first.
+
+Each line is a saga: its steps in order, each with its undo or the reason why there is none. The
+names are the Celery tasks that a person sees in Flower, as ``sharewright.<name>``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from worker.saga import Act, Saga, forward_only, undoable
+from worker.tasks import access, servers, shares, snapshots
+from worker.tasks.clean_up import SAGA as CLEAN_UP
+
+ALLOCATE_NETWORK: Final = undoable(servers.allocate_network, undo=servers.deallocate_network)
+GET_SHARE_SERVER: Final = undoable(servers.get_share_server, undo=servers.delete_share_server)
+CREATE_SHARE: Final = undoable(shares.create_share, undo=shares.delete_share)
+CREATE_SNAPSHOT: Final = undoable(snapshots.create_snapshot, undo=snapshots.delete_snapshot)
+DELETE_SHARE: Final = forward_only(
+    shares.delete_share,
+    because="deleted data cannot be brought back",
+    on_failure=shares.share_not_deleted,
+    keeps_trying=True,
+)
+DELETE_SNAPSHOT: Final = forward_only(
+    snapshots.delete_snapshot,
+    because="deleted data cannot be brought back",
+    on_failure=snapshots.snapshot_not_deleted,
+    keeps_trying=True,
+)
+EXTEND_SHARE: Final = forward_only(
+    shares.extend_share,
+    because="a client may have filled it already; the real size is read back instead",
+    on_failure=shares.extend_failed,
+)
+ALLOW_ACCESS: Final = forward_only(
+    access.update_access,
+    because="the set may hold other changes; the rule itself is marked instead",
+    on_failure=access.access_failed,
+)
+DENY_ACCESS: Final = forward_only(
+    access.update_access,
+    because="a denied client must not get back in",
+    on_failure=access.access_failed,
+    keeps_trying=True,
+)
+DELETE_SHARE_SERVER: Final = forward_only(
+    servers.delete_share_server,
+    because="a deleted server cannot be brought back",
+    on_failure=servers.server_not_deleted,
+    keeps_trying=True,
+)
+DEALLOCATE_NETWORK: Final = forward_only(
+    servers.deallocate_network,
+    because="a released address may be another's already",
+    on_failure=servers.server_not_deleted,
+    keeps_trying=True,
+)
+
+ALL: Final = (
+    Saga(
+        "create_share",
+        (ALLOCATE_NETWORK, GET_SHARE_SERVER, CREATE_SHARE),
+        failed=shares.create_failed,
+    ),
+    Saga("create_share_single_svm", (CREATE_SHARE,), failed=shares.create_failed),
+    Saga("delete_share", (DELETE_SHARE,)),
+    Saga("extend_share", (EXTEND_SHARE,)),
+    Saga("allow_access", (ALLOW_ACCESS,)),
+    Saga("deny_access", (DENY_ACCESS,)),
+    Saga("create_snapshot", (CREATE_SNAPSHOT,), failed=snapshots.create_failed),
+    Saga("delete_snapshot", (DELETE_SNAPSHOT,)),
+    Saga(CLEAN_UP, (DELETE_SHARE_SERVER, DEALLOCATE_NETWORK)),
+)
+SAGAS: Final[Mapping[str, Saga]] = {saga.name: saga for saga in ALL}
+ACTS: Final[Mapping[str, Act]] = {act.name: act for saga in ALL for act in saga.acts()}

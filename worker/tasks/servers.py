@@ -1,0 +1,169 @@
+"""Share servers: allocate_network and get_share_server, and their undoing.
+
+Every create takes part in one server per project, share network and backend (DESIGN rule 8). Only
+its builder allocates and builds; the others wait here and are then done at once. Undoing gives
+the operation's own reference back, and whoever gives back the last one deletes the server.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import Row
+
+from worker.db import inventory, servers
+from worker.db.servers import Limits, ServerKey
+from worker.errors import ErrorCode, Fatal, StepError
+from worker.failpoints import failpoint
+from worker.model import ServerStatus, ShareServer
+from worker.runner import Job, Writing
+from worker.saga import Act, Commit
+
+RECHECK_SECONDS = 60.0
+"""A wake-up that was lost is made up for after this long."""
+
+
+def _allocate_network(job: Job) -> Commit:
+    share_id = job.operation.resource_id
+    with job.transaction() as writing:
+        share = inventory.share_row(writing.connection, share_id)
+        network = inventory.network(writing.connection, share.share_network_id)
+        settings = writing.config.backends[share.backend]
+        key = ServerKey(share.project_id, share.share_network_id, share.backend)
+        joined = servers.join(
+            writing.connection,
+            key,
+            share_id=share_id,
+            gib=share.size,
+            operation_id=job.operation.id,
+            accepted_at=job.operation.accepted_at,
+            limits=Limits(settings.max_shares_per_share_server, settings.max_share_server_size),
+            tolerated_failures=writing.config.engine.builder_failures,
+        )
+        if joined is None or (
+            not joined.is_builder and joined.server.status is not ServerStatus.ACTIVE
+        ):
+            writing.park(
+                f"The share server for share network {share.share_network_id} is being built.",
+                waits_for=key.waits_for,
+                recheck=RECHECK_SECONDS,
+            )
+    assert joined is not None, "parked otherwise"
+    server = joined.server
+    if not joined.is_builder:
+        return lambda writing: inventory.attach_server(writing.connection, share_id, server.id)
+    failpoint("allocate_network.after_join")
+    info = job.manager.allocate_network(job.context, server, network)
+
+    def commit(writing: Writing) -> None:
+        servers.allocated(writing.connection, server.id, info)
+        inventory.attach_server(writing.connection, share_id, server.id)
+
+    return commit
+
+
+def _get_share_server(job: Job) -> Commit | None:
+    with job.reading() as connection:
+        row = servers.referred(connection, job.operation.resource_id)
+        if row is None:
+            raise _lost_server(job)
+        server = servers.server_of(row)
+        network = inventory.network(connection, row.share_network_id)
+    if server.status is ServerStatus.ACTIVE:
+        return None
+    assert server.network_info is not None, "allocate_network comes first"
+    details = job.manager.get_share_server(
+        job.context, server, network, server.network_info, security_services=()
+    )
+
+    def commit(writing: Writing) -> None:
+        key = servers.built(writing.connection, server.id, details)
+        writing.wake(key.waits_for)
+
+    return commit
+
+
+def _lost_server(job: Job) -> Fatal:
+    share = job.operation.resource_id
+    return Fatal(
+        f"Share {share} refers to no share server any more.",
+        object=f"share {share}",
+        code=ErrorCode.SHARE_SERVER_FAILED,
+    )
+
+
+def _delete_share_server(job: Job) -> Commit | None:
+    server = _give_back(job)
+    if server is not None:
+        failpoint("delete_share_server.after_release")
+        job.manager.delete_share_server(job.context, server)
+    return None
+
+
+def _deallocate_network(job: Job) -> Commit | None:
+    server = _give_back(job)
+    if server is None:
+        return None
+    failpoint("deallocate_network.after_release")
+    job.manager.deallocate_network(job.context, server)
+    return lambda writing: servers.remove(writing.connection, server.id)
+
+
+def _give_back(job: Job) -> ShareServer | None:
+    """Give back the operation's reference; return the server if it is ours to delete outside.
+
+    Both undos begin with it, for either may be the first: a failure in allocate_network is undone
+    by deallocate_network alone.
+    """
+    operation = job.operation
+    with job.transaction() as writing:
+        row = servers.deleted_by(writing.connection, operation.id)
+        if row is None and operation.resource_kind == "share":
+            row = servers.abandon(writing.connection, operation.id)
+            if row is not None:
+                _let_others_build(writing, row)
+            else:
+                released = servers.release(
+                    writing.connection, operation.resource_id, deleter_id=operation.id
+                )
+                if released is not None and released.deleter_id == operation.id:
+                    row = released
+    return None if row is None else servers.server_of(row)
+
+
+def _let_others_build(writing: Writing, row: Row[tuple[object, ...]]) -> None:
+    """One waiter builds anew; after too many failures in a row all fail with the last reason."""
+    key = servers.key_of(row)
+    error = dict(writing.operation.error or {})
+    if error.get("code") == ErrorCode.CANCELLED:
+        writing.wake(key.waits_for, limit=1)
+        return
+    reason = {
+        "code": str(ErrorCode.SHARE_SERVER_FAILED),
+        "message": f"The share server could not be built. {error.get('message', '')}",
+        "object": f"share server {row.id}",
+        "field": "",
+    }
+    failures = servers.count_failure(writing.connection, key, reason)
+    if failures < writing.config.engine.builder_failures:
+        writing.wake(key.waits_for, limit=1)
+    else:
+        writing.wake(key.waits_for, verdict=reason)
+
+
+def server_not_deleted(job: Job, error: StepError) -> Commit:
+    """A clean-up used up its attempts: the server shows it."""
+
+    def commit(writing: Writing) -> None:
+        servers.mark(
+            writing.connection,
+            job.operation.resource_id,
+            ServerStatus.ERROR_DELETING,
+            error.to_json(),
+        )
+
+    return commit
+
+
+allocate_network = Act("allocate_network", _allocate_network, timeout=120)
+deallocate_network = Act("deallocate_network", _deallocate_network, timeout=120)
+get_share_server = Act("get_share_server", _get_share_server, timeout=300)
+delete_share_server = Act("delete_share_server", _delete_share_server, timeout=300)

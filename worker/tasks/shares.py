@@ -1,0 +1,170 @@
+"""Shares: create, delete, extend."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import Connection, Row, select
+
+from worker.db import inventory, servers
+from worker.db.documents import plain, shown
+from worker.db.tables import snapshots
+from worker.errors import ErrorCode, Fatal, StepError
+from worker.model import ServerStatus, Share, ShareServer, ShareStatus, Snapshot
+from worker.runner import Job, Writing
+from worker.saga import Act, Commit
+from worker.tasks.clean_up import start_clean_up
+
+
+def share_and_server(connection: Connection, share_id: str) -> tuple[Row[Any], ShareServer | None]:
+    """Return a share's row and the server that it lives on (None in ``single_svm``)."""
+    row = inventory.share_row(connection, share_id)
+    server = servers.get(connection, row.share_server_id) if row.share_server_id else None
+    return row, server
+
+
+def _source(connection: Connection, row: Row[Any]) -> Snapshot | None:
+    if row.snapshot_id is None:
+        return None
+    source = connection.execute(select(snapshots).where(snapshots.c.id == row.snapshot_id)).one()
+    return inventory.snapshot_of(source)
+
+
+def _create_share(job: Job) -> Commit:
+    with job.reading() as connection:
+        row, server = share_and_server(connection, job.operation.resource_id)
+        snapshot = _source(connection, row)
+    share = inventory.share_of(row)
+    locations = job.manager.create_share(job.context, share, snapshot, server)
+
+    def commit(writing: Writing) -> None:
+        row = inventory.set_share(
+            writing.connection,
+            share.id,
+            ShareStatus.AVAILABLE,
+            export_locations=[plain(location) for location in locations],
+        )
+        writing.result = shown(row)
+
+    return commit
+
+
+def _delete_share(job: Job) -> Commit | None:
+    with job.reading() as connection:
+        row, server = share_and_server(connection, job.operation.resource_id)
+    on_servers = job.manager.backend.mode.has_share_servers
+    # A share that never got as far as a server has nothing outside.
+    if server is not None or not on_servers:
+        job.manager.delete_share(job.context, inventory.share_of(row), server)
+    if job.operation.undoing:
+        return None
+
+    def commit(writing: Writing) -> None:
+        _forget(writing, row)
+        writing.result = {"id": row.id, "status": "deleted"}
+
+    return commit
+
+
+def _forget(writing: Writing, row: Row[Any]) -> None:
+    """Remove the share's row and reference; an unused server is cleaned up by its own operation."""
+    interval = writing.config.engine.unused_share_server_cleanup_interval
+    clean_up = str(uuid.uuid4())
+    released = servers.release(
+        writing.connection, row.id, deleter_id=clean_up, idle_after=interval > 0
+    )
+    inventory.remove_share(writing.connection, row.id)
+    if released is not None and released.deleter_id == clean_up:
+        writing.bells.append(start_clean_up(writing.connection, writing.config, released, clean_up))
+
+
+def share_not_deleted(job: Job, error: StepError) -> Commit:
+    """A delete used up its attempts: the share shows it."""
+
+    def commit(writing: Writing) -> None:
+        inventory.set_share(
+            writing.connection,
+            job.operation.resource_id,
+            ShareStatus.ERROR_DELETING,
+            error=error.to_json(),
+        )
+
+    return commit
+
+
+def create_failed(writing: Writing, error: dict[str, str]) -> None:
+    """A create was undone, or could not be."""
+    inventory.share_failed(writing.connection, writing.operation.resource_id, error)
+    left = servers.deleted_by(writing.connection, writing.operation.id)
+    if left is not None:
+        servers.mark(writing.connection, left.id, ServerStatus.ERROR, error)
+
+
+def _extend_share(job: Job) -> Commit:
+    size = int(job.operation.payload["new_size"])
+    with job.transaction() as writing:
+        row, server = share_and_server(writing.connection, job.operation.resource_id)
+        _check_larger(row, size)
+        _reserve(writing, row, size)
+        inventory.set_share(writing.connection, row.id, ShareStatus.EXTENDING)
+    share = inventory.share_of(row)
+    job.manager.extend_share(job.context, share, size, server)
+
+    def commit(writing: Writing) -> None:
+        extended = inventory.set_share(
+            writing.connection, share.id, ShareStatus.AVAILABLE, size=size
+        )
+        writing.result = shown(extended)
+
+    return commit
+
+
+def _check_larger(row: Row[Any], size: int) -> None:
+    if size <= row.size and row.status != ShareStatus.EXTENDING:
+        raise Fatal(
+            f"Share {row.id} has {row.size} GiB already; extend needs more than that.",
+            object=f"share {row.id}",
+            field="new_size",
+            code=ErrorCode.INVALID_REQUEST,
+        )
+
+
+def _reserve(writing: Writing, row: Row[Any], size: int) -> None:
+    missing = size - row.allocated_gib
+    ratio = writing.config.engine.max_over_subscription_ratio
+    if missing > 0 and not inventory.reserve_more(writing.connection, row.id, missing, ratio):
+        raise Fatal(
+            f"Pool {row.pool} of backend {row.backend} has not {missing} GiB more for share "
+            f"{row.id}.",
+            object=f"share {row.id}",
+            field="new_size",
+            code=ErrorCode.NO_VALID_BACKEND,
+        )
+
+
+def extend_failed(job: Job, error: StepError) -> Commit:
+    """An extend failed: what the share really has is read back."""
+    with job.reading() as connection:
+        row, server = share_and_server(connection, job.operation.resource_id)
+    share: Share = inventory.share_of(row)
+    status, real, problem = ShareStatus.AVAILABLE, row.size, None
+    if row.status == ShareStatus.EXTENDING:
+        try:
+            real = job.manager.share_size(job.context, share, server)
+        except StepError as second:
+            status = ShareStatus.ERROR
+            problem = {**error.to_json(), "message": f"{error.message} {second.message}"}
+
+    def commit(writing: Writing) -> None:
+        if row.allocated_gib > real:
+            inventory.return_some(writing.connection, row.id, row.allocated_gib - real)
+        if row.status == ShareStatus.EXTENDING:
+            inventory.set_share(writing.connection, row.id, status, size=real, error=problem)
+
+    return commit
+
+
+create_share = Act("create_share", _create_share, timeout=300)
+delete_share = Act("delete_share", _delete_share, timeout=300)
+extend_share = Act("extend_share", _extend_share, timeout=300)

@@ -1,0 +1,77 @@
+"""Snapshots: create and delete. They are queued on their share: one operation at a time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Connection, Row
+
+from worker.db import inventory
+from worker.db.documents import shown
+from worker.errors import StepError
+from worker.model import ShareServer, SnapshotStatus
+from worker.runner import Job, Writing
+from worker.saga import Act, Commit
+from worker.tasks.shares import share_and_server
+
+
+def _objects(connection: Connection, job: Job) -> tuple[Row[Any], Row[Any], ShareServer | None]:
+    snapshot = inventory.snapshot_row(connection, job.operation.payload["snapshot_id"])
+    share, server = share_and_server(connection, snapshot.share_id)
+    return snapshot, share, server
+
+
+def _create_snapshot(job: Job) -> Commit:
+    with job.reading() as connection:
+        row, share, server = _objects(connection, job)
+    job.manager.create_snapshot(
+        job.context, inventory.snapshot_of(row), inventory.share_of(share), server
+    )
+
+    def commit(writing: Writing) -> None:
+        made = inventory.set_snapshot(
+            writing.connection, row.id, SnapshotStatus.AVAILABLE, size=share.size
+        )
+        writing.result = shown(made)
+
+    return commit
+
+
+def _delete_snapshot(job: Job) -> Commit | None:
+    with job.reading() as connection:
+        row, share, server = _objects(connection, job)
+    job.manager.delete_snapshot(
+        job.context, inventory.snapshot_of(row), inventory.share_of(share), server
+    )
+    if job.operation.undoing:
+        return None
+
+    def commit(writing: Writing) -> None:
+        inventory.remove_snapshot(writing.connection, row.id)
+        writing.result = {"id": row.id, "status": "deleted"}
+
+    return commit
+
+
+def create_failed(writing: Writing, error: dict[str, str]) -> None:
+    """A create was undone, or could not be."""
+    snapshot_id = writing.operation.payload["snapshot_id"]
+    inventory.set_snapshot(writing.connection, snapshot_id, SnapshotStatus.ERROR, error=error)
+
+
+def snapshot_not_deleted(job: Job, error: StepError) -> Commit:
+    """A delete used up its attempts: the snapshot shows it."""
+
+    def commit(writing: Writing) -> None:
+        inventory.set_snapshot(
+            writing.connection,
+            job.operation.payload["snapshot_id"],
+            SnapshotStatus.ERROR_DELETING,
+            error=error.to_json(),
+        )
+
+    return commit
+
+
+create_snapshot = Act("create_snapshot", _create_snapshot, timeout=300)
+delete_snapshot = Act("delete_snapshot", _delete_snapshot, timeout=300)
