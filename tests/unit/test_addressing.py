@@ -174,7 +174,7 @@ def mixes(draw: st.DrawFn) -> tuple[str, list[str], set[int]]:
         first = subnet.first + offset
         span = range(first, first + length)
         covered |= set(span)
-        low, high = (str(IPAddress(n, version)) for n in (span[0], span[-1]))
+        low, high = (str(IPAddress(n, 4 if version == 4 else 6)) for n in (span[0], span[-1]))
         entries.append(low if length == 1 and draw(st.booleans()) else f"{low}-{high}")
     return str(subnet), draw(st.permutations(entries)), covered
 
