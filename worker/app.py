@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import socket
+import threading
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -16,21 +17,23 @@ from celery import Celery, signals
 from celery.app.task import Task
 
 from worker.backend import assemble
-from worker.broker import transport_options
+from worker.broker import queue_depth, transport_options
 from worker.config import Config
 from worker.db.addresses import DatabaseAddressBook
 from worker.db.engine import engine_for, transaction
 from worker.db.quarantine import keep
 from worker.doorbell import PREFIX, publisher
 from worker.errors import ConfigurationError
+from worker.job import Runtime
 from worker.keeper import Keeper
 from worker.logs import set_up_logging
 from worker.manager import ShareManager
 from worker.poison import PoisonMessage, install
-from worker.queues import queues_of
+from worker.queues import groups, queues_of
 from worker.results import storer
-from worker.runner import Runtime, run
+from worker.runner import run
 from worker.saga import Act
+from worker.tasks.reconcile import Reconciler
 from worker.tasks.reports import REPORT_TIMEOUT, TASK, report_pools
 from worker.tasks.sagas import ACTS, SAGAS
 
@@ -136,6 +139,30 @@ def _quarantine(database_url: str, poison: PoisonMessage) -> None:
         engine.dispose()
 
 
+def run_reconciler(config: Config, stopped: threading.Event) -> None:
+    """Run a reconciler until told to stop."""
+    app = make_app(config)
+    runtime = app.sharewright_runtime()
+
+    def depth(queue: str) -> int:
+        with app.connection_or_acquire() as connection:
+            return queue_depth(connection, queue)
+
+    def ask_for_reports() -> None:
+        for group in groups(config):
+            names = sorted(config.backends_of(group))
+            app.send_task(
+                PREFIX + TASK,
+                args=(names,),
+                queue=queues_of(config, group)[0],
+                expires=config.engine.report_interval,
+                ignore_result=True,
+                retry=False,
+            )
+
+    Reconciler(runtime, depth, ask_for_reports).run(stopped)
+
+
 def check_pool(pool: str) -> None:
     """Leases are renewed by one thread a process: only one step a process at a time will do."""
     if pool not in POOLS:
@@ -166,7 +193,6 @@ def run_worker(
     engine_for(config.database.url).dispose()
     app = make_app(config)
 
-    @signals.worker_ready.connect(weak=False)
     def report_at_once(**_: Any) -> None:
         app.send_task(
             PREFIX + TASK,
@@ -175,6 +201,7 @@ def run_worker(
             ignore_result=True,
         )
 
+    signals.worker_ready.connect(report_at_once, weak=False)
     return start(
         app,
         config,
@@ -190,10 +217,10 @@ def start(
 ) -> int:
     """Run one Celery worker in this process."""
 
-    @signals.setup_logging.connect(weak=False)
     def our_logging(**_: Any) -> None:
         set_up_logging(config.log)
 
+    signals.setup_logging.connect(our_logging, weak=False)
     worker = app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
         queues=queues,

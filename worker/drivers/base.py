@@ -109,3 +109,14 @@ class Resize(ABC):
     @abstractmethod
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
         """Read the real limit back, in GiB (after an extend that failed)."""
+
+
+class Decommission(ABC):
+    """The power to leave the host as it was before the driver came."""
+
+    @abstractmethod
+    def decommission(self, context: RequestContext) -> None:
+        """Remove what the driver keeps besides shares (daemons, mounts, images, records).
+
+        Raises :class:`~worker.errors.Conflict` while shares or snapshots exist.
+        """

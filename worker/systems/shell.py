@@ -6,9 +6,14 @@ namespace on it, or a virtual machine behind SSH: it is handed a :class:`Shell`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
+
+from worker.errors import Retryable
+
+LOCK_TAKEN: Final = 75
+"""What :func:`locked` has ``flock`` exit with (EX_TEMPFAIL); scripts do not use it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,3 +52,62 @@ class Shell(Protocol):
 
     def remove_file(self, path: str) -> None:
         """Remove a file; its absence is fine."""
+
+
+@dataclass(frozen=True, slots=True)
+class Guarded:
+    """A shell that asks ``guard`` before everything it does, so no changing call can forget to.
+
+    ``guard`` raises :class:`~worker.errors.LeaseLost` once this worker may not act any more.
+    """
+
+    shell: Shell
+    guard: Callable[[], None]
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: str | None = None,
+        timeout: float = 30.0,
+        check: bool = True,
+    ) -> Completed:
+        """As :meth:`Shell.run`."""
+        self.guard()
+        return self.shell.run(argv, stdin=stdin, timeout=timeout, check=check)
+
+    def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
+        """As :meth:`Shell.write_file`."""
+        self.guard()
+        self.shell.write_file(path, content, mode=mode)
+
+    def read_file(self, path: str) -> str | None:
+        """As :meth:`Shell.read_file`."""
+        return self.shell.read_file(path)
+
+    def remove_file(self, path: str) -> None:
+        """As :meth:`Shell.remove_file`."""
+        self.guard()
+        self.shell.remove_file(path)
+
+
+def locked(
+    shell: Shell, lock: str, script: str, *arguments: str, timeout: float = 30.0
+) -> Completed:
+    """Run a fixed ``sh`` script while holding the lock on ``lock`` (a file or a directory).
+
+    For the few places where several commands must not interleave with another worker's. The
+    script never contains data: that comes as ``$1`` and on. It goes on to its end when the worker
+    is killed, so what it does is all or nothing to other workers. The lock is closed for the
+    script's children: a daemon that it starts does not hold it.
+
+    The exit code is the script's own and not checked. Raises
+    :class:`~worker.errors.Retryable` when the lock stays taken for half of ``timeout`` seconds.
+    """
+    argv = ["flock", "--close", "--timeout", str(timeout / 2), "--conflict-exit-code", "75", lock]
+    done = shell.run(
+        [*argv, "sh", "-euc", script, "sharewright", *arguments], timeout=timeout, check=False
+    )
+    if done.exit_code == LOCK_TAKEN:
+        raise Retryable(f"Another worker has been holding {lock} for {timeout / 2:.0f} s.")
+    return done
