@@ -143,6 +143,15 @@ _partial(
 Index("ix_operations_project", operations.c.project_id, operations.c.seq)
 Index("ix_operations_resource", operations.c.resource_id, operations.c.seq)
 
+# Ids under which the same request was sent again with its idempotency key: they get its result.
+operation_aliases = Table(
+    "operation_aliases",
+    metadata,
+    _id("id", primary_key=True),
+    _id("operation_id", nullable=False, index=True),
+    Column("created_at", Float, nullable=False),
+)
+
 operation_steps = Table(
     "operation_steps",
     metadata,
@@ -262,8 +271,10 @@ address_cursors = Table(
     "address_cursors",
     metadata,
     Column("domain", String(255), primary_key=True),
-    # The next never-used address, as 32 hexadecimal digits.
-    Column("next_number", String(32), nullable=False),
+    # A digest of the ranges: backends on one network, and edited ranges, each have a cursor.
+    Column("ranges", String(64), primary_key=True),
+    # The highest address that has a row, as 32 hexadecimal digits; empty before the first.
+    Column("last_number", String(32), nullable=False, server_default=""),
 )
 
 addresses = Table(
@@ -274,8 +285,11 @@ addresses = Table(
     Column("number", String(32), primary_key=True),
     Column("address", String(64), nullable=False),
     _id("share_server_id", index=True),
+    # Which of the server's addresses it is; unique, so that no two attempts take one each.
     Column("ordinal", Integer, nullable=False, server_default="0"),
-    Column("rests_until", Float),
+    # When it may be given out; 0: it never was.
+    Column("rests_until", Float, nullable=False, server_default="0"),
+    UniqueConstraint("domain", "share_server_id", "ordinal"),
 )
 _partial(
     "ix_addresses_resting",
@@ -388,6 +402,8 @@ poison_messages = Table(
     "poison_messages",
     metadata,
     Column("id", _Sequence, primary_key=True, autoincrement=True),
+    # The same when the broker delivers the message again: it is kept once.
+    Column("fingerprint", String(64), nullable=False, unique=True),
     Column("queue", String(255), nullable=False),
     Column("reason", Text, nullable=False),
     Column("headers", JSON, nullable=False),

@@ -1,0 +1,40 @@
+# `make run` and `make test` are all that a fresh clone needs; each sets up what is missing.
+.DEFAULT_GOAL := help
+.PHONY: help setup run test lint bench crash clean
+
+python := .venv/bin/python
+# The longest that a Python module may be.
+lines := 500
+
+help:  ## say what there is to make
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+setup:  ## install what is missing: Debian's packages (as root), .venv
+	@.ci/setup
+
+run: setup  ## the whole way once: a share from a message to files over NFS, and back to nothing
+	@$(python) -m tests.story
+
+test: setup  ## all tests, with real Redis, PostgreSQL and workers
+	$(python) -m pytest tests
+
+crash: setup  ## only the tests that kill things
+	$(python) -m pytest tests/crash
+
+bench: setup  ## what a share costs; the figures go to benchmarks/latest.json
+	$(python) -m benchmarks.run
+
+lint: setup  ## ruff, mypy, import contracts, models against migrations, length of modules
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/lint-imports
+	.venv/bin/sharewright db check
+	@git ls-files '*.py' | xargs wc -l | awk -v most=$(lines) ' \
+	    $$2 != "total" && $$1 > most { print $$2 ": " $$1 " lines; split it below " most; long = 1 } \
+	    END { exit long }'
+
+clean:  ## remove what was made here (not Debian's packages)
+	rm -rf .venv .run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \
+	    .import_linter_cache .hypothesis benchmarks/latest.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,106 @@
+"""For producers: submit a request and wait for its result.
+
+Plain Celery will do as well (docs/producer.md has the ten lines); this adds the acknowledgement:
+:meth:`Client.submit` returns when the operation is committed, and sends again when it hears
+nothing, which is always safe.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, Final
+
+from celery import Celery
+from celery.exceptions import TimeoutError as CeleryTimeout
+
+from worker.errors import RequestFailed
+
+RESEND_SECONDS: Final = 5.0
+POLL_SECONDS: Final = 0.02
+
+
+class NotHeard(Exception):
+    """Nothing was heard of a request in time; sending it again under its id is safe."""
+
+
+class Client:
+    """A producer's end of the request queues."""
+
+    def __init__(self, broker_url: str, result_backend: str) -> None:
+        self._app = Celery("sharewright-client", broker=broker_url, backend=result_backend)
+        self._app.conf.update(
+            task_serializer="json",
+            result_serializer="json",
+            accept_content=["json"],
+            task_send_sent_event=True,
+        )
+
+    def send(
+        self, verb: str, payload: Mapping[str, Any], *, operation_id: str, admin: bool = False
+    ) -> None:
+        """Publish a request, and no more."""
+        self._app.send_task(
+            f"sharewright.request.{verb}",
+            args=(dict(payload),),
+            task_id=operation_id,
+            queue="requests.admin" if admin else "requests",
+            headers={"sharewright-acknowledge": True},
+            argsrepr=f"({verb})",
+        )
+
+    def submit(
+        self,
+        verb: str,
+        payload: Mapping[str, Any],
+        *,
+        operation_id: str | None = None,
+        admin: bool = False,
+        timeout: float = 30.0,
+    ) -> str:
+        """Publish until the request is accepted; return its operation's id.
+
+        Raises :class:`~worker.errors.RequestFailed` when it is refused, and :class:`NotHeard`
+        after ``timeout`` seconds of silence.
+        """
+        request_id = operation_id or str(uuid.uuid4())
+        result = self._app.AsyncResult(request_id)
+        deadline = time.monotonic() + timeout
+        send_at = 0.0
+        while time.monotonic() < deadline:
+            if time.monotonic() >= send_at:
+                self.send(verb, payload, operation_id=request_id, admin=admin)
+                send_at = time.monotonic() + RESEND_SECONDS
+            state = result.state
+            if state == "FAILURE":
+                self.result(request_id, timeout=timeout)
+            if state != "PENDING":
+                return request_id
+            time.sleep(POLL_SECONDS)
+        raise NotHeard(
+            f"Nothing was heard of request {request_id} within {timeout:.0f} s; "
+            f"is the scheduler running? Sending it again under this id is safe."
+        )
+
+    def result(self, operation_id: str, timeout: float | None = None) -> dict[str, Any]:
+        """Wait for an operation's end and return its object.
+
+        Raises :class:`~worker.errors.RequestFailed` when it was refused, or failed and was
+        undone, and :class:`NotHeard` after ``timeout`` seconds.
+        """
+        try:
+            answer = self._app.AsyncResult(operation_id).get(timeout=timeout, interval=POLL_SECONDS)
+        except CeleryTimeout:
+            raise NotHeard(
+                f"Operation {operation_id} has not ended within {timeout:.0f} s."
+            ) from None
+        except Exception as error:
+            if len(error.args) == 4 and type(error).__name__ == "RequestFailed":  # noqa: PLR2004 - code, message, object, field
+                raise RequestFailed(*error.args) from None
+            raise
+        return dict(answer)
+
+    def close(self) -> None:
+        """Give back the connections."""
+        self._app.close()

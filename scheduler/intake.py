@@ -1,0 +1,128 @@
+"""The request tasks: one a verb, ``sharewright.request.<verb>``, each taking one payload.
+
+Validate, then store and dispatch (or read), then answer under the request's own id. A refusal is
+an answer too: a failure under that id, with no row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from celery import Celery
+from celery.app.task import Task
+from sqlalchemy import select
+
+from scheduler.dispatch import Handler, accept
+from scheduler.pools import PoolCache
+from scheduler.queries import READS
+from scheduler.requests import VERBS, Kind, Verb, digest, parse
+from scheduler.verbs import HANDLERS
+from worker.app import make_app, start
+from worker.config import Config
+from worker.db.engine import reading
+from worker.db.tables import operations
+from worker.errors import Forbidden, Refused
+from worker.job import Runtime
+from worker.queues import ADMIN_REQUESTS, REQUESTS
+from worker.results import ACKNOWLEDGE_HEADER, acknowledge
+
+INTAKE_SECONDS: Final = 60
+"""At most; a request is a transaction or two."""
+
+_log = logging.getLogger(__name__)
+
+
+def add_request_tasks(app: Celery) -> None:
+    """Register a task for every verb."""
+    runtime_of: Callable[[], Runtime] = app.sharewright_runtime
+    caches: dict[int, PoolCache] = {}
+
+    def pools_of(runtime: Runtime) -> PoolCache:
+        return caches.setdefault(id(runtime.engine), PoolCache(runtime.engine))
+
+    def register(verb: Verb) -> None:
+        def request(self: Task, payload: Any) -> None:
+            runtime = runtime_of()
+            _take(
+                app,
+                runtime,
+                pools_of(runtime),
+                verb=verb,
+                message=self.request,
+                payload=payload,
+            )
+
+        app.task(
+            request,
+            name=verb.task,
+            bind=True,
+            ignore_result=True,
+            reject_on_worker_lost=True,
+            time_limit=INTAKE_SECONDS,
+            shared=False,
+        )
+
+    for verb in VERBS.values():
+        register(verb)
+
+
+def _take(
+    app: Celery, runtime: Runtime, pools: PoolCache, *, verb: Verb, message: Any, payload: Any
+) -> None:
+    try:
+        if verb.admin and message.delivery_info.get("routing_key") != ADMIN_REQUESTS:
+            raise Forbidden(
+                f"{verb.name} is an administrator's; it is taken from the queue "
+                f"{ADMIN_REQUESTS} only."
+            )
+        asked = parse(verb, payload)
+        if verb.kind is Kind.READ:
+            if not _is_taken(runtime, message.id):
+                with reading(runtime.engine) as connection:
+                    answer = READS[verb.name](connection, asked, runtime.config)
+                runtime.store_result(message.id, answer, None)
+            return
+        handler: Handler = HANDLERS[verb.name]
+        accepted = accept(
+            runtime,
+            pools,
+            verb,
+            handler,
+            asked,
+            operation_id=message.id,
+            digest=digest(verb, asked),
+        )
+        runtime.keeper.count(f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}")
+    except Refused as refused:
+        runtime.keeper.count(f"requests_total:{verb.name}:refused")
+        if not _is_taken(runtime, message.id):
+            runtime.store_result(message.id, None, refused.to_json())
+        return
+    if accepted and (message.headers or {}).get(ACKNOWLEDGE_HEADER):
+        acknowledge(app, message.id)
+
+
+def _is_taken(runtime: Runtime, request_id: str) -> bool:
+    """Whether an operation has this id already: its result must not be written over."""
+    with reading(runtime.engine) as connection:
+        taken = connection.execute(select(operations.c.seq).where(operations.c.id == request_id))
+        if taken.first() is None:
+            return False
+    _log.warning("Dropped a request under the id %s, which an operation has already.", request_id)
+    return True
+
+
+def run_scheduler(config: Config, *, concurrency: int = 1, pool: str = "solo") -> int:
+    """Run the process that takes requests in, until it is told to stop; returns its exit code."""
+    app = make_app(config)
+    add_request_tasks(app)
+    return start(
+        app,
+        config,
+        queues=[REQUESTS, ADMIN_REQUESTS],
+        concurrency=concurrency,
+        pool=pool,
+        name="scheduler",
+    )

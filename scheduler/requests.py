@@ -1,0 +1,339 @@
+"""What a producer may ask: one versioned payload a verb.
+
+A request is the Celery task ``sharewright.request.<verb>`` with the payload as its one argument.
+Unknown fields are refused. ``sharewright schema`` prints the JSON Schemas of these models.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any, Final, Literal, Self
+
+from netaddr import AddrFormatError, IPNetwork
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
+
+from worker.errors import InvalidRequest
+from worker.model import NetworkKind
+
+PREFIX: Final = "sharewright.request."
+
+Id = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")]
+Name = Annotated[str, StringConstraints(max_length=255)]
+Description = Annotated[str, StringConstraints(max_length=4096)]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Metadata = Annotated[dict[Text, Name], Field(max_length=64)]
+Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Context(_Model):
+    """On whose behalf; whoever may publish on a request queue is trusted for it."""
+
+    project_id: Id
+    user_id: Annotated[str, StringConstraints(max_length=64)] = ""
+    roles: tuple[Annotated[str, StringConstraints(max_length=64)], ...] = ()
+    request_id: Annotated[str, StringConstraints(max_length=64)] = ""
+
+
+class Payload(_Model):
+    """What every request carries."""
+
+    version: Literal[1]
+    context: Context
+    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+
+
+class _Described(Payload):
+    name: Name = ""
+    description: Description = ""
+    metadata: Metadata = Field(default_factory=dict)
+
+
+class CreateShare(_Described):
+    """A new share, empty or from a snapshot. ``size`` is whole GiB."""
+
+    size: Size
+    share_proto: Literal["NFS", "CIFS"] = "NFS"
+    share_type: Annotated[Text | None, Field(description="Name or id of a share type.")] = None
+    share_network_id: Id | None = None
+    snapshot_id: Id | None = None
+
+
+class ShareOnly(Payload):
+    """A request that names a share and nothing else."""
+
+    share_id: Id
+
+
+class ExtendShare(ShareOnly):
+    """Make a share larger. ``new_size`` is whole GiB."""
+
+    new_size: Size
+
+
+class CreateSnapshot(_Described):
+    """Keep a share's present content."""
+
+    share_id: Id
+
+
+class SnapshotOnly(Payload):
+    """A request that names a snapshot and nothing else."""
+
+    snapshot_id: Id
+
+
+def _client(value: str) -> str:
+    """An address or CIDR, in one spelling; host bits beside a prefix are a mistake."""
+    try:
+        network = IPNetwork(value)
+    except (AddrFormatError, ValueError) as error:
+        raise ValueError("is neither an IP address nor a CIDR") from error
+    if network.ip != network.network:
+        raise ValueError(f"has host bits set; did you mean {network.cidr}?")
+    return str(network.ip) if network.size == 1 else str(network.cidr)
+
+
+class AllowAccess(ShareOnly):
+    """Let clients in: an address or a CIDR."""
+
+    access_type: Literal["ip"] = "ip"
+    access_to: Annotated[Text, AfterValidator(_client)]
+    access_level: Literal["rw", "ro"] = "rw"
+
+
+class DenyAccess(ShareOnly):
+    """Withdraw a rule."""
+
+    access_id: Id
+
+
+class CreateShareNetwork(_Described):
+    """Where share servers get their addresses from; the options given make its kind."""
+
+    flat_network_ip_pool: (
+        Annotated[tuple[Text, ...], Field(min_length=1, max_length=1024)] | None
+    ) = None
+    flat_network_subnet: Text | None = None
+    flat_network_gateway: Text | None = None
+
+    @model_validator(mode="after")
+    def _options_go_together(self) -> Self:
+        if self.flat_network_ip_pool is None:
+            for option in ("flat_network_subnet", "flat_network_gateway"):
+                if getattr(self, option) is not None:
+                    raise ValueError(f"{option} goes with flat_network_ip_pool only")
+        return self
+
+    @property
+    def kind(self) -> NetworkKind:
+        """The kind that the options make."""
+        return NetworkKind.FLAT_POOL if self.flat_network_ip_pool else NetworkKind.NONE
+
+
+class ShareNetworkOnly(Payload):
+    """A request that names a share network and nothing else."""
+
+    share_network_id: Id
+
+
+class CreateShareType(Payload):
+    """An administrator's named set of demands on a backend (``extra_specs``)."""
+
+    name: Text
+    description: Description = ""
+    extra_specs: Metadata = Field(default_factory=dict)
+
+
+class ShareTypeOnly(Payload):
+    """A request that names a share type, by id or name."""
+
+    share_type: Text
+
+
+class ShareServerOnly(Payload):
+    """A request that names a share server."""
+
+    share_server_id: Id
+
+
+class OperationOnly(Payload):
+    """A request that names an operation."""
+
+    operation_id: Id
+
+
+class BackendOnly(Payload):
+    """A request that names a backend."""
+
+    backend: Text
+
+
+class DisableBackend(BackendOnly):
+    """Take a backend out of placement; what it has goes on."""
+
+    reason: Name = ""
+
+
+class _List(Payload):
+    """A page of a list: ``marker`` is the id of the last object of the page before."""
+
+    limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 100
+    marker: Id | None = None
+    all_projects: bool = False
+
+
+class ListShares(_List):
+    """Shares, oldest first."""
+
+    name: Name | None = None
+    status: Text | None = None
+    share_network_id: Id | None = None
+    share_server_id: Id | None = None
+    share_type: Text | None = None
+    snapshot_id: Id | None = None
+    backend: Text | None = None
+
+
+class ListSnapshots(_List):
+    """Snapshots, oldest first."""
+
+    name: Name | None = None
+    status: Text | None = None
+    share_id: Id | None = None
+
+
+class ListAccess(_List):
+    """A share's access rules, oldest first."""
+
+    share_id: Id
+    state: Text | None = None
+
+
+class ListShareNetworks(_List):
+    """Share networks, oldest first."""
+
+    name: Name | None = None
+    kind: NetworkKind | None = None
+
+
+class ListShareTypes(_List):
+    """Share types by age."""
+
+    name: Name | None = None
+
+
+class ListShareServers(_List):
+    """Share servers, oldest first."""
+
+    status: Text | None = None
+    share_network_id: Id | None = None
+    backend: Text | None = None
+
+
+class ListOperations(_List):
+    """Operations in the order of their acceptance."""
+
+    state: Text | None = None
+    verb: Text | None = None
+    resource_id: Id | None = None
+
+
+class ListBackends(_List):
+    """Backends by name; ``marker`` is a backend's name."""
+
+
+class Kind(StrEnum):
+    """What a verb comes to."""
+
+    CHAIN = "chain"
+    """An operation with steps."""
+    ROW = "row"
+    """An operation that is done once its rows are written."""
+    READ = "read"
+    """No operation: the answer is the result."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """A request that may be made."""
+
+    name: str
+    model: type[Payload]
+    kind: Kind
+    admin: bool = False
+    """Accepted from the queue ``requests.admin`` only."""
+
+    @property
+    def task(self) -> str:
+        """The Celery task's name."""
+        return PREFIX + self.name
+
+
+_VERBS: Final = (
+    Verb("create_share", CreateShare, Kind.CHAIN),
+    Verb("delete_share", ShareOnly, Kind.CHAIN),
+    Verb("extend_share", ExtendShare, Kind.CHAIN),
+    Verb("show_share", ShareOnly, Kind.READ),
+    Verb("list_shares", ListShares, Kind.READ),
+    Verb("create_snapshot", CreateSnapshot, Kind.CHAIN),
+    Verb("delete_snapshot", SnapshotOnly, Kind.CHAIN),
+    Verb("show_snapshot", SnapshotOnly, Kind.READ),
+    Verb("list_snapshots", ListSnapshots, Kind.READ),
+    Verb("allow_access", AllowAccess, Kind.CHAIN),
+    Verb("deny_access", DenyAccess, Kind.CHAIN),
+    Verb("list_access", ListAccess, Kind.READ),
+    Verb("create_share_network", CreateShareNetwork, Kind.ROW),
+    Verb("delete_share_network", ShareNetworkOnly, Kind.ROW),
+    Verb("show_share_network", ShareNetworkOnly, Kind.READ),
+    Verb("list_share_networks", ListShareNetworks, Kind.READ),
+    Verb("create_share_type", CreateShareType, Kind.ROW, admin=True),
+    Verb("delete_share_type", ShareTypeOnly, Kind.ROW, admin=True),
+    Verb("show_share_type", ShareTypeOnly, Kind.READ),
+    Verb("list_share_types", ListShareTypes, Kind.READ),
+    Verb("show_share_server", ShareServerOnly, Kind.READ),
+    Verb("list_share_servers", ListShareServers, Kind.READ),
+    Verb("show_operation", OperationOnly, Kind.READ),
+    Verb("list_operations", ListOperations, Kind.READ),
+    Verb("show_backend", BackendOnly, Kind.READ, admin=True),
+    Verb("list_backends", ListBackends, Kind.READ, admin=True),
+    Verb("disable_backend", DisableBackend, Kind.ROW, admin=True),
+    Verb("enable_backend", BackendOnly, Kind.ROW, admin=True),
+)
+VERBS: Final = {verb.name: verb for verb in _VERBS}
+
+
+def parse(verb: Verb, payload: Any) -> Payload:
+    """Validate a payload; raises :class:`~worker.errors.InvalidRequest` naming the field."""
+    if not isinstance(payload, dict):
+        raise InvalidRequest(f"{verb.name} takes one JSON object as its payload.")
+    try:
+        return verb.model.model_validate(payload)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        problem = first["msg"].removeprefix("Value error, ")
+        raise InvalidRequest(
+            f"{verb.name}: {field or 'payload'}: {problem}.", field=field
+        ) from None
+
+
+def digest(verb: Verb, payload: Payload) -> str:
+    """Tell whether two requests ask for the same; who asked and when does not count."""
+    asked = payload.model_dump(mode="json", exclude={"context": {"request_id", "roles", "user_id"}})
+    text = json.dumps([verb.name, asked], sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,25 @@
+"""What each request writes when it is accepted; reads are in ``scheduler/queries.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from scheduler.dispatch import Handler
+from scheduler.verbs import access, admin, networks, shares, snapshots
+
+HANDLERS: Final[Mapping[str, Handler]] = {
+    "create_share": shares.create,
+    "delete_share": shares.delete,
+    "extend_share": shares.extend,
+    "create_snapshot": snapshots.create,
+    "delete_snapshot": snapshots.delete,
+    "allow_access": access.allow,
+    "deny_access": access.deny,
+    "create_share_network": networks.create,
+    "delete_share_network": networks.delete,
+    "create_share_type": admin.create_share_type,
+    "delete_share_type": admin.delete_share_type,
+    "disable_backend": admin.disable_backend,
+    "enable_backend": admin.enable_backend,
+}

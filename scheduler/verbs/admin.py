@@ -1,0 +1,91 @@
+"""Accepting administrators' requests: share types and backends."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import Row, delete, func, insert, select, update
+
+from scheduler.dispatch import Acceptance
+from scheduler.requests import BackendOnly, CreateShareType, DisableBackend
+from scheduler.verbs import lookup
+from worker.db.documents import shown
+from worker.db.engine import db_now
+from worker.db.tables import backends, share_types, shares
+from worker.errors import Conflict, NotFound
+
+
+def create_share_type(acceptance: Acceptance) -> None:
+    """Write a share type under a name that is not taken."""
+    request: CreateShareType = acceptance.request
+    connection = acceptance.connection
+    taken = connection.execute(select(share_types.c.id).where(share_types.c.name == request.name))
+    if taken.first() is not None:
+        raise Conflict(
+            f"There is a share type {request.name} already.",
+            object=f"share type {request.name}",
+            field="name",
+        )
+    row = connection.execute(
+        insert(share_types)
+        .values(
+            id=str(uuid.uuid4()),
+            project_id=acceptance.project_id,
+            name=request.name,
+            description=request.description,
+            extra_specs=request.extra_specs,
+            created_at=db_now(),
+            updated_at=db_now(),
+        )
+        .returning(*share_types.c)
+    ).one()
+    acceptance.finish(("share_type", row.id), shown(row))
+
+
+def delete_share_type(acceptance: Acceptance) -> None:
+    """Remove a share type that no share has."""
+    connection = acceptance.connection
+    row = lookup.share_type(connection, acceptance.request.share_type)
+    users = connection.execute(
+        select(func.count()).select_from(shares).where(shares.c.share_type_id == row.id)
+    ).scalar_one()
+    if users:
+        raise Conflict(
+            f"{users} share{'s have' if users > 1 else ' has'} the type {row.name}.",
+            object=f"share type {row.id}",
+        )
+    connection.execute(delete(share_types).where(share_types.c.id == row.id))
+    acceptance.finish(("share_type", row.id), {"id": row.id, "status": "deleted"})
+
+
+def disable_backend(acceptance: Acceptance) -> None:
+    """Take a backend out of placement."""
+    request: DisableBackend = acceptance.request
+    row = _set_enabled(acceptance, request.backend, enabled=False, reason=request.reason)
+    acceptance.finish(("backend", row.name), _state(row))
+
+
+def enable_backend(acceptance: Acceptance) -> None:
+    """Let a backend be chosen again."""
+    request: BackendOnly = acceptance.request
+    row = _set_enabled(acceptance, request.backend, enabled=True, reason="")
+    acceptance.finish(("backend", row.name), _state(row))
+
+
+def _state(row: Row[Any]) -> dict[str, Any]:
+    return {"name": row.name, "enabled": row.enabled, "disabled_reason": row.disabled_reason}
+
+
+def _set_enabled(acceptance: Acceptance, name: str, *, enabled: bool, reason: str) -> Row[Any]:
+    row = acceptance.connection.execute(
+        update(backends)
+        .where(backends.c.name == name)
+        .values(enabled=enabled, disabled_reason=reason)
+        .returning(*backends.c)
+    ).first()
+    if row is None:
+        raise NotFound(
+            f"No backend {name} has reported yet.", object=f"backend {name}", field="backend"
+        )
+    return row

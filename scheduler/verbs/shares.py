@@ -1,0 +1,189 @@
+"""Accepting share requests: create (with placement), delete, extend."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from sqlalchemy import Row, insert, select
+
+from scheduler.choose import candidates, no_capacity
+from scheduler.dispatch import Acceptance
+from scheduler.filters import Wanted
+from scheduler.pools import Pool, reserve
+from scheduler.requests import CreateShare, ExtendShare
+from scheduler.verbs import lookup
+from worker.db import inventory, journal
+from worker.db.engine import db_now
+from worker.db.tables import operations, shares
+from worker.errors import Conflict, ErrorCode, InvalidRequest
+from worker.model import NetworkKind, OperationState, ShareStatus
+
+_PLACEMENT_ROUNDS = 3
+
+
+def create(acceptance: Acceptance) -> None:
+    """Choose a backend, reserve, write the share, and begin its creation."""
+    request: CreateShare = acceptance.request
+    connection = acceptance.connection
+    _check_size(acceptance, request.size, "size")
+    share_type = lookup.share_type(connection, request.share_type) if request.share_type else None
+    source = _source(acceptance, request)
+    network_id = _network_id(request, source)
+    network = lookup.network(connection, network_id, acceptance.project_id) if network_id else None
+    pool = _place(
+        acceptance,
+        Wanted(
+            size=request.size,
+            share_proto=request.share_proto,
+            network_kind=NetworkKind(network.kind) if network is not None else None,
+            extra_specs=share_type.extra_specs if share_type is not None else {},
+            report_expiry=acceptance.config.engine.report_expiry,
+            over_subscription=acceptance.config.engine.max_over_subscription_ratio,
+            only=(source.backend, source.pool) if source is not None else None,
+        ),
+    )
+    share_id = str(uuid.uuid4())
+    connection.execute(
+        insert(shares).values(
+            id=share_id,
+            project_id=acceptance.project_id,
+            name=request.name,
+            description=request.description,
+            metadata=request.metadata,
+            size=request.size,
+            share_proto=request.share_proto,
+            share_type_id=share_type.id if share_type is not None else None,
+            share_network_id=network_id,
+            snapshot_id=request.snapshot_id,
+            backend=pool.backend,
+            pool=pool.name,
+            allocated_gib=request.size,
+            status=ShareStatus.CREATING.value,
+            export_locations=[],
+            created_at=db_now(),
+            updated_at=db_now(),
+        )
+    )
+    saga = "create_share" if pool.mode.has_share_servers else "create_share_single_svm"
+    acceptance.begin(saga, resource=("share", share_id), backend=pool.backend, is_new=True)
+
+
+def _source(acceptance: Acceptance, request: CreateShare) -> Row[Any] | None:
+    """The share whose snapshot is to be copied; the snapshot is held until the commit."""
+    if request.snapshot_id is None:
+        return None
+    snapshot = lookup.snapshot(acceptance.connection, request.snapshot_id, acceptance.project_id)
+    lookup.check_status(snapshot, "snapshot", "available", to="make a share from")
+    if request.size < snapshot.size:
+        raise InvalidRequest(
+            f"A share from snapshot {snapshot.id} needs at least its {snapshot.size} GiB.",
+            object=f"snapshot {snapshot.id}",
+            field="size",
+        )
+    return acceptance.connection.execute(
+        select(shares).where(shares.c.id == snapshot.share_id)
+    ).one()
+
+
+def _network_id(request: CreateShare, source: Row[Any] | None) -> str | None:
+    if source is None:
+        return request.share_network_id
+    if request.share_network_id not in {None, source.share_network_id}:
+        raise InvalidRequest(
+            f"A share from snapshot {request.snapshot_id} is made on its share network; "
+            f"leave share_network_id out.",
+            object=f"share {source.id}",
+            field="share_network_id",
+        )
+    return str(source.share_network_id) if source.share_network_id else None
+
+
+def _check_size(acceptance: Acceptance, size: int, field: str) -> None:
+    largest = acceptance.config.engine.max_share_size
+    if size > largest:
+        raise InvalidRequest(
+            f"{field} is {size} GiB; at most {largest} GiB can be asked for.", field=field
+        )
+
+
+def _place(acceptance: Acceptance, wanted: Wanted) -> Pool:
+    """Choose from the snapshot, promise by a conditional update; on conflict choose again."""
+    for attempt in range(_PLACEMENT_ROUNDS):
+        for pool in candidates(wanted, acceptance.pools.pools(fresh=attempt > 0)):
+            if pool.backend in acceptance.config.backends and reserve(
+                acceptance.connection, pool, wanted.size, wanted.over_subscription
+            ):
+                return pool
+    raise no_capacity(wanted, {"every pool": "was taken by other requests meanwhile"})
+
+
+def delete(acceptance: Acceptance) -> None:
+    """Overtake what is queued, cancel a create, and begin (or queue) the deletion."""
+    connection = acceptance.connection
+    row = lookup.share(connection, acceptance.request.share_id, acceptance.project_id)
+    if row.status == ShareStatus.DELETING:
+        raise Conflict(f"The share {row.id} is being deleted already.", object=f"share {row.id}")
+    _check_unused(acceptance, row)
+    superseded = {
+        "code": str(ErrorCode.SUPERSEDED),
+        "message": f"The share {row.id} was deleted before this operation began.",
+        "object": f"share {row.id}",
+        "field": "",
+    }
+    patience = acceptance.config.engine.lease
+    ended = journal.supersede(connection, "share", row.id, superseded, store_again=patience)
+    acceptance.ended.extend((operation_id, None, superseded) for operation_id in ended)
+    if row.status == ShareStatus.CREATING:
+        _cancel_create(acceptance, row)
+    inventory.set_share(connection, row.id, ShareStatus.DELETING)
+    acceptance.begin("delete_share", resource=("share", row.id), backend=row.backend)
+
+
+def _check_unused(acceptance: Acceptance, row: Row[Any]) -> None:
+    count = inventory.snapshots_of(acceptance.connection, row.id)
+    if count:
+        raise Conflict(
+            f"The share {row.id} has {count} snapshot{'s' if count > 1 else ''}; delete "
+            f"{'them' if count > 1 else 'it'} first.",
+            object=f"share {row.id}",
+        )
+
+
+def _cancel_create(acceptance: Acceptance, row: Row[Any]) -> None:
+    o = operations.c
+    live = acceptance.connection.execute(
+        select(o.id).where(
+            o.resource_kind == "share",
+            o.resource_id == row.id,
+            o.state == OperationState.RUNNING.value,
+        )
+    ).first()
+    if live is None:
+        return
+    cancelled = {
+        "code": str(ErrorCode.CANCELLED),
+        "message": f"The share {row.id} was deleted while it was being created.",
+        "object": f"share {row.id}",
+        "field": "",
+    }
+    acceptance.bells.extend(
+        journal.condemn(
+            acceptance.connection, live.id, cancelled, patience=acceptance.config.engine.lease
+        )
+    )
+
+
+def extend(acceptance: Acceptance) -> None:
+    """Begin (or queue) making a share larger; capacity is reserved by the step."""
+    request: ExtendShare = acceptance.request
+    _check_size(acceptance, request.new_size, "new_size")
+    row = lookup.share(acceptance.connection, request.share_id, acceptance.project_id)
+    lookup.check_status(row, "share", "available", "extending", to="extend")
+    if request.new_size <= row.size:
+        raise InvalidRequest(
+            f"The share {row.id} has {row.size} GiB; new_size must be larger.",
+            object=f"share {row.id}",
+            field="new_size",
+        )
+    acceptance.begin("extend_share", resource=("share", row.id), backend=row.backend)

@@ -1,0 +1,99 @@
+"""Fixtures that give a test real services; see :mod:`tests.services`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.services import PostgresServer, Process, RedisServer
+
+
+class StartProcess(Protocol):
+    """What :func:`start_process` gives."""
+
+    def __call__(
+        self,
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        ready: str | Callable[[], bool] | None = None,
+        seconds: float = 30.0,
+    ) -> Process: ...
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    """One Redis for the whole run; tests ask for :func:`redis_server`, which empties it."""
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def redis_server(shared_redis: RedisServer) -> RedisServer:
+    """An empty Redis. A test that kills one makes its own :class:`RedisServer`."""
+    with shared_redis.client() as client:
+        client.flushall()
+    return shared_redis
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[PostgresServer]:
+    """One PostgreSQL for the whole run. A test that kills one makes its own."""
+    server = PostgresServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+@pytest.fixture
+def postgres_url(postgres_server: PostgresServer) -> Iterator[str]:
+    """An empty database of the test's own in PostgreSQL."""
+    name = postgres_server.create_database()
+    try:
+        yield postgres_server.url(name)
+    finally:
+        postgres_server.drop_database(name)
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> str:
+    """An empty database of the test's own in SQLite."""
+    return f"sqlite:///{tmp_path / 'sharewright.db'}"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str:
+    """An empty database; the test runs once on each kind."""
+    kind = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
+    url: str = request.getfixturevalue(kind)
+    return url
+
+
+@pytest.fixture
+def start_process(tmp_path: Path) -> Iterator[StartProcess]:
+    """Starts commands in sessions of their own; all are killed when the test ends."""
+    processes: list[Process] = []
+
+    def start(
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        ready: str | Callable[[], bool] | None = None,
+        seconds: float = 30.0,
+    ) -> Process:
+        process = Process(command, log=tmp_path / f"process-{len(processes)}.log", env=env)
+        processes.append(process)
+        return process.start(ready, seconds)
+
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.close()

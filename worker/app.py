@@ -1,0 +1,237 @@
+"""The Celery application and how its processes start.
+
+Nothing is made at import: :func:`make_app` takes the configuration, and engines, backends and the
+keeper's thread are made on first use, after the fork.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import socket
+import threading
+from collections.abc import Callable
+from typing import Any, Final
+
+from celery import Celery, signals
+from celery.app.task import Task
+
+from worker.backend import assemble
+from worker.broker import queue_depth, transport_options
+from worker.config import Config
+from worker.db.addresses import DatabaseAddressBook
+from worker.db.engine import engine_for, transaction
+from worker.db.quarantine import keep
+from worker.doorbell import PREFIX, publisher
+from worker.errors import ConfigurationError
+from worker.job import Runtime
+from worker.keeper import Keeper
+from worker.logs import set_up_logging
+from worker.manager import ShareManager
+from worker.poison import PoisonMessage, install
+from worker.queues import groups, queues_of
+from worker.results import storer
+from worker.runner import run
+from worker.saga import Act
+from worker.tasks.reconcile import Reconciler
+from worker.tasks.reports import REPORT_TIMEOUT, TASK, report_pools
+from worker.tasks.sagas import ACTS, SAGAS
+
+HARD_LIMIT_GRACE: Final = 10
+"""Seconds after a step's timeout at which its process is killed."""
+POOLS: Final = ("prefork", "solo")
+
+
+def make_app(config: Config) -> Celery:
+    """The application with every step's task; the scheduler adds the requests' tasks."""
+    app = Celery("sharewright", set_as_current=False)
+    app.conf.update(
+        broker_url=config.broker.url,
+        broker_connection_retry_on_startup=True,
+        broker_transport_options=transport_options(config.broker),
+        result_backend=config.broker.result_backend,
+        result_expires=config.broker.result_expires,
+        result_serializer="json",
+        task_serializer="json",
+        accept_content=["json"],
+        task_acks_late=True,
+        # A step's own death is the reconciler's business: its message would come too early.
+        task_reject_on_worker_lost=False,
+        task_ignore_result=True,
+        task_store_errors_even_if_ignored=False,
+        task_create_missing_queues=True,
+        task_default_queue="requests",
+        worker_prefetch_multiplier=1,
+        worker_hijack_root_logger=False,
+        worker_send_task_events=True,
+        task_send_sent_event=True,
+        task_track_started=True,
+        worker_cancel_long_running_tasks_on_connection_loss=False,
+        worker_soft_shutdown_timeout=10.0,
+        worker_enable_remote_control=True,
+        enable_utc=True,
+    )
+    install(
+        app, functools.partial(_quarantine, config.database.url), config.broker.max_message_bytes
+    )
+    runtime_of = functools.partial(_runtime, app, config, {})
+    for act in ACTS.values():
+        _register(app, act, runtime_of)
+
+    def report(names: list[str]) -> None:
+        report_pools(runtime_of(), names)
+
+    app.task(
+        report, name=PREFIX + TASK, ignore_result=True, time_limit=REPORT_TIMEOUT * 2, shared=False
+    )
+    app.sharewright_runtime = runtime_of
+    return app
+
+
+def _register(app: Celery, act: Act, runtime_of: Callable[[], Runtime]) -> None:
+    def step(self: Task, operation_id: str, dispatch: int) -> None:
+        if not run(runtime_of(), act, operation_id, dispatch):
+            self.request.chain = None
+
+    app.task(
+        step,
+        name=PREFIX + act.name,
+        bind=True,
+        ignore_result=True,
+        time_limit=act.timeout + HARD_LIMIT_GRACE,
+        shared=False,
+    )
+
+
+def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
+    """This process's runtime; a child makes its own."""
+    found = made.get(os.getpid())
+    if found is not None:
+        return found
+    made.clear()
+    engine = engine_for(config.database.url)
+    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
+
+    @functools.cache
+    def manager(backend: str) -> ShareManager:
+        return ShareManager(assemble(config, backend, addresses))
+
+    runtime = made[os.getpid()] = Runtime(
+        config=config,
+        engine=engine,
+        sagas=SAGAS,
+        manager=manager,
+        publish=publisher(app, SAGAS),
+        store_result=storer(app),
+        worker=f"{socket.gethostname()}:{os.getpid()}",
+        keeper=Keeper(engine, config.engine.lease),
+    )
+    return runtime
+
+
+def _quarantine(database_url: str, poison: PoisonMessage) -> None:
+    """In the worker's main process: the connection must not be there for a later fork."""
+    engine = engine_for(database_url)
+    try:
+        with transaction(engine) as connection:
+            keep(connection, poison)
+    finally:
+        engine.dispose()
+
+
+def run_reconciler(config: Config, stopped: threading.Event) -> None:
+    """Run a reconciler until told to stop."""
+    app = make_app(config)
+    runtime = app.sharewright_runtime()
+
+    def depth(queue: str) -> int:
+        with app.connection_or_acquire() as connection:
+            return queue_depth(connection, queue)
+
+    def ask_for_reports() -> None:
+        for group in groups(config):
+            names = sorted(config.backends_of(group))
+            app.send_task(
+                PREFIX + TASK,
+                args=(names,),
+                queue=queues_of(config, group)[0],
+                expires=config.engine.report_interval,
+                ignore_result=True,
+                retry=False,
+            )
+
+    Reconciler(runtime, depth, ask_for_reports).run(stopped)
+
+
+def check_pool(pool: str) -> None:
+    """Leases are renewed by one thread a process: only one step a process at a time will do."""
+    if pool not in POOLS:
+        raise ConfigurationError(
+            f"The pool {pool!r} cannot be used: steps are leased one a process; "
+            f"choose {' or '.join(POOLS)}."
+        )
+
+
+def run_worker(
+    config: Config, group: str, *, concurrency: int = 2, pool: str = "prefork", name: str = ""
+) -> int:
+    """Run the worker of a group until it is told to stop; returns its exit code.
+
+    Raises :class:`~worker.errors.ConfigurationError` before anything is consumed when a backend
+    of the group cannot work here.
+    """
+    check_pool(pool)
+    mine = config.backends_of(group)
+    if not mine:
+        known = ", ".join(sorted({b.worker_group for b in config.backends.values()})) or "none"
+        raise ConfigurationError(
+            f"No backend belongs to worker group {group!r}; the configuration has: {known}."
+        )
+    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
+    for backend in mine:
+        assemble(config, backend, addresses)
+    engine_for(config.database.url).dispose()
+    app = make_app(config)
+
+    def report_at_once(**_: Any) -> None:
+        app.send_task(
+            PREFIX + TASK,
+            args=(sorted(mine),),
+            queue=queues_of(config, group)[0],
+            ignore_result=True,
+        )
+
+    signals.worker_ready.connect(report_at_once, weak=False)
+    return start(
+        app,
+        config,
+        queues=queues_of(config, group),
+        concurrency=concurrency,
+        pool=pool,
+        name=name or group,
+    )
+
+
+def start(
+    app: Celery, config: Config, *, queues: list[str], concurrency: int, pool: str, name: str
+) -> int:
+    """Run one Celery worker in this process."""
+
+    def our_logging(**_: Any) -> None:
+        set_up_logging(config.log)
+
+    signals.setup_logging.connect(our_logging, weak=False)
+    worker = app.Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        queues=queues,
+        pool=pool,
+        concurrency=concurrency,
+        without_mingle=True,
+        without_gossip=True,
+        task_events=True,
+        prefetch_multiplier=1,
+        loglevel=config.log.level,
+        optimization="fair",
+    )
+    worker.start()
+    return int(worker.exitcode or 0)

@@ -1,0 +1,220 @@
+"""What is peculiar to each broker: options, priorities, depths, and a Redis without poison.
+
+Kombu's own Redis transport takes an item off its list before it looks at it; one that is not a
+message ends the worker, and the item is gone. :class:`Transport` hands every item on as a message,
+those that are none with their fault in a header, for :mod:`worker.poison` to set aside.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import uuid
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
+
+from kombu.transport import redis
+from kombu.utils.json import loads
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from worker.config import BrokerSettings, describe
+
+KEPT_BODY_BYTES: Final = 16384
+"""How much of a poisonous message's body is kept."""
+
+FAULT_HEADER: Final = "sharewright-fault"
+SIZE_HEADER: Final = "sharewright-size"
+
+_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "redis+socket"})
+_NOT_FOUND: Final = "404"  # AMQP's reply code; kombu's Redis transport gives it as a text
+
+
+@dataclass(frozen=True, slots=True)
+class Priorities:
+    """The message priorities of an operation's first step and of those that follow.
+
+    What was begun goes ahead of what was not: otherwise, in a backlog, all first steps run before
+    any second one.
+    """
+
+    first_step: int
+    next_step: int
+
+
+def is_redis(url: str) -> bool:
+    """Whether kombu's Redis transport serves this broker URL (Sentinel has one of its own)."""
+    return urlsplit(url).scheme in _REDIS_SCHEMES
+
+
+def priorities(url: str) -> Priorities:
+    """The priorities that the broker at this URL understands.
+
+    Redis through kombu takes the lowest number first. A RabbitMQ quorum queue (4.0 and later)
+    knows two levels: up to 4, and above.
+    """
+    if is_redis(url) or urlsplit(url).scheme == "sentinel":
+        return Priorities(first_step=5, next_step=0)
+    return Priorities(first_step=0, next_step=5)
+
+
+def transport_options(config: BrokerSettings) -> dict[str, Any]:
+    """Celery's ``broker_transport_options`` for the configured broker.
+
+    By default kombu looks for unacknowledged messages every 100 s only; 2 s makes the visibility
+    timeout mean what it says.
+    """
+    if not is_redis(config.url):
+        return {"confirm_publish": True}
+    steps = priorities(config.url)
+    return {
+        "priority_steps": sorted({steps.first_step, steps.next_step}),
+        "visibility_timeout": config.visibility_timeout,
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+        "max_message_bytes": config.max_message_bytes,
+        "socket_connect_timeout": 5,
+        "socket_timeout": 15,
+        "socket_keepalive": True,
+    }
+
+
+def queue_depth(connection: Any, queue: str) -> int:
+    """Messages waiting in a queue, of all priorities; 0 when the queue does not exist.
+
+    ``connection`` is a kombu connection, such as ``app.connection_for_read()`` gives.
+    """
+    with connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except connection.channel_errors as error:
+            if str(getattr(error, "reply_code", "")) == _NOT_FOUND:
+                return 0
+            raise
+
+
+def consuming(url: str) -> dict[str, Any]:
+    """What ``app.connection_for_read`` needs so that a worker reads through :class:`Transport`.
+
+    Publishers do not need it. Empty for other brokers.
+    """
+    match urlsplit(url).scheme:
+        case "redis":
+            return {"url": url, "transport": "worker.broker:Transport"}
+        case "rediss":
+            # Kombu's own default for this scheme would not verify the server.
+            verify = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+            return {"url": url, "transport": "worker.broker:Transport", "ssl": verify}
+        case "redis+socket":
+            bare = url.removeprefix("redis+")
+            return {"url": bare, "transport": "worker.broker:SocketTransport"}
+        case _:
+            return {}
+
+
+class _Lax(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _DeliveryInfo(_Lax):
+    exchange: str
+    routing_key: str
+
+
+class _Properties(_Lax):
+    delivery_tag: Annotated[str, Field(min_length=1, max_length=255)]
+    delivery_info: _DeliveryInfo
+    body_encoding: Literal["base64"] | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+
+
+def _uncompressed(headers: dict[str, Any]) -> dict[str, Any]:
+    # A few KiB may unpack to more than the machine has, before anyone can look at the size.
+    if headers.get("compression"):
+        raise ValueError("compressed messages are not accepted")
+    return headers
+
+
+class _Envelope(_Lax):
+    """What kombu relies on, without looking, in an item of a Redis list."""
+
+    body: str
+    headers: Annotated[dict[str, Any], AfterValidator(_uncompressed)]
+    properties: _Properties
+    content_type: str = Field(alias="content-type")
+    content_encoding: str = Field(alias="content-encoding")
+
+
+def _fault(item: bytes, longest: int) -> str | None:
+    """Why an item of a Redis list cannot be handed to kombu as it is."""
+    if len(item) > longest:
+        return f"it is {len(item)} bytes long"
+    try:
+        document = loads(item.decode())  # type: ignore[no-untyped-call] # kombu's, half typed
+        envelope = _Envelope.model_validate(document)
+        if envelope.properties.body_encoding:
+            base64.b64decode(envelope.body)
+    except ValidationError as error:
+        return f"its envelope is not kombu's: {'; '.join(describe(error)[:3])}"
+    # Kombu's JSON runs decoders of its own on what it finds; whatever one of them raises, and
+    # whatever depth exhausts, the item is at fault and its keeper is told.
+    except Exception as error:  # noqa: BLE001 - see above
+        return f"it cannot be read as a message: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+class Channel(redis.Channel):
+    """Reads whatever lies in a list as a message."""
+
+    max_message_bytes = 262144
+    from_transport_options = (  # type: ignore[assignment] # kombu's has a fixed length
+        *redis.Channel.from_transport_options,
+        "max_message_bytes",
+    )
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
+        client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call] # kombu's
+        client.set_response_callback("BRPOP", self._as_message)
+        return client
+
+    def _as_message(self, response: Any, **_options: Any) -> tuple[bytes, bytes] | None:
+        if not response:
+            return None
+        key, item = response
+        # Base64 and the envelope come on top of the body that the limit is meant for.
+        fault = _fault(item, 2 * self.max_message_bytes)
+        if fault is None:
+            return key, item
+        queue = key.decode().removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
+        return key, _wrap(item, queue, fault)
+
+
+def _wrap(item: bytes, queue: str, fault: str) -> bytes:
+    """A sound message around an item that is none; returned to ``queue`` if it must be restored."""
+    return json.dumps(
+        {
+            "body": base64.b64encode(item[:KEPT_BODY_BYTES]).decode(),
+            "headers": {FAULT_HEADER: fault, SIZE_HEADER: len(item)},
+            "content-type": "application/data",
+            "content-encoding": "binary",
+            "properties": {
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid.uuid4()),
+                "delivery_info": {"exchange": "", "routing_key": queue},
+            },
+        }
+    ).encode()
+
+
+class Transport(redis.Transport):
+    """Kombu's Redis transport with :class:`Channel`."""
+
+    Channel = Channel
+
+
+class SocketTransport(Transport):
+    """The same over a unix socket, whose URL kombu must leave in one piece."""
+
+    can_parse_url = True

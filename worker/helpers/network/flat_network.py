@@ -1,0 +1,153 @@
+"""Addresses on a flat network that exists already: no outside system, only the address book.
+
+The flat network reaches the tenants; the operator set that up in advance. What is given out comes
+from the backend's own ``subnet`` and ``ranges``, or, where the backend says
+``share_network_addresses``, from the share network's pool.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import Field
+
+from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, share_network_pool
+from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
+from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.model import (
+    DriverMode,
+    NetworkInfo,
+    NetworkKind,
+    RequestContext,
+    ShareNetwork,
+    ShareServer,
+)
+from worker.plugin import Options, Setting
+
+
+class FlatNetworkOptions(Options):
+    """The backend's own addresses on its flat network."""
+
+    subnet: str | None = Field(
+        None,
+        description="The flat network's subnet as a CIDR. Without it the backend has no addresses "
+        "of its own and serves only share networks that name theirs.",
+    )
+    gateway: str | None = Field(
+        None, description="The subnet's gateway, which share servers route through."
+    )
+    ranges: tuple[str, ...] = Field(
+        (),
+        description="What may be given out: CIDRs, addresses and `first-last` ranges inside the "
+        "subnet; empty: the whole subnet.",
+    )
+    reserved: tuple[str, ...] = Field(
+        (), description="What is never given out, written like `ranges`."
+    )
+    name: str = Field(
+        "",
+        max_length=200,
+        description="Name of the flat network. Backends with the same name are on the same "
+        "network and never give out the same address; empty: the backend's name.",
+    )
+
+
+class FlatNetworkHelper(NetworkHelper):
+    """Gives share servers addresses of a flat network."""
+
+    OptionsModel: ClassVar[type[Options]] = FlatNetworkOptions
+    kinds: ClassVar[frozenset[NetworkKind]] = frozenset({NetworkKind.FLAT_POOL})
+    modes: ClassVar[frozenset[DriverMode]] = frozenset({DriverMode.FLAT_MULTI_SVM})
+
+    def __init__(
+        self, setting: Setting, options: FlatNetworkOptions, addresses: AddressBook
+    ) -> None:
+        super().__init__(setting, options, addresses)
+        self._domain = f"flat:{options.name or setting.backend}"
+        self._pool = _own_pool(setting, options)
+
+    def allocate_network(
+        self,
+        context: RequestContext,
+        share_server: ShareServer,
+        share_network: ShareNetwork,
+        amount_of_ports: int,
+        **options: str,  # noqa: ARG002 - a flat network has nothing to choose
+    ) -> NetworkInfo:
+        """Take addresses for the share server, or find those that it holds.
+
+        Raises :class:`~worker.errors.Fatal` when there is no pool for the share network or none
+        of its addresses is left, :class:`~worker.errors.NotReady` when some become free shortly.
+        """
+        domain, pool = self._pool_for(share_network)
+        context.guard()
+        taken = self.addresses.take(
+            domain, pool.ranges, pool.ip_version, share_server.id, amount_of_ports
+        )
+        outside = [address for address in taken if address not in pool.subnet]
+        if outside:
+            raise Fatal(
+                f"Share server {share_server.id} holds {', '.join(outside)}, which is outside the "
+                f"subnet {pool.subnet}: the subnet was changed while the server was being built; "
+                f"create the share again.",
+                object=f"share_server {share_server.id}",
+                code=ErrorCode.NETWORK_FAILED,
+            )
+        return network_info(pool, taken, attributes={"domain": domain})
+
+    def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
+        """Give all addresses of the share server back."""
+        context.guard()
+        self.addresses.release(share_server.id)
+
+    def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
+        """Return where the share network's servers get addresses from (DESIGN §5)."""
+        if self.setting.share_network_addresses and share_network.kind is NetworkKind.FLAT_POOL:
+            try:
+                pool = share_network_pool(share_network)
+            except InvalidRequest as error:
+                raise Fatal(
+                    f"The pool of share network {share_network.id} cannot be used: {error.message}",
+                    object=f"share_network {share_network.id}",
+                    field=error.field,
+                    code=ErrorCode.NETWORK_FAILED,
+                ) from error
+            return f"share_network:{share_network.id}", pool
+        if self._pool is None:
+            raise Fatal(
+                f"Backend {self.setting.backend} has no addresses of its own and share network "
+                f"{share_network.id} of kind {share_network.kind} names none; set the network "
+                f"helper's subnet, or use a flat_pool share network.",
+                object=f"share_network {share_network.id}",
+                code=ErrorCode.CONFIGURATION,
+            )
+        return self._domain, self._pool
+
+
+def _own_pool(setting: Setting, options: FlatNetworkOptions) -> Pool | None:
+    if options.subnet is None:
+        superfluous = sorted(options.model_fields_set & {"gateway", "ranges", "reserved"})
+        if superfluous:
+            raise ConfigurationError(
+                f"Backend {setting.backend}: the network helper has {', '.join(superfluous)} "
+                f"but no subnet; set subnet."
+            )
+        if not setting.share_network_addresses:
+            raise ConfigurationError(
+                f"Backend {setting.backend} has no addresses to give out: set the network "
+                f"helper's subnet, or share_network_addresses = true."
+            )
+        return None
+    try:
+        return parse_pool(
+            options.ranges or (options.subnet,),
+            subnet=options.subnet,
+            gateway=options.gateway,
+            reserved=options.reserved,
+            fields=BACKEND_FIELDS,
+        )
+    except InvalidRequest as error:
+        raise ConfigurationError(
+            f"Backend {setting.backend}, network helper option {error.field}: {error.message}",
+            field=error.field,
+        ) from error

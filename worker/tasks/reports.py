@@ -1,0 +1,105 @@
+"""What backends can hold, reported by one leased worker each for placement to read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+from sqlalchemy import Connection, delete, or_, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from worker.db.engine import db_now, transaction
+from worker.db.tables import backends, storage_pools
+from worker.errors import SharewrightError
+from worker.job import Runtime
+from worker.manager import Report
+
+TASK = "report_pools"
+REPORT_TIMEOUT = 60.0
+"""A reporter that takes longer is taken for dead."""
+
+_log = logging.getLogger(__name__)
+
+
+def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
+    """Report each backend that nobody else is reporting or has just reported."""
+    for name in names:
+        if not _take(runtime, name):
+            continue
+        try:
+            report = runtime.manager(name).report()
+        except SharewrightError as error:
+            _log.warning("Backend %s could not be asked for its pools: %s", name, error.message)
+            with transaction(runtime.engine) as connection:
+                connection.execute(
+                    update(backends)
+                    .where(backends.c.name == name)
+                    .values(report_error=error.message, reporting_until=None)
+                )
+        else:
+            with transaction(runtime.engine) as connection:
+                _write(connection, name, report, runtime.config.backends[name].capabilities)
+
+
+def _take(runtime: Runtime, name: str) -> bool:
+    """Become the reporter of a backend for a while, unless it was reported a moment ago."""
+    dialect = postgresql if runtime.engine.dialect.name == "postgresql" else sqlite
+    column = backends.c
+    with transaction(runtime.engine) as connection:
+        connection.execute(
+            dialect.insert(backends).values(name=name, report={}).on_conflict_do_nothing()
+        )
+        taken = connection.execute(
+            update(backends)
+            .where(
+                column.name == name,
+                or_(column.reporting_until.is_(None), column.reporting_until < db_now()),
+                or_(
+                    column.reported_at.is_(None),
+                    column.reported_at < db_now() - runtime.config.engine.report_interval / 2,
+                ),
+            )
+            .values(reporting_until=db_now() + REPORT_TIMEOUT)
+        )
+    return taken.rowcount == 1
+
+
+def _write(connection: Connection, name: str, report: Report, capabilities: dict[str, str]) -> None:
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    connection.execute(
+        update(backends)
+        .where(backends.c.name == name)
+        .values(
+            report={
+                "mode": report.mode,
+                "protocols": list(report.protocols),
+                "network_kinds": list(report.network_kinds),
+                "can_extend": report.can_extend,
+            },
+            reported_at=db_now(),
+            reporting_until=None,
+            report_error="",
+        )
+    )
+    for pool in report.pools:
+        fresh = {
+            "total_gib": pool.total_gib,
+            "free_gib": pool.free_gib,
+            "capabilities": {**pool.capabilities, **capabilities},
+            "reported_at": db_now(),
+        }
+        connection.execute(
+            dialect.insert(storage_pools)
+            .values(backend=name, name=pool.name, **fresh)
+            .on_conflict_do_update(
+                index_elements=[storage_pools.c.backend, storage_pools.c.name], set_=fresh
+            )
+        )
+    reported = [pool.name for pool in report.pools]
+    connection.execute(
+        delete(storage_pools).where(
+            storage_pools.c.backend == name,
+            storage_pools.c.name.not_in(reported),
+            storage_pools.c.shares == 0,
+        )
+    )
