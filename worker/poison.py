@@ -69,6 +69,15 @@ class _Lax(BaseModel):
     model_config = ConfigDict(extra="allow", strict=True)
 
 
+def _moment(text: str) -> str:
+    try:
+        datetime.fromisoformat(text).astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("a date beyond the calendar") from error
+    return text
+
+
+_Moment = Annotated[str, AfterValidator(_moment)]
 _Id = Annotated[str, Field(min_length=1, max_length=255)]
 
 
@@ -82,8 +91,8 @@ class _Headers(_Lax):
     group: _Id | None = None
     group_index: int | None = None
     shadow: str | None = None
-    eta: str | None = None
-    expires: str | None = None
+    eta: _Moment | None = None
+    expires: _Moment | None = None
     retries: int | None = None
     timelimit: Annotated[list[float | None], Len(2, 2)] | None = None
     argsrepr: str | None = None
@@ -97,10 +106,11 @@ class _Headers(_Lax):
 
 
 def _signature(document: dict[str, Any]) -> dict[str, Any]:
-    wanted = {"task": str, "args": list, "kwargs": dict, "options": dict}
-    wrong = [n for n, kind in wanted.items() if not isinstance(document.get(n, kind()), kind)]
-    if wrong or not document.get("task"):
-        raise ValueError(f"not the signature of a task: {', '.join(wrong) or 'task'}")
+    # What a pool child made of a lesser one, the main process would be left with.
+    parts = {"task": str, "args": list, "kwargs": dict, "options": dict}
+    wrong = [part for part, kind in parts.items() if not isinstance(document.get(part), kind)]
+    if wrong:
+        raise ValueError(f"not the signature of a task: {', '.join(wrong)}")
     return document
 
 
