@@ -47,6 +47,7 @@ from worker.db.tables import (
     operation_aliases,
     operation_steps,
     operations,
+    poison_messages,
     share_networks,
     share_servers,
     share_types,
@@ -404,3 +405,35 @@ READS: Final[Mapping[str, Read]] = {
     )
 }
 """What answers each verb of :class:`~scheduler.requests.Kind` READ."""
+
+
+# What is not a request: an operator reads it from the database.
+
+
+def list_poison_messages(connection: Connection, limit: int, marker: int | None) -> dict[str, Any]:
+    """Return a page of the messages that were kept aside, without their bodies."""
+    m = poison_messages.c
+    rows = connection.execute(
+        select(m.id, m.queue, m.reason, m.size, m.received_at)
+        .where(m.id > (marker or 0))
+        .order_by(m.id)
+        .limit(limit + 1)
+    ).all()
+    return {
+        "poison_messages": [_received(row) for row in rows[:limit]],
+        "next_marker": rows[limit - 1].id if len(rows) > limit else None,
+    }
+
+
+def show_poison_message(connection: Connection, message_id: int) -> dict[str, Any]:
+    """Return a message that was kept aside, with headers and body."""
+    row = connection.execute(
+        select(poison_messages).where(poison_messages.c.id == message_id)
+    ).first()
+    if row is None:
+        raise NotFound(f"No message {message_id} was kept aside.", field="message_id")
+    return _received(row)
+
+
+def _received(row: Any) -> dict[str, Any]:
+    return {**row._asdict(), "received_at": moment(row.received_at)}
