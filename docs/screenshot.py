@@ -1,4 +1,4 @@
-"""Makes ``docs/flower.png``: Flower after some creates, one of them rolled back, as a person sees it.
+"""Makes ``docs/flower.png``: Flower after some creates, one rolled back, as a person sees it.
 
 ``python -m docs.screenshot``; needs chromium, redis-server and the project's own environment.
 """
