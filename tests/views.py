@@ -9,7 +9,7 @@ import errno
 import subprocess
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from tests.tenants import Tenant, run
 from worker.fake_world import World
@@ -47,7 +47,7 @@ class View(ABC):
 class NfsView(View):
     """Clients in namespaces on the bridge of their share network."""
 
-    _NAMES = {"NOENT": DENIED, "ACCESS": DENIED, "ROFS": READ_ONLY, "DQUOT": FULL}
+    _NAMES: ClassVar = {"NOENT": DENIED, "ACCESS": DENIED, "ROFS": READ_ONLY, "DQUOT": FULL}
 
     def __init__(self, bridge: str, prefix: int) -> None:
         self._bridge = bridge
@@ -102,7 +102,7 @@ class NfsView(View):
 class FakeView(View):
     """Clients of the fakes' world; it knows rules and sizes, but no networks."""
 
-    _NAMES = {errno.EACCES: DENIED, errno.EROFS: READ_ONLY, errno.EDQUOT: FULL}
+    _NAMES: ClassVar = {errno.EACCES: DENIED, errno.EROFS: READ_ONLY, errno.EDQUOT: FULL}
 
     def __init__(self, world: World, share_network_id: str) -> None:
         self._world = world

@@ -149,7 +149,7 @@ class World:
             context.guard()
         db = self._connection()
         db.execute("BEGIN IMMEDIATE")
-        line = _Line(name, object_id, context.operation_id, started) if self._log_calls else None
+        line = _Line(self._log_calls, name, object_id, context.operation_id, started)
         change = Change(db)
         armed: StepError | NotReady | None = None
         try:
@@ -174,12 +174,10 @@ class World:
                     db.execute("ROLLBACK")
             if not db.in_transaction:
                 db.execute("BEGIN IMMEDIATE")
-            if line:
-                line.end(db, change, type(error).__name__, str(error))
+            line.end(db, change, type(error).__name__, str(error))
             db.execute("COMMIT")
             raise
-        if line:
-            line.end(db, change, "ok", "")
+        line.end(db, change, "ok", "")
         db.execute("COMMIT")
 
     def arm(
@@ -297,6 +295,7 @@ class World:
 class _Line:
     """A call's line in the log, while it is being written."""
 
+    wanted: bool
     name: str
     object_id: str
     operation_id: str
@@ -304,6 +303,8 @@ class _Line:
     id: int | None = None
 
     def begin(self, db: sqlite3.Connection) -> None:
+        if not self.wanted:
+            return
         self.id = db.execute(
             "INSERT INTO calls (name, object_id, operation_id, started, outcome, effect, message,"
             " pid) VALUES (?, ?, ?, ?, '', 0, '', ?)",
@@ -333,10 +334,9 @@ def _take_fault(db: sqlite3.Connection, name: str, ids: tuple[str, ...]) -> sqli
     return None
 
 
-def _pause(db: sqlite3.Connection, line: _Line | None, seconds: float) -> None:
+def _pause(db: sqlite3.Connection, line: _Line, seconds: float) -> None:
     """Let others work meanwhile; a worker that dies in here leaves a line without an outcome."""
-    if line:
-        line.begin(db)
+    line.begin(db)
     db.execute("COMMIT")
     time.sleep(seconds)
 

@@ -177,9 +177,14 @@ class FakeShareDriver(ShareDriver, Resize):
     def extend_share(
         self, context: RequestContext, share: Share, new_size: int, server: ShareServer | None
     ) -> None:
-        """Raise the limit, never lower it."""
+        """Raise the limit; refuse to lower it."""
         with self._call("extend_share", share, context, server) as change:
             found = self._existing(change, share)
+            if new_size < found["size"]:
+                raise _refused(
+                    f"Share {share.id} of {found['size']} GiB cannot be shrunk to {new_size} GiB.",
+                    f"share {share.id}",
+                )
             if new_size > found["size"]:
                 self._take_capacity(change, found["pool"], new_size - found["size"])
                 change.write("UPDATE shares SET size = ? WHERE id = ?", new_size, share.id)

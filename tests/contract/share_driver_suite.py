@@ -154,8 +154,8 @@ class ShareDriverContract:
         interrupted_everywhere(
             lambda c: driver.create_share_from_snapshot(c, clone, snapshot, server)
         )
-        for each in (clone, share):
-            interrupted_everywhere(lambda c, each=each: driver.delete_share(c, each, server))
+        interrupted_everywhere(lambda c: driver.delete_share(c, clone, server))
+        interrupted_everywhere(lambda c: driver.delete_share(c, share, server))
         interrupted_everywhere(lambda c: driver.delete_snapshot(c, snapshot, share, server))
         assert outside.state() == empty
 

@@ -197,9 +197,8 @@ class TestGenericOnImages(_OnThisHost):
 
 class TestGenericOnOperatorsMount(_OnThisHost):
     @pytest.fixture
-    def options_given(
-        self, tmp_path_factory: pytest.TempPathFactory, namespace: str
-    ) -> Iterator[dict[str, Any]]:
+    def options_given(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+        require_root_datapath()
         place = tmp_path_factory.mktemp("operator")
         run("truncate", "-s", "3G", str(place / "disk"))
         run("mkfs.btrfs", "-q", str(place / "disk"))

@@ -165,8 +165,14 @@ os.killpg(0, signal.SIGKILL)
                 f"neighbour replace {hosts_own} lladdr {mac.strip()} dev eth0\n"
             )
             run("ip", "-n", tenant.namespace, "-batch", "-", data=batch)
-            with socket.create_server((hosts_own, 0)) as listening:
-                assert not tenant.reaches(hosts_own, listening.getsockname()[1])
+            # One datagram is enough to be reached; a connection would need a way back as well.
+            send = "import socket, sys; socket.socket(type=2).sendto(b'x', (sys.argv[1], 7))"
+            with socket.socket(type=socket.SOCK_DGRAM) as listening:
+                listening.bind((hosts_own, 7))
+                listening.settimeout(1)
+                run(*tenant.command(sys.executable, "-c", send, hosts_own))
+                with pytest.raises(TimeoutError):
+                    listening.recv(1)
         finally:
             run("ip", "address", "del", f"{hosts_own}/32", "dev", "lo")
             tenant.close()

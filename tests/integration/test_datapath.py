@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import random
+import re
 import signal
 import subprocess
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -223,3 +226,22 @@ def test_a_client_notices_nothing_of_other_shares_coming_and_going(site: Site) -
         answer = json.loads(loop.communicate(timeout=60)[0])
     assert answer["failures"] == []
     assert answer["operations"] > 500
+
+
+def test_many_workers_at_once_on_one_server(site: Site) -> None:
+    """Eight at a time create shares; then eight bring rules for one share, in any order."""
+    server = site.server()
+    client = site.client(server)
+    with ThreadPoolExecutor(8) as pool:
+        shares = list(pool.map(lambda _: site.share(server, ("10.73.0.50", "rw")), range(16)))
+        rules = [("10.73.0.50", "rw") if number % 2 else ("10.9.9.9", "rw") for number in range(41)]
+        order = random.Random(7).sample(range(1, 41), 40)
+        list(pool.map(lambda n: site.allow(shares[0], server, n + 1, rules[n - 1]), order))
+    assert server.details
+    exports = Path(server.details.attributes["ganesha"], "exports")
+    assert (exports / f"{shares[0].id}.conf").read_text().startswith("# generation 41\n")
+    numbers = [re.findall(r"Export_Id = \d+", file.read_text())[0] for file in exports.iterdir()]
+    assert len(set(numbers)) == len(shares) == 16
+    for share in shares[1:]:
+        assert client.nfs(path(share), "write", "file", data=b"x")["ok"]
+    assert client.nfs(path(shares[0]), "mount")["ok"] is (rules[39] == ("10.73.0.50", "rw"))

@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 from sqlalchemy import func, select
-from worker.fake_world import World
 
 from tests.deployment import FAKE_BACKEND, Deployment
 from tests.services import RedisServer
@@ -22,6 +21,7 @@ from worker.db.tables import (
     shares,
 )
 from worker.errors import RequestFailed
+from worker.fake_world import World
 
 
 class Fakes(Deployment):

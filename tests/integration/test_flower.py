@@ -1,4 +1,4 @@
-"""What a person sees in Flower: every step by name and operation id, nothing half-way, no secret."""
+"""What Flower shows: every step by name and operation id, nothing half-way, no secret."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.services import Process, RedisServer, free_port, python, wait_until
 from worker.errors import RequestFailed
 from worker.fake_world import World
 
-SECRET = "correct-horse-battery-staple"  # noqa: S105 - planted to be looked for
+SECRET = "correct-horse-battery-staple"
 DONE, ROLLED_BACK = 50, 10
 STEPS = ("allocate_network", "get_share_server", "create_share")
 COMPENSATIONS = ("delete_share_server", "deallocate_network")

@@ -15,7 +15,7 @@ from itertools import islice
 from typing import Final
 
 from netaddr import IPAddress
-from sqlalchemy import ColumnElement, Connection, Table, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
@@ -277,3 +277,9 @@ _inserts: Final[dict[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]]
     "postgresql": postgresql.insert,
     "sqlite": sqlite.insert,
 }
+
+
+def forget(connection: Connection, domain: str) -> None:
+    """Forget a flat network that is no more; its name is never used again."""
+    connection.execute(delete(addresses).where(addresses.c.domain == domain))
+    connection.execute(delete(address_cursors).where(address_cursors.c.domain == domain))
