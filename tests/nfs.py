@@ -82,18 +82,21 @@ class Mount:
             return handle
         handle = ctypes.c_void_p()
         path = f"/{name}".encode()
-        self._check(self._lib.nfs_creat(self._nfs, path, 0o644, ctypes.byref(handle)))
+        flags = os.O_CREAT | os.O_RDWR
+        self._check(self._lib.nfs_open2(self._nfs, path, flags, 0o644, ctypes.byref(handle)))
         return handle
 
     def close(self, handle: ctypes.c_void_p) -> None:
         self._check(self._lib.nfs_close(self._nfs, handle))
 
     def pwrite(self, handle: ctypes.c_void_p, offset: int, data: bytes) -> None:
-        done = self._lib.nfs_pwrite(
-            self._nfs, handle, ctypes.c_uint64(offset), ctypes.c_uint64(len(data)), data
-        )
-        if self._check(done) != len(data):
-            raise NfsError(f"short write: {done} of {len(data)}")
+        """Write all of it; as for any client, a short write is followed by one of the rest."""
+        while data:
+            size = ctypes.c_uint64(len(data))
+            done = self._check(
+                self._lib.nfs_pwrite(self._nfs, handle, ctypes.c_uint64(offset), size, data)
+            )
+            offset, data = offset + done, data[done:]
 
     def pread(self, handle: ctypes.c_void_p, offset: int, size: int) -> bytes:
         buffer = ctypes.create_string_buffer(size)

@@ -51,8 +51,8 @@ class GenericOptions(Options):
 
     storage: Literal["auto", "btrfs", "images"] = Field(
         "auto",
-        description="`btrfs`: a subvolume a share; `images`: an image file a share; `auto`: btrfs "
-        "where this host can, decided once.",
+        description="`btrfs`: a subvolume a share; `images`: an XFS image file a share; `auto`: "
+        "btrfs where this host can, decided once.",
     )
     pool_size: int = Field(
         50, ge=1, description="GiB of the sparse btrfs image, where no `mount` is given."
@@ -60,9 +60,6 @@ class GenericOptions(Options):
     mount: Path | None = Field(
         None,
         description="A directory on a mounted btrfs to keep the shares in, instead of an image.",
-    )
-    image_filesystem: Literal["ext4", "xfs"] = Field(
-        "ext4", description='File system of the image files with `storage = "images"`.'
     )
     service_address: IPvAnyAddress | None = Field(
         None,
@@ -283,7 +280,7 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
     def _made(self, kind: str, shell: Shell) -> Storage:
         root = posixpath.join(str(self.setting.state_dir), "storage")
         if kind == ImageStorage.kind:
-            return ImageStorage(shell, root, filesystem=self._options.image_filesystem)
+            return ImageStorage(shell, root)
         mount = self._options.mount
         return BtrfsStorage(
             shell,

@@ -25,7 +25,10 @@ mkdir -p "$pool/shares" "$pool/snapshots"
 
 _OPEN_MOUNT: Final = """
 mount=$1 data=$2
-[ "$(findmnt -nro FSTYPE --target "$mount")" = btrfs ] || { echo "$mount is not btrfs" >&2; exit 1; }
+[ "$(findmnt -nro FSTYPE --target "$mount")" = btrfs ] || {
+    echo "$mount is not btrfs" >&2
+    exit 1
+}
 mkdir -p "$data/shares" "$data/snapshots"
 btrfs qgroup show "$mount" >/dev/null 2>&1 || btrfs quota enable "$mount"
 """

@@ -1,85 +1,87 @@
-"""Shares as image files, each a file system of its own, where there is no btrfs."""
+"""Shares as image files, each a file system of its own, where there is no btrfs.
+
+XFS, because it grows while it is in use with CAP_SYS_ADMIN alone; ext4 wants CAP_SYS_RESOURCE for
+that (measured: "Permission denied to resize filesystem"), which containers seldom have.
+"""
 
 from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from worker.systems.shell import Shell
 from worker.systems.storage import GIB, MOUNT_OPTIONS, Capacity, Storage
 
 _COPY_LIMIT: Final = 3600.0
 """Seconds that copying an image may take where its file system cannot share blocks (reflink)."""
 
 _CREATE: Final = """
-image=$1/image bytes=$2 filesystem=$3
+image=$1/image bytes=$2
 [ ! -e "$image" ] || exit 0
 truncate -s "$bytes" "$image.new"
-case $filesystem in
-    ext4) mkfs.ext4 -q -F -m 0 "$image.new" ;;
-    xfs) mkfs.xfs -q -f "$image.new" ;;
-esac
+mkfs.xfs -q -f "$image.new"
 sync "$image.new"
 mv "$image.new" "$image"
 sync "$1"
 """
 
-# minixdf: the size that statfs shows is then the file system's own, without its tables left out.
-# nouuid: a share from a snapshot has its origin's UUID.
 _MOUNT: Final = """
-image=$1/image point=$2 options=$3 filesystem=$4
-case $filesystem in ext4) options=$options,minixdf ;; xfs) options=$options,nouuid ;; esac
+image=$1/image point=$2 options=$3
 mkdir -p "$point"
-mountpoint -q "$point" || mount -t "$filesystem" -o "loop,$options" "$image" "$point"
+mountpoint -q "$point" || mount -t xfs -o "loop,$options" "$image" "$point"
 [ -d "$point/data" ] || mkdir -m 0777 "$point/data"
 """
 
-_COPY: Final = """
-to=$1/image from=$2/image frozen=${3:-}
-[ -z "$frozen" ] || fsfreeze --unfreeze "$frozen" 2>/dev/null || :
+# Unfrozen whatever happens in between, and first of all in case an earlier attempt was killed.
+_SNAPSHOT: Final = """
+to=$1/image from=$2/image point=$3
+fsfreeze --unfreeze "$point" 2>/dev/null || :
 [ ! -e "$to" ] || exit 0
 trap 'exit 143' TERM
-trap '[ -z "$frozen" ] || fsfreeze --unfreeze "$frozen"; rm -f "$to.new"' EXIT
-[ -z "$frozen" ] || fsfreeze --freeze "$frozen"
+trap 'fsfreeze --unfreeze "$point"; rm -f "$to.new"' EXIT
+fsfreeze --freeze "$point"
 cp --reflink=auto --sparse=always "$from" "$to.new"
 sync "$to.new"
 mv "$to.new" "$to"
 sync "$1"
 """
 
+# A copy needs a UUID of its own (ganesha knows file systems by it), which XFS changes only once
+# its log is clean: hence the mount, in a mount namespace that goes with the process.
+_CLONE: Final = """
+to=$1/image from=$2/image
+[ ! -e "$to" ] || exit 0
+trap 'exit 143' TERM
+trap 'rm -f "$to.new"' EXIT
+mkdir -p "$1/point"
+cp --reflink=auto --sparse=always "$from" "$to.new"
+unshare --mount sh -euc 'mount -t xfs -o loop,nouuid "$1" "$2"; umount "$2"' sh "$to.new" "$1/point"
+xfs_admin -U generate "$to.new" >/dev/null
+sync "$to.new"
+mv "$to.new" "$to"
+sync "$1"
+"""
+
 _GROW: Final = """
-image=$1/image point=$2 bytes=$3 filesystem=$4
+image=$1/image point=$2 bytes=$3
 [ "$(stat -c %s "$image")" -ge "$bytes" ] || truncate -s "$bytes" "$image"
-device=$(findmnt -nvro SOURCE --mountpoint "$point")
-losetup --set-capacity "$device"
-case $filesystem in
-    ext4) resize2fs "$device" >/dev/null 2>&1 ;;
-    xfs) xfs_growfs "$point" >/dev/null ;;
-esac
+losetup --set-capacity "$(findmnt -nvro SOURCE --mountpoint "$point")"
+xfs_growfs "$point" >/dev/null
 sync -f "$point"
 """
 
 _SIZES: Final = """
-set -- $(stat -f -c '%S %b %f' "$1") "$1" "$2"
-echo "$1 $3 $2"
-case $5 in
-    ext4) echo "$1 $2" ;;
-    xfs) xfs_info "$4" | sed -n 's/^data.*bsize=\\([0-9]*\\) *blocks=\\([0-9]*\\).*/\\1 \\2/p' ;;
-esac
+xfs_info "$1" | sed -n 's/^data.*bsize=\\([0-9]*\\) *blocks=\\([0-9]*\\).*/\\1 \\2/p'
+stat -f -c '%S %b %f' "$1"
 """
 
 
 class ImageStorage(Storage):
-    """One sparse ext4 or XFS image a share, loop-mounted; the image's size is the limit.
+    """One sparse XFS image a share, loop-mounted; the image's size is the limit.
 
     A snapshot is a copy of the image, taken while the file system is frozen: at once where the
     disk below can share blocks between files, else writing clients wait until it is copied.
     """
 
     kind: ClassVar[str] = "images"
-
-    def __init__(self, shell: Shell, root: str, *, filesystem: str) -> None:
-        super().__init__(shell, root)
-        self.filesystem = filesystem
 
     def open(self) -> None:
         """As :meth:`Storage.open`."""
@@ -90,7 +92,7 @@ class ImageStorage(Storage):
         """As :meth:`Storage.create`."""
         share = self._directory("shares", share_id)
         self.command("mkdir", "-p", share, doing=f"make {share}")
-        self._on(share, _CREATE, str(size * GIB), self.filesystem, doing=f"create share {share_id}")
+        self._on(share, _CREATE, str(size * GIB), doing=f"create share {share_id}")
         self._mount(share_id)
 
     def create_from_snapshot(self, share_id: str, snapshot_id: str, size: int) -> None:
@@ -99,7 +101,7 @@ class ImageStorage(Storage):
         origin = self._directory("snapshots", snapshot_id)
         self.command("mkdir", "-p", share, doing=f"make {share}")
         doing = f"create share {share_id} from snapshot {snapshot_id}"
-        self._on(share, _COPY, origin, doing=doing, timeout=_COPY_LIMIT)
+        self._on(share, _CLONE, origin, doing=doing, timeout=_COPY_LIMIT)
         self._mount(share_id)
         self.grow(share_id, size)
 
@@ -117,7 +119,7 @@ class ImageStorage(Storage):
         self.command("mkdir", "-p", snapshot, doing=f"make {snapshot}")
         self._on(
             snapshot,
-            _COPY,
+            _SNAPSHOT,
             self._directory("shares", share_id),
             self.mount_point(share_id),
             doing=f"take snapshot {snapshot_id} of share {share_id}",
@@ -135,7 +137,6 @@ class ImageStorage(Storage):
             _GROW,
             self.mount_point(share_id),
             str(size * GIB),
-            self.filesystem,
             doing=f"extend share {share_id}",
             timeout=600.0,
         )
@@ -164,7 +165,6 @@ class ImageStorage(Storage):
             _MOUNT,
             self.mount_point(share_id),
             MOUNT_OPTIONS,
-            self.filesystem,
             doing=f"mount share {share_id}",
         )
 
@@ -172,10 +172,9 @@ class ImageStorage(Storage):
         done = self.script(
             _SIZES,
             self.mount_point(share_id),
-            self.filesystem,
             doing=f"measure share {share_id}",
         )
-        (block, free, blocks), (unit, units) = (
+        (unit, units), (block, blocks, free) = (
             [int(word) for word in line.split()] for line in done.stdout.splitlines()
         )
         return unit * units, (blocks - free) * block

@@ -69,7 +69,8 @@ class LocalShell:
             except subprocess.TimeoutExpired:
                 _end(process)
                 raise Retryable(
-                    f"`{' '.join(argv[:3])}` did not end within {timeout:.0f} s on {self._where()}.",
+                    f"`{' '.join(argv[:3])}` did not end within {timeout:.0f} s on "
+                    f"{self._where()}.",
                     code=ErrorCode.TIMEOUT,
                 ) from None
             except BaseException:

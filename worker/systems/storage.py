@@ -103,8 +103,10 @@ class Storage(ABC):
     def contents(self) -> tuple[str, ...]:
         """Return the ids of all shares and snapshots, finished or not."""
         done = self.shell.run(
-            ["find", f"{self.data}/shares", f"{self.data}/snapshots"]
-            + ["-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\n"],
+            [
+                *("find", f"{self.data}/shares", f"{self.data}/snapshots"),
+                *("-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\n"),
+            ],
             check=False,
         )
         return tuple(sorted(done.stdout.split()))

@@ -68,7 +68,10 @@ if ! ip -n "$namespace" link show dev eth0 >/dev/null 2>&1; then
     ip link add name "$port" type veth peer name eth0 netns "$namespace"
 fi
 sysctl -qw "net.ipv6.conf.$port.disable_ipv6=1"
-[ -z "$mtu" ] || { ip link set dev "$port" mtu "$mtu"; ip -n "$namespace" link set dev eth0 mtu "$mtu"; }
+if [ -n "$mtu" ]; then
+    ip link set dev "$port" mtu "$mtu"
+    ip -n "$namespace" link set dev eth0 mtu "$mtu"
+fi
 [ -z "$mac" ] || ip -n "$namespace" link set dev eth0 address "$mac"
 ip link set dev "$port" master "$bridge" up
 """
@@ -130,7 +133,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
         bridge = self._options.bridge or bridge_name(share_network.id)
         host = Guarded(LocalShell(), context.guard)
         try:
-            self._plug(host, namespace, bridge, share_server, share_network, network_info)
+            self._plug(host, bridge, share_server, share_network, network_info)
             self._address(host, namespace, network_info)
             ganesha = self._ganesha(context, share_server, network_info)
             ganesha.ensure_running()
@@ -176,12 +179,12 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
     def _plug(
         self,
         host: Shell,
-        namespace: str,
         bridge: str,
         share_server: ShareServer,
         share_network: ShareNetwork,
         network_info: NetworkInfo,
     ) -> None:
+        namespace = namespace_name(share_server.id)
         owner = "" if self._options.bridge else share_network.id
         mac = network_info.mac_addresses[0] if network_info.mac_addresses else ""
         mtu = "" if network_info.mtu is None else str(network_info.mtu)

@@ -1,0 +1,171 @@
+"""What every compute helper must do. Inherit :class:`ComputeHelperContract`; give the fixtures.
+
+``helper``       the helper under test, with no server
+``outside``      an :class:`Outside`: how the test looks behind the helper
+``network_for``  gives the NetworkInfo of the n-th server (different addresses)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+
+from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
+from worker.errors import LeaseLost, NotReady
+from worker.helpers.compute.base import ComputeHelper, Reachable
+from worker.model import (
+    NetworkInfo,
+    NetworkKind,
+    RequestContext,
+    ServerStatus,
+    ShareNetwork,
+    ShareServer,
+    ShareServerDetails,
+)
+
+NetworkFor = Callable[[int], NetworkInfo]
+
+
+class Outside(Protocol):
+    """How a contract test sees what the helper did, without the helper."""
+
+    def state(self) -> Any:
+        """A comparable picture of all that the helper has made."""
+
+
+class ComputeHelperContract:
+    """The contract; see :class:`worker.helpers.compute.base.ComputeHelper`."""
+
+    @pytest.fixture
+    def share_network(self) -> ShareNetwork:
+        return ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.FLAT_POOL)
+
+    @pytest.fixture
+    def new_server(
+        self, network_for: NetworkFor, share_network: ShareNetwork
+    ) -> Callable[[int], ShareServer]:
+        def new(number: int) -> ShareServer:
+            return ShareServer(
+                str(uuid.uuid4()),
+                "project",
+                "backend",
+                share_network.id,
+                ServerStatus.BUILDING,
+                network_info=network_for(number),
+            )
+
+        return new
+
+    @staticmethod
+    def get(
+        helper: ComputeHelper,
+        server: ShareServer,
+        network: ShareNetwork,
+        given: RequestContext | None = None,
+    ) -> ShareServerDetails:
+        """Get the server as the engine does, coming again for as long as it is not ready."""
+        assert server.network_info is not None
+        for _ in range(30):
+            try:
+                return helper.get_share_server(
+                    given or context(), server, network, server.network_info, ()
+                )
+            except NotReady as wait:
+                time.sleep(min(wait.retry_after, 1))
+        pytest.fail("the server does not become ready")
+
+    def test_asked_twice_it_is_one_server(
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = new_server(0)
+        details = self.get(helper, server, share_network)
+        once = outside.state()
+        assert once != empty
+        assert details.addresses == server.network_info.addresses
+        assert self.get(helper, server, share_network) == details
+        assert outside.state() == once
+        helper.delete_share_server(context(), dataclasses.replace(server, details=details))
+        assert outside.state() == empty
+
+    def test_deleting_what_is_gone_or_never_was_is_fine(
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = new_server(0)
+        helper.delete_share_server(context(), server)
+        self.get(helper, server, share_network)
+        for _ in range(2):
+            helper.delete_share_server(context(), server)
+        assert outside.state() == empty
+
+    def test_nothing_changes_once_the_lease_is_lost(
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        server = new_server(0)
+        empty = outside.state()
+        with pytest.raises(LeaseLost):
+            self.get(helper, server, share_network, context(GuardThatEnds(0)))
+        assert outside.state() == empty
+        self.get(helper, server, share_network)
+        made = outside.state()
+        with pytest.raises(LeaseLost):
+            helper.delete_share_server(context(GuardThatEnds(0)), server)
+        assert outside.state() == made
+        helper.delete_share_server(context(), server)
+
+    def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = new_server(0)
+        details = interrupted_everywhere(lambda c: self.get(helper, server, share_network, c))
+        assert self.get(helper, server, share_network) == details
+        interrupted_everywhere(lambda c: helper.delete_share_server(c, server))
+        assert outside.state() == empty
+
+    @pytest.mark.parametrize("allowed", range(8))
+    def test_a_delete_clears_a_build_that_was_cut_off(
+        self,
+        helper: ComputeHelper,
+        outside: Outside,
+        new_server: Any,
+        share_network: ShareNetwork,
+        allowed: int,
+    ) -> None:
+        empty = outside.state()
+        server = new_server(0)
+        try:
+            self.get(helper, server, share_network, context(GuardThatEnds(allowed)))
+        except LeaseLost:
+            pass
+        helper.delete_share_server(context(), server)
+        assert outside.state() == empty
+
+    def test_two_servers_of_one_network_do_not_touch_each_other(
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        first, second = new_server(0), new_server(1)
+        one = self.get(helper, first, share_network)
+        alone = outside.state()
+        two = self.get(helper, second, share_network)
+        assert one.server_id != two.server_id
+        helper.delete_share_server(context(), second)
+        assert outside.state() == alone
+        assert self.get(helper, first, share_network) == one
+        helper.delete_share_server(context(), first)
+
+    def test_a_reachable_server_takes_commands(
+        self, helper: ComputeHelper, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        if not isinstance(helper, Reachable):
+            pytest.skip("the helper's servers take no commands")
+        server = new_server(0)
+        server = dataclasses.replace(server, details=self.get(helper, server, share_network))
+        assert helper.shell(server).run(["sh", "-c", "exit 3"], check=False).exit_code == 3
+        helper.delete_share_server(context(), server)

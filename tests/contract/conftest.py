@@ -1,0 +1,9 @@
+"""The suites are plain modules: have their assertions explained as those of test modules are."""
+
+from __future__ import annotations
+
+import pytest
+
+pytest.register_assert_rewrite(
+    "tests.contract.share_driver_suite", "tests.contract.compute_helper_suite"
+)

@@ -1,0 +1,270 @@
+"""What every share driver must do. Inherit :class:`ShareDriverContract` and give the fixtures.
+
+``driver``   the driver under test, with nothing on it
+``server``   the share server to work on, or None in single_svm
+``outside``  an :class:`Outside`: how the test looks behind the driver
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import pytest
+
+from worker.drivers.base import Decommission, Resize, ShareDriver
+from worker.errors import Conflict, LeaseLost, StepError
+from worker.model import AccessRule, RequestContext, Share, ShareServer, Snapshot
+
+
+class Outside(Protocol):
+    """How a contract test sees what the driver did, without the driver."""
+
+    holds_data: bool
+    """Whether ``write`` and ``read`` reach real content (an in-memory driver has none)."""
+
+    def state(self) -> Any:
+        """A comparable picture of all that the driver has made."""
+
+    def rules(self, share: Share) -> set[tuple[str, str]]:
+        """The enforced (access_to, access_level) pairs."""
+
+    def write(self, share: Share, name: str, text: str) -> None: ...
+
+    def read(self, share: Share, name: str) -> str: ...
+
+
+class GuardThatEnds:
+    """Lets ``allowed`` calls pass, then has lost its lease."""
+
+    def __init__(self, allowed: int) -> None:
+        self.allowed = allowed
+
+    def __call__(self) -> None:
+        if self.allowed <= 0:
+            raise LeaseLost("The lease is another worker's now.")
+        self.allowed -= 1
+
+
+def context(guard: Callable[[], None] = lambda: None) -> RequestContext:
+    return RequestContext(project_id="project", operation_id="operation", guard=guard)
+
+
+def interrupted_everywhere(call: Callable[[RequestContext], Any]) -> Any:
+    """Call again and again, losing the lease one guard later each time, until it gets through."""
+    for allowed in range(500):
+        try:
+            return call(context(GuardThatEnds(allowed)))
+        except LeaseLost:
+            continue
+    pytest.fail("the call never ends, or calls guard() more than 500 times")
+
+
+def rule(access_to: str, level: str = "rw") -> AccessRule:
+    return AccessRule(str(uuid.uuid4()), "ip", access_to, level)
+
+
+class ShareDriverContract:
+    """The contract; see :class:`worker.drivers.base.ShareDriver`."""
+
+    @pytest.fixture
+    def share(self, driver: ShareDriver) -> Share:
+        return Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool")
+
+    @pytest.fixture
+    def snapshot(self, share: Share) -> Snapshot:
+        return Snapshot(str(uuid.uuid4()), share.id, "project", share.size)
+
+    def test_created_twice_is_one_share_and_nobody_has_access(
+        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+    ) -> None:
+        empty = outside.state()
+        locations = driver.create_share(context(), share, server)
+        once = outside.state()
+        assert once != empty
+        assert locations
+        assert all(share.id in location.path for location in locations)
+        assert sum(location.preferred for location in locations) == 1
+        assert driver.create_share(context(), share, server) == locations
+        assert outside.state() == once
+        assert outside.rules(share) == set()
+        driver.delete_share(context(), share, server)
+        assert outside.state() == empty
+
+    def test_deleting_what_is_gone_is_fine(
+        self, driver: ShareDriver, server: ShareServer | None, share: Share, snapshot: Snapshot
+    ) -> None:
+        driver.delete_share(context(), share, server)
+        driver.delete_snapshot(context(), snapshot, share, server)
+        driver.create_share(context(), share, server)
+        driver.create_snapshot(context(), snapshot, share, server)
+        for _ in range(2):
+            driver.delete_snapshot(context(), snapshot, share, server)
+        for _ in range(2):
+            driver.delete_share(context(), share, server)
+
+    def test_nothing_changes_once_the_lease_is_lost(
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        outside: Outside,
+        share: Share,
+        snapshot: Snapshot,
+    ) -> None:
+        lost = context(GuardThatEnds(0))
+        before = outside.state()
+        with pytest.raises(LeaseLost):
+            driver.create_share(lost, share, server)
+        assert outside.state() == before
+        driver.create_share(context(), share, server)
+        before = outside.state()
+        for call in (
+            lambda: driver.delete_share(lost, share, server),
+            lambda: driver.create_snapshot(lost, snapshot, share, server),
+            lambda: driver.update_access(lost, share, server, [rule("10.1.0.1")], 1),
+            lambda: driver.create_share_from_snapshot(
+                lost, dataclasses.replace(share, id=snapshot.id), snapshot, server
+            ),
+        ):
+            with pytest.raises(LeaseLost):
+                call()
+            assert outside.state() == before
+        assert outside.rules(share) == set()
+        driver.delete_share(context(), share, server)
+
+    def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        outside: Outside,
+        share: Share,
+        snapshot: Snapshot,
+    ) -> None:
+        empty = outside.state()
+        locations = interrupted_everywhere(lambda c: driver.create_share(c, share, server))
+        assert driver.create_share(context(), share, server) == locations
+        rules = [rule("10.1.0.0/24"), rule("10.1.0.7", "ro")]
+        interrupted_everywhere(lambda c: driver.update_access(c, share, server, rules, 1))
+        assert outside.rules(share) == {("10.1.0.0/24", "rw"), ("10.1.0.7", "ro")}
+        interrupted_everywhere(lambda c: driver.create_snapshot(c, snapshot, share, server))
+        clone = dataclasses.replace(share, id=str(uuid.uuid4()))
+        interrupted_everywhere(
+            lambda c: driver.create_share_from_snapshot(c, clone, snapshot, server)
+        )
+        for each in (clone, share):
+            interrupted_everywhere(lambda c, each=each: driver.delete_share(c, each, server))
+        interrupted_everywhere(lambda c: driver.delete_snapshot(c, snapshot, share, server))
+        assert outside.state() == empty
+
+    @pytest.mark.parametrize("allowed", range(0, 24, 3))
+    def test_a_delete_clears_a_create_that_was_cut_off(
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        outside: Outside,
+        share: Share,
+        allowed: int,
+    ) -> None:
+        empty = outside.state()
+        try:
+            driver.create_share(context(GuardThatEnds(allowed)), share, server)
+        except LeaseLost:
+            pass
+        driver.delete_share(context(), share, server)
+        assert outside.state() == empty
+
+    def test_rules_are_replaced_and_an_older_generation_is_ignored(
+        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+    ) -> None:
+        driver.create_share(context(), share, server)
+        driver.update_access(context(), share, server, [rule("10.1.0.1"), rule("10.1.0.2")], 2)
+        assert outside.rules(share) == {("10.1.0.1", "rw"), ("10.1.0.2", "rw")}
+        driver.update_access(context(), share, server, [rule("10.1.0.3")], 5)
+        driver.update_access(context(), share, server, [rule("10.1.0.4")], 4)
+        assert outside.rules(share) == {("10.1.0.3", "rw")}
+        driver.create_share(context(), share, server)
+        driver.update_access(context(), share, server, [rule("10.1.0.5")], 4)
+        assert outside.rules(share) == {("10.1.0.3", "rw")}
+        driver.update_access(context(), share, server, [], 6)
+        assert outside.rules(share) == set()
+        driver.delete_share(context(), share, server)
+
+    def test_a_share_from_a_snapshot_has_its_content_and_its_own_life(
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        outside: Outside,
+        share: Share,
+        snapshot: Snapshot,
+    ) -> None:
+        empty = outside.state()
+        driver.create_share(context(), share, server)
+        if outside.holds_data:
+            outside.write(share, "file", "old")
+        for _ in range(2):
+            driver.create_snapshot(context(), snapshot, share, server)
+        if outside.holds_data:
+            outside.write(share, "file", "new")
+            driver.create_snapshot(context(), snapshot, share, server)
+        clone = dataclasses.replace(share, id=str(uuid.uuid4()), size=2)
+        locations = driver.create_share_from_snapshot(context(), clone, snapshot, server)
+        again = driver.create_share_from_snapshot(context(), clone, snapshot, server)
+        assert locations == again
+        assert all(clone.id in location.path for location in locations)
+        assert outside.rules(clone) == set()
+        if isinstance(driver, Resize):
+            assert driver.share_size(context(), clone, server) == 2
+        driver.delete_share(context(), share, server)
+        driver.delete_snapshot(context(), snapshot, share, server)
+        if outside.holds_data:
+            assert outside.read(clone, "file") == "old"
+        driver.delete_share(context(), clone, server)
+        assert outside.state() == empty
+
+    def test_extended_twice_and_read_back(
+        self, driver: ShareDriver, server: ShareServer | None, share: Share
+    ) -> None:
+        if not isinstance(driver, Resize):
+            pytest.skip("the driver has not the power Resize")
+        driver.create_share(context(), share, server)
+        assert driver.share_size(context(), share, server) == 1
+        interrupted_everywhere(lambda c: driver.extend_share(c, share, 3, server))
+        driver.extend_share(context(), share, 3, server)
+        assert driver.share_size(context(), share, server) == 3
+        with pytest.raises(StepError):
+            driver.extend_share(context(), share, 2, server)
+        assert driver.share_size(context(), share, server) == 3
+        driver.delete_share(context(), share, server)
+
+    def test_two_shares_do_not_touch_each_other(
+        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+    ) -> None:
+        other = dataclasses.replace(share, id=str(uuid.uuid4()))
+        first = driver.create_share(context(), share, server)
+        second = driver.create_share(context(), other, server)
+        assert {one.path for one in first}.isdisjoint(one.path for one in second)
+        driver.update_access(context(), share, server, [rule("10.1.0.1")], 1)
+        assert outside.rules(other) == set()
+        driver.delete_share(context(), other, server)
+        assert outside.rules(share) == {("10.1.0.1", "rw")}
+        driver.delete_share(context(), share, server)
+
+    def test_pools_say_what_is_there(self, driver: ShareDriver) -> None:
+        pools = driver.storage_pools()
+        assert pools
+        assert len({pool.name for pool in pools}) == len(pools)
+        assert all(0 <= pool.free_gib <= pool.total_gib for pool in pools)
+
+    def test_decommission_is_refused_while_shares_exist(
+        self, driver: ShareDriver, server: ShareServer | None, share: Share
+    ) -> None:
+        if not isinstance(driver, Decommission):
+            pytest.skip("the driver has not the power Decommission")
+        driver.create_share(context(), share, server)
+        with pytest.raises(Conflict):
+            driver.decommission(context())
+        driver.delete_share(context(), share, server)
+        driver.decommission(context())
+        driver.decommission(context())

@@ -1,0 +1,178 @@
+"""The contract on real namespaces, and what is particular to them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract.compute_helper_suite import ComputeHelperContract, NetworkFor
+from tests.contract.share_driver_suite import context
+from tests.requirements import require_root_datapath
+from tests.tenants import Machine, Tenant, run
+from worker.errors import Fatal, NotReady
+from worker.helpers.compute import namespace
+from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions, bridge_name
+from worker.model import DriverMode, NetworkInfo, ShareNetwork, ShareServer
+from worker.plugin import Setting
+
+
+def network(number: int) -> NetworkInfo:
+    return NetworkInfo(
+        cidr="10.71.0.0/24",
+        netmask="255.255.255.0",
+        prefix_length=24,
+        ip_version=4,
+        broadcast="10.71.0.255",
+        gateway="10.71.0.1",
+        addresses=(f"10.71.0.{10 + number}",),
+    )
+
+
+class Outside:
+    """Namespaces, ports, bridges, processes and files of this test's servers only."""
+
+    def __init__(self, state_dir: Path) -> None:
+        self.state_dir = state_dir
+        self.marks: list[str] = [str(state_dir)]
+
+    def state(self) -> Any:
+        ours = [path.name for path in self.state_dir.glob("servers/*")]
+        return Machine.look(self.marks), sorted(ours)
+
+
+class TestNamespaceComputeHelper(ComputeHelperContract):
+    @pytest.fixture
+    def network_for(self) -> NetworkFor:
+        return network
+
+    @pytest.fixture
+    def helper(self, tmp_path: Path) -> NamespaceComputeHelper:
+        require_root_datapath()
+        setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
+        return NamespaceComputeHelper(setting, NamespaceOptions())
+
+    @pytest.fixture
+    def outside(self, tmp_path: Path, share_network: ShareNetwork) -> Outside:
+        outside = Outside(tmp_path)
+        outside.marks.append(bridge_name(share_network.id))
+        return outside
+
+    @pytest.fixture
+    def new_server(
+        self, network_for: NetworkFor, share_network: ShareNetwork, outside: Outside, helper: Any
+    ) -> Iterator[Callable[[int], ShareServer]]:
+        make = ComputeHelperContract.new_server.__wrapped__(self, network_for, share_network)
+        made: list[ShareServer] = []
+
+        def new(number: int) -> ShareServer:
+            server: ShareServer = make(number)
+            made.append(server)
+            short = namespace._short(server.id)
+            outside.marks += [server.id, short]
+            return server
+
+        yield new
+        for server in made:
+            helper.delete_share_server(context(), server)
+
+    def test_the_daemon_is_nobodys_child_and_outlives_its_starter(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork, tmp_path: Path
+    ) -> None:
+        server = new_server(0)
+        script = f"""
+import ctypes, os, signal, pathlib
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+from tests.contract.test_namespace_compute import network
+from worker.helpers.compute.namespace import *
+from worker.model import *
+from worker.plugin import Setting
+setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
+helper = NamespaceComputeHelper(setting, NamespaceOptions())
+server = ShareServer({server.id!r}, "project", "backend", {share_network.id!r}, "building")
+net = ShareNetwork({share_network.id!r}, "project", NetworkKind.FLAT_POOL)
+helper.get_share_server(RequestContext("project"), server, net, network(0), ())
+os.killpg(0, signal.SIGKILL)
+"""
+        done = subprocess.run(
+            [sys.executable, "-c", script], start_new_session=True, timeout=60, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+        (pid,) = run("ip", "netns", "pids", f"sw-{server.id}").split()
+        assert os.getsid(int(pid)) == int(pid)
+        descriptors = {os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()}
+        assert not {one for one in descriptors if one.startswith("/") and "/dev/null" not in one} - {
+            f"{tmp_path}/servers/{server.id}/ganesha.pid"
+        }
+        self.get(helper, server, share_network)
+        assert run("ip", "netns", "pids", f"sw-{server.id}").split() == [pid]
+
+    def test_a_hash_that_is_taken_is_refused(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        bridge = bridge_name(share_network.id)
+        run("ip", "link", "add", "name", bridge, "type", "bridge")
+        run("ip", "link", "set", "dev", bridge, "alias", "somebody else")
+        server = new_server(0)
+        try:
+            with pytest.raises(Fatal, match="used by something else") as caught:
+                self.get(helper, server, share_network)
+            assert caught.value.share_server_id == f"sw-{server.id}"
+        finally:
+            run("ip", "link", "del", "dev", bridge)
+
+    def test_the_operators_bridge_is_joined_and_left_alone(
+        self, tmp_path: Path, new_server: Any, share_network: ShareNetwork, helper: Any
+    ) -> None:
+        bridge = f"swx{uuid.uuid4().hex[:8]}"
+        setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
+        flat = NamespaceComputeHelper(setting, NamespaceOptions(bridge=bridge))
+        server = new_server(0)
+        with pytest.raises(Fatal, match="does not exist"):
+            self.get(flat, server, share_network)
+        run("ip", "link", "add", "name", bridge, "type", "bridge")
+        run("ip", "link", "set", "dev", bridge, "up")
+        try:
+            assert self.get(flat, server, share_network).attributes["bridge"] == bridge
+            flat.delete_share_server(context(), server)
+            run("ip", "link", "show", "dev", bridge)
+        finally:
+            run("ip", "link", "del", "dev", bridge)
+
+    def test_a_tenant_reaches_its_server_but_not_the_host(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        server = new_server(0)
+        details = self.get(helper, server, share_network)
+        tenant = Tenant.make(details.attributes["bridge"], "10.71.0.200/24")
+        hosts_own = f"198.51.100.{os.getpid() % 250 + 1}"
+        run("ip", "address", "add", f"{hosts_own}/32", "dev", "lo")
+        try:
+            run(*tenant.command("ping", "-c1", "-W2", "10.71.0.10"))
+            mac = Path(f"/sys/class/net/{details.attributes['bridge']}/address").read_text()
+            batch = (
+                f"route add {hosts_own}/32 dev eth0\n"
+                f"neighbour replace {hosts_own} lladdr {mac.strip()} dev eth0\n"
+            )
+            run("ip", "-n", tenant.namespace, "-batch", "-", data=batch)
+            with pytest.raises(AssertionError, match="100% packet loss"):
+                run(*tenant.command("ping", "-c2", "-i0.2", "-W1", hosts_own))
+        finally:
+            run("ip", "address", "del", f"{hosts_own}/32", "dev", "lo")
+            tenant.close()
+
+    def test_an_address_that_is_none_becomes_no_command(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        server = new_server(0)
+        evil = network(0)
+        object.__setattr__(evil, "gateway", "10.71.0.1\nlink del eth0")
+        with pytest.raises((Fatal, NotReady), match="neither an address"):
+            helper.get_share_server(context(), server, share_network, evil, ())
