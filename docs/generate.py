@@ -13,7 +13,6 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from enum import StrEnum
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -66,7 +65,9 @@ def documented(module: Any, class_name: str) -> list[tuple[str, str]]:
     """The values of an enum, each with the docstring that stands after it in the source."""
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     body = next(
-        node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == class_name
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
     )
     found = []
     for member, after in zip(body, [*body[1:], None], strict=True):
@@ -131,9 +132,9 @@ def kinds() -> str:
     for mode in (DriverMode.FLAT_MULTI_SVM, DriverMode.MANAGED_MULTI_SVM):
         for name, helper in plugins("network_helpers").items():
             if mode in helper.modes:
-                rows.append(_kinds_row(mode, name, (helper,)))
+                rows.append(_kinds_row(mode, code(name), (helper,)))
                 if mode is DriverMode.FLAT_MULTI_SVM:
-                    rows.append(_kinds_row(mode, name, (helper,), brought=True))
+                    rows.append(_kinds_row(mode, code(name), (helper,), brought=True))
     return table(("mode", "network helper", *map(code, NetworkKind)), rows)
 
 
@@ -152,7 +153,11 @@ def _kinds_row(
         return "taken, ignored" if ignored else "used"
 
     with_it = ", `share_network_addresses`" if brought else ""
-    return [code(mode), (name if name == "(none)" else code(name)) + with_it, *map(cell, NetworkKind)]
+    return [
+        code(mode),
+        (name if name == "(none)" else code(name)) + with_it,
+        *map(cell, NetworkKind),
+    ]
 
 
 def described(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
@@ -196,9 +201,7 @@ def _above(schema: Mapping[str, Any]) -> str:
     return f", more than {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else ""
 
 
-def fields(
-    model: type[BaseModel], *, leave_out: Sequence[str] = (), explained: bool = True
-) -> str:
+def fields(model: type[BaseModel], *, leave_out: Sequence[str] = (), explained: bool = True) -> str:
     """The fields of a pydantic model."""
     schema = model.model_json_schema()
     required = schema.get("required", [])
