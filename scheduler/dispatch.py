@@ -22,13 +22,13 @@ from scheduler.requests import Payload, Verb
 from worker.config import Config
 from worker.db import journal
 from worker.db.engine import db_now, is_passing, transaction
-from worker.db.journal import Dispatch
+from worker.db.operation import Dispatch
 from worker.db.tables import operation_aliases, operations
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.failpoints import failpoint
+from worker.job import Runtime
 from worker.model import OperationState
 from worker.queues import queue_for
-from worker.runner import Runtime
 from worker.tasks.sagas import SAGAS
 
 _log = logging.getLogger(__name__)

@@ -24,9 +24,9 @@ from worker.config import Config
 from worker.db.engine import reading
 from worker.db.tables import operations
 from worker.errors import Forbidden, Refused
+from worker.job import Runtime
 from worker.queues import ADMIN_REQUESTS, REQUESTS
 from worker.results import ACKNOWLEDGE_HEADER, acknowledge
-from worker.runner import Runtime
 
 INTAKE_SECONDS: Final = 60
 """At most; a request is a transaction or two."""

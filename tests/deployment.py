@@ -112,7 +112,13 @@ class Deployment:
         return {"version": 1, "context": {"project_id": project}, **fields}
 
     def ask(
-        self, verb: str, *, project: str = "p1", seconds: float = 60, admin: bool = False, **fields: Any
+        self,
+        verb: str,
+        *,
+        project: str = "p1",
+        seconds: float = 60,
+        admin: bool = False,
+        **fields: Any,
     ) -> dict[str, Any]:
         """Send a request and wait for its object."""
         operation_id = self.client.submit(verb, self.payload(project, **fields), admin=admin)
@@ -158,5 +164,3 @@ class Deployment:
         for process in self.processes.values():
             process.close()
         engine_for(self.database_url).dispose()
-
-

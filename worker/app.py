@@ -24,13 +24,14 @@ from worker.db.engine import engine_for, transaction
 from worker.db.quarantine import keep
 from worker.doorbell import PREFIX, publisher
 from worker.errors import ConfigurationError
+from worker.job import Runtime
 from worker.keeper import Keeper
 from worker.logs import set_up_logging
 from worker.manager import ShareManager
 from worker.poison import PoisonMessage, install
 from worker.queues import groups, queues_of
 from worker.results import storer
-from worker.runner import Runtime, run
+from worker.runner import run
 from worker.saga import Act
 from worker.tasks.reconcile import Reconciler
 from worker.tasks.reports import REPORT_TIMEOUT, TASK, report_pools

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from celery import Celery, chain
 
 from worker.broker import Priorities, priorities
-from worker.db.journal import Dispatch
+from worker.db.operation import Dispatch
 from worker.saga import Saga
 
 PREFIX = "sharewright."

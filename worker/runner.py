@@ -10,17 +10,13 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
-
-from sqlalchemy import Connection, Engine
 
 from worker.config import Config
 from worker.db import journal, servers
-from worker.db.engine import is_passing, patiently, reading, transaction
-from worker.db.journal import Dispatch, Operation
+from worker.db.engine import is_passing, reading, transaction
+from worker.db.operation import Operation
 from worker.errors import (
     ErrorCode,
     Fatal,
@@ -30,8 +26,8 @@ from worker.errors import (
     StepError,
 )
 from worker.failpoints import failpoint
-from worker.keeper import Keeper, Lease
-from worker.manager import ShareManager
+from worker.job import Job, Outcome, Parked, Runtime, Writing, check_patience, write
+from worker.keeper import Lease
 from worker.model import OperationState, Phase, RequestContext
 from worker.saga import Act, Commit, Saga, Step
 
@@ -39,140 +35,6 @@ _log = logging.getLogger(__name__)
 
 PARKED_SECONDS = 30.0
 """How long a step waits that this worker's version does not know."""
-
-
-@dataclass(slots=True)
-class Runtime:
-    """What a process has for running steps; made after the fork."""
-
-    config: Config
-    engine: Engine
-    sagas: Mapping[str, Saga]
-    manager: Callable[[str], ShareManager]
-    publish: Callable[[Dispatch], None]
-    store_result: Callable[[str, Mapping[str, Any] | None, Mapping[str, str] | None], None]
-    worker: str
-    keeper: Keeper
-
-    def ring(self, bells: list[Dispatch]) -> None:
-        """Publish what was committed; a failure is logged, the reconciler heals it."""
-        for bell in bells:
-            try:
-                self.publish(bell)
-            except OSError as error:  # kombu's and redis-py's connection errors are OSErrors
-                _log.warning(
-                    "Operation %s is committed, its message could not be published (%s); "
-                    "the reconciler publishes it again.",
-                    bell.operation_id,
-                    type(error).__name__,
-                )
-                self.keeper.count("publish_failures_total")
-
-    def deliver(
-        self,
-        operation_id: str,
-        result: Mapping[str, Any] | None,
-        error: Mapping[str, str] | None,
-        *,
-        aliased: bool = False,
-    ) -> None:
-        """Store the result of an operation that has ended; the reconciler heals a failure.
-
-        ``aliased`` says that it has an idempotency key: other ids may want the same result.
-        """
-        others: list[str] = []
-        if aliased:
-            with reading(self.engine) as connection:
-                others = journal.aliases(connection, operation_id)
-        try:
-            for request_id in (operation_id, *others):
-                self.store_result(request_id, result, error)
-        except OSError as failure:
-            _log.warning(
-                "The result of operation %s could not be stored (%s); it is stored again later.",
-                operation_id,
-                type(failure).__name__,
-            )
-        else:
-            self.keeper.stored(operation_id)
-
-
-Outcome = tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None, bool]
-"""An operation that ended: its id, its result or its error, whether it has an idempotency key."""
-
-
-class Parked(Exception):
-    """The wait of a step is written and committed: nothing more to do."""
-
-
-@dataclass(slots=True)
-class Writing:
-    """An open, fenced transaction of an operation.
-
-    What must be published once it is committed is collected in ``bells``; ``result`` is what the
-    producer gets if this write ends the operation.
-    """
-
-    connection: Connection
-    operation: Operation
-    config: Config
-    bells: list[Dispatch] = field(default_factory=list)
-    result: dict[str, Any] | None = None
-    ended: list[Outcome] = field(default_factory=list)
-    parked: bool = False
-
-    @property
-    def patience(self) -> float:
-        """After how long a missing message may be taken for lost."""
-        return self.config.engine.lease
-
-    def wake(
-        self, key: str, *, limit: int | None = None, verdict: Mapping[str, str] | None = None
-    ) -> int:
-        """Make due what waits for a key; return how many."""
-        woken = journal.wake(
-            self.connection, key, patience=self.patience, limit=limit, verdict=verdict
-        )
-        self.bells.extend(woken)
-        return len(woken)
-
-    def park(self, message: str, *, waits_for: str, recheck: float) -> None:
-        """Let the step wait, written in this very transaction: no wake-up is missed."""
-        _check_patience(self.operation, self.config, message)
-        journal.wait(self.connection, self.operation, seconds=recheck, waits_for=waits_for)
-        self.parked = True
-
-
-@dataclass(slots=True)
-class Job:
-    """What an act is handed: its operation, on whose behalf, and ways to read and write."""
-
-    runtime: Runtime
-    operation: Operation
-    context: RequestContext
-
-    @property
-    def manager(self) -> ShareManager:
-        """The manager of the operation's backend."""
-        assert self.operation.backend is not None, "a step without a backend has no manager"
-        return self.runtime.manager(self.operation.backend)
-
-    @contextmanager
-    def transaction(self) -> Iterator[Writing]:
-        """A fenced transaction of its own, before or between outside calls."""
-        with transaction(self.runtime.engine) as connection:
-            journal.hold(connection, self.operation)
-            writing = Writing(connection, self.operation, self.runtime.config)
-            yield writing
-        self.runtime.ring(writing.bells)
-        if writing.parked:
-            raise Parked
-
-    @contextmanager
-    def reading(self) -> Iterator[Connection]:
-        """A consistent look at the database."""
-        with reading(self.runtime.engine) as connection:
-            yield connection
 
 
 def run(runtime: Runtime, act: Act, operation_id: str, number: int) -> bool:
@@ -300,25 +162,14 @@ def _check_attempts(config: Config, operation: Operation, step: Step) -> None:
         )
 
 
-def _check_patience(operation: Operation, config: Config, message: str) -> None:
-    since = operation.waiting_since
-    limit = config.engine.wait_limit
-    if since is not None and operation.claimed_at - since > limit:
-        raise Fatal(
-            f"Waited {limit:.0f} s in vain. {message}",
-            object=f"{operation.resource_kind} {operation.resource_id}",
-            code=ErrorCode.WAITED_TOO_LONG,
-        )
-
-
 def _wait(job: Job, act: Act, wait: NotReady) -> bool:
     operation, runtime = job.operation, job.runtime
     try:
-        _check_patience(operation, runtime.config, wait.message)
+        check_patience(operation, runtime.config, wait.message)
     except Fatal as error:
         error.share_server_id = wait.share_server_id
         return _failed(job, act, error)
-    _write(
+    write(
         job,
         lambda writing: journal.wait(
             writing.connection, operation, seconds=wait.retry_after, waits_for=wait.waits_for
@@ -350,7 +201,7 @@ def _finish(job: Job, act: Act, commit: Commit | None) -> bool:
             _end(writing, saga)
 
     failpoint(f"{act.name}.before_commit")
-    writing = _write(job, body)
+    writing = write(job, body)
     runtime.keeper.count(f"steps_total:{act.name}:done")
     failpoint(f"{act.name}.after_commit")
     _announce(runtime, writing)
@@ -447,7 +298,7 @@ def _try_later(job: Job, error: StepError, pause: float) -> None:
         journal.record(writing.connection, job.operation, "retry", error.message)
         journal.retry(writing.connection, job.operation, seconds=pause)
 
-    _write(job, body)
+    write(job, body)
 
 
 def _turn_round(job: Job, undo: Act, error: StepError) -> None:
@@ -465,7 +316,7 @@ def _turn_round(job: Job, undo: Act, error: StepError) -> None:
         )
         writing.bells.append(bell)
 
-    writing = _write(job, body)
+    writing = write(job, body)
     failpoint(f"{undo.name}.turned_round")
     _announce(job.runtime, writing)
 
@@ -492,7 +343,7 @@ def _failed_forward(job: Job, act: Act, step: Step, error: StepError) -> None:
         else:
             close(writing, OperationState.FAILED, document)
 
-    writing = _write(job, body)
+    writing = write(job, body)
     if operation.undoing or step.keeps_trying:
         runtime.keeper.count("compensations_failed_total")
     _announce(runtime, writing)
@@ -527,16 +378,3 @@ def _remember_server(writing: Writing, error: StepError) -> None:
 def _pause(attempts: int, config: Config) -> float:
     pause = config.engine.retry_pause * 2.0 ** (attempts - 1)
     return min(pause, config.engine.retry_pause_max) * (0.75 + random.random() * 0.5)  # noqa: S311 - jitter
-
-
-def _write(job: Job, body: Callable[[Writing], None]) -> Writing:
-    """The transaction that ends an attempt; its statements are checked on the fence.
-
-    An outage of seconds is waited for: what was done outside is worth it. A longer one ends in
-    the database's error, and the step is taken up again when its lease runs out.
-    """
-    for attempt in patiently():
-        with attempt, transaction(job.runtime.engine) as connection:
-            writing = Writing(connection, job.operation, job.runtime.config)
-            body(writing)
-    return writing

@@ -8,8 +8,7 @@ or a re-drive has been there (:class:`~worker.errors.LeaseLost`).
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import (
@@ -26,92 +25,13 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.db.engine import db_now
+from worker.db.operation import BELL, COLUMNS, Dispatch, Operation, bell_of, operation_of
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
 from worker.model import LIVE_STATES, OperationState, Phase
 
 _o = operations.c
 _LIVE = [str(state) for state in LIVE_STATES]
-
-
-@dataclass(frozen=True, slots=True)
-class Dispatch:
-    """What is needed to ring the doorbell of an operation, once its row is committed."""
-
-    operation_id: str
-    dispatch: int
-    saga: str
-    position: int
-    undoing: bool
-    queue: str
-
-
-@dataclass(frozen=True, slots=True)
-class Operation:
-    """An operation as its step sees it, just claimed."""
-
-    id: str
-    seq: int
-    project_id: str
-    user_id: str
-    request_id: str
-    verb: str
-    resource_kind: str
-    resource_id: str
-    payload: Mapping[str, Any]
-    idempotency_key: str | None
-    saga: str
-    saga_version: int
-    backend: str | None
-    queue: str
-    state: OperationState
-    phase: Phase | None
-    undoing: bool
-    task: str
-    position: int
-    dispatch: int
-    fence: int
-    attempts: int
-    accepted_at: float
-    claimed_at: float
-    queued_at: float
-    redrives: int
-    waited: float
-    """Seconds since its present message was published, by the database's clock."""
-    waiting_since: float | None
-    verdict: Mapping[str, str] | None
-    error: Mapping[str, str] | None
-    """Why it is being undone, while it is."""
-
-    @property
-    def doorbell(self) -> Dispatch:
-        """The dispatch as it stands."""
-        return Dispatch(
-            self.id,
-            self.dispatch,
-            self.saga,
-            self.position,
-            self.undoing,
-            self.queue,
-        )
-
-
-_COLUMNS = tuple(
-    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name]
-    for name in Operation.__dataclass_fields__
-)
-_BELL = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
-
-
-def _operation(row: Row[Any]) -> Operation:
-    values = row._asdict()
-    values["state"] = OperationState(values["state"])
-    values["phase"] = Phase(values["phase"]) if values["phase"] else None
-    return Operation(**values)
-
-
-def _bell(row: Row[Any]) -> Dispatch:
-    return Dispatch(row.id, row.dispatch, row.saga, row.position, row.undoing, row.queue)
 
 
 def accept(
@@ -128,10 +48,10 @@ def accept(
         dialect.insert(operations)
         .values(accepted_at=db_now(), state=state.value, **values, **due)
         .on_conflict_do_nothing()
-        .returning(*_BELL)
+        .returning(*BELL)
     )
     row = connection.execute(statement).first()
-    return None if row is None else _bell(row)
+    return None if row is None else bell_of(row)
 
 
 def accept_done(
@@ -213,7 +133,7 @@ _CLAIM = (
         due_at=db_now() + bindparam("lease"),
         worker=bindparam("holder"),
     )
-    .returning(*_COLUMNS)
+    .returning(*COLUMNS)
 )
 
 
@@ -231,13 +151,13 @@ def claim(
             "lease": lease,
         },
     ).first()
-    return None if row is None else _operation(row)
+    return None if row is None else operation_of(row)
 
 
 def find(connection: Connection, operation_id: str) -> Operation | None:
     """Return an operation as it stands."""
-    row = connection.execute(select(*_COLUMNS).where(_o.id == operation_id)).first()
-    return None if row is None else _operation(row)
+    row = connection.execute(select(*COLUMNS).where(_o.id == operation_id)).first()
+    return None if row is None else operation_of(row)
 
 
 def renew(connection: Connection, operation_id: str, fence: int, lease: float) -> bool:
@@ -257,7 +177,7 @@ def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, A
         update(operations)
         .where(*_held(operation.id, operation.fence))
         .values(values)
-        .returning(*_BELL)
+        .returning(*BELL)
     ).first()
     if row is None:
         raise LeaseLost(
@@ -322,7 +242,7 @@ def begin_undo(
     patience: float,
 ) -> Dispatch:
     """Turn round: from here the operation's steps are undone, in a chain of its own."""
-    return _bell(
+    return bell_of(
         _fenced(
             connection,
             operation,
@@ -410,9 +330,9 @@ def promote(
         update(operations)
         .where(_o.seq == following)
         .values(state=OperationState.RUNNING.value, dispatch=1, **queued(patience))
-        .returning(*_BELL)
+        .returning(*BELL)
     )
-    return [_bell(row) for row in rows]
+    return [bell_of(row) for row in rows]
 
 
 def wake(
@@ -426,19 +346,19 @@ def wake(
     """Make due what waits for a key, oldest first; with a verdict, they fail with it."""
     waiting = select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit)
     rows = connection.execute(
-        _ring(patience)
+        ring(patience)
         .where(_o.seq.in_(waiting.scalar_subquery()), _o.waits_for == key)
         .values({"verdict": dict(verdict)} if verdict else {})
     )
-    return [_bell(row) for row in rows]
+    return [bell_of(row) for row in rows]
 
 
-def _ring(patience: float) -> Update:
+def ring(patience: float) -> Update:
     """An update that makes operations due now, under a new dispatch number."""
     return (
         update(operations)
         .values(dispatch=_o.dispatch + 1, waits_for=None, **queued(patience))
-        .returning(*_BELL)
+        .returning(*BELL)
     )
 
 
@@ -455,13 +375,13 @@ def condemn(
         .values(verdict=dict(verdict))
     )
     rows = connection.execute(
-        _ring(patience).where(
+        ring(patience).where(
             _o.id == operation_id,
             _o.state == OperationState.RUNNING.value,
             _o.phase == Phase.WAITING.value,
         )
     )
-    return [_bell(row) for row in rows]
+    return [bell_of(row) for row in rows]
 
 
 def supersede(
@@ -518,55 +438,3 @@ def aliases(connection: Connection, operation_id: str) -> list[str]:
         select(operation_aliases.c.id).where(operation_aliases.c.operation_id == operation_id)
     )
     return [row.id for row in rows]
-
-
-# What the reconciler asks and does.
-
-
-def due(connection: Connection, phases: Sequence[Phase], limit: int) -> list[Operation]:
-    """Return operations whose deadline has passed, the longest overdue first."""
-    rows = connection.execute(
-        select(*_COLUMNS)
-        .where(
-            _o.due_at < db_now(),
-            _o.phase.in_([phase.value for phase in phases]),
-        )
-        .order_by(_o.due_at)
-        .limit(limit)
-    )
-    return [_operation(row) for row in rows]
-
-
-def redrive(
-    connection: Connection, overdue: Sequence[Operation], *, patience: float
-) -> list[Dispatch]:
-    """Take up again what is overdue: a new dispatch number and deadline, then publish.
-
-    Whoever else moved one of them meanwhile wins: it is left out of the answer.
-    """
-    if not overdue:
-        return []
-    rows = connection.execute(
-        _ring(patience)
-        .where(
-            _o.seq.in_([one.seq for one in overdue]),
-            _o.due_at < db_now(),  # whoever moved it meanwhile moved its deadline too
-        )
-        .values(redrives=_o.redrives + 1)
-    )
-    return [_bell(row) for row in rows]
-
-
-def postpone(connection: Connection, queue: str, *, limit: float, patience: float) -> int:
-    """Give messages that are only waiting in a deep queue more time; return how many."""
-    changed = connection.execute(
-        update(operations)
-        .where(
-            _o.queue == queue,
-            _o.phase == Phase.QUEUED.value,
-            _o.due_at < db_now(),
-            _o.queued_at > db_now() - limit,
-        )
-        .values(due_at=db_now() + patience)
-    )
-    return changed.rowcount

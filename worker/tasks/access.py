@@ -12,7 +12,7 @@ from typing import Any
 from worker.db import inventory
 from worker.db.documents import shown
 from worker.errors import StepError
-from worker.runner import Job, Writing
+from worker.job import Job, Writing
 from worker.saga import Act, Commit
 from worker.tasks.shares import share_and_server
 

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Row
 
 from worker.config import Config
 from worker.db import journal
-from worker.db.journal import Dispatch
+from worker.db.operation import Dispatch
 from worker.queues import queue_for
 
 SAGA = "clean_up_share_server"

@@ -17,12 +17,12 @@ from typing import Final
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError
 
-from worker.db import journal, servers
+from worker.db import overdue, servers
 from worker.db.engine import db_now, reading, transaction
-from worker.db.journal import Operation
+from worker.db.operation import Operation
 from worker.db.tables import operation_aliases, operation_steps, operations
+from worker.job import Runtime
 from worker.model import Phase
-from worker.runner import Runtime
 from worker.tasks.clean_up import start_clean_up
 
 TICK_SECONDS: Final = 1.0
@@ -82,8 +82,8 @@ class Reconciler:
     def _redrive_overdue(self) -> int:
         engine = self.runtime.config.engine
         with reading(self.runtime.engine) as connection:
-            gone = journal.due(connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch)
-            queued = journal.due(connection, (Phase.QUEUED,), engine.redrive_batch)
+            gone = overdue.due(connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch)
+            queued = overdue.due(connection, (Phase.QUEUED,), engine.redrive_batch)
         lost = self._lost(queued)
         room = max(0, engine.redrive_batch - len(gone))
         return self._redrive(gone) + self._redrive(lost[:room])
@@ -105,7 +105,7 @@ class Reconciler:
             if depth < engine.redrive_batch:
                 lost.extend(one for one in mine if self._too_long(one))
             with transaction(self.runtime.engine) as connection:
-                journal.postpone(
+                overdue.postpone(
                     connection, queue, limit=engine.queued_limit, patience=engine.lease
                 )
         return lost
@@ -114,11 +114,11 @@ class Reconciler:
         limit = self.runtime.config.engine.queued_limit * 2.0 ** min(operation.redrives, 10)
         return operation.waited > limit
 
-    def _redrive(self, overdue: Sequence[Operation]) -> int:
-        if not overdue:
+    def _redrive(self, late: Sequence[Operation]) -> int:
+        if not late:
             return 0
         with transaction(self.runtime.engine) as connection:
-            bells = journal.redrive(connection, overdue, patience=self.runtime.config.engine.lease)
+            bells = overdue.redrive(connection, late, patience=self.runtime.config.engine.lease)
         self.runtime.keeper.count("redrives_total", len(bells))
         self.runtime.ring(bells)
         return len(bells)
@@ -127,7 +127,7 @@ class Reconciler:
         """Store results again whose worker did not say that it had."""
         o = operations.c
         with transaction(self.runtime.engine) as connection:
-            overdue = (
+            late = (
                 select(o.seq)
                 .where(o.result_due_at < db_now())
                 .order_by(o.result_due_at)
@@ -136,7 +136,7 @@ class Reconciler:
             )
             rows = connection.execute(
                 update(operations)
-                .where(o.seq.in_(overdue))
+                .where(o.seq.in_(late))
                 .values(result_due_at=db_now() + STORE_AGAIN_SECONDS)
                 .returning(o.id, o.result, o.error, o.idempotency_key)
             ).all()

@@ -11,8 +11,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from worker.db.engine import db_now, transaction
 from worker.db.tables import backends, storage_pools
 from worker.errors import SharewrightError
+from worker.job import Runtime
 from worker.manager import Report
-from worker.runner import Runtime
 
 TASK = "report_pools"
 REPORT_TIMEOUT = 60.0

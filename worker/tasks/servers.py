@@ -13,8 +13,8 @@ from worker.db import inventory, servers
 from worker.db.servers import Limits, ServerKey
 from worker.errors import ErrorCode, Fatal, StepError
 from worker.failpoints import failpoint
+from worker.job import Job, Writing
 from worker.model import ServerStatus, ShareServer
-from worker.runner import Job, Writing
 from worker.saga import Act, Commit
 
 RECHECK_SECONDS = 60.0

@@ -11,8 +11,8 @@ from worker.db import inventory, servers
 from worker.db.documents import plain, shown
 from worker.db.tables import snapshots
 from worker.errors import ErrorCode, Fatal, StepError
+from worker.job import Job, Writing
 from worker.model import ServerStatus, Share, ShareServer, ShareStatus, Snapshot
-from worker.runner import Job, Writing
 from worker.saga import Act, Commit
 from worker.tasks.clean_up import start_clean_up
 

@@ -9,8 +9,8 @@ from sqlalchemy import Connection, Row
 from worker.db import inventory
 from worker.db.documents import shown
 from worker.errors import StepError
+from worker.job import Job, Writing
 from worker.model import ShareServer, SnapshotStatus
-from worker.runner import Job, Writing
 from worker.saga import Act, Commit
 from worker.tasks.shares import share_and_server
 

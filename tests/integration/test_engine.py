@@ -1,0 +1,262 @@
+"""The engine on the fakes: what fails is undone, what is shared is built once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import func, select
+
+from tests.deployment import FAKE_BACKEND, Deployment
+from tests.services import RedisServer
+from worker.db.engine import reading
+from worker.db.tables import (
+    operation_steps,
+    operations,
+    share_server_refs,
+    share_servers,
+    shares,
+)
+from worker.errors import RequestFailed
+from worker.fake_world import World
+
+
+class Fakes(Deployment):
+    """A deployment whose outside is the fakes' world."""
+
+    @property
+    def world(self) -> World:
+        return World(self.directory / "backends" / "fake" / "world.db")
+
+    def steps_of(self, operation_id: str) -> list[tuple[str, str]]:
+        with reading(self.engine) as connection:
+            rows = connection.execute(
+                select(operation_steps.c.task, operation_steps.c.outcome)
+                .where(operation_steps.c.operation_id == operation_id)
+                .order_by(operation_steps.c.seq)
+            )
+            return [(row.task, row.outcome) for row in rows]
+
+    def count(self, table: Any) -> int:
+        with reading(self.engine) as connection:
+            return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
+
+    def count_available(self) -> int:
+        with reading(self.engine) as connection:
+            available = shares.c.status == "available"
+            return int(
+                connection.execute(
+                    select(func.count()).select_from(shares).where(available)
+                ).scalar_one()
+            )
+
+    def create(self, network: str, **fields: Any) -> str:
+        return self.client.submit(
+            "create_share", self.payload(size=1, share_network_id=network, **fields)
+        )
+
+    def failure(self, operation_id: str) -> RequestFailed:
+        with pytest.raises(RequestFailed) as caught:
+            self.client.result(operation_id, timeout=30)
+        return caught.value
+
+    def assert_nothing_outside(self) -> None:
+        world = self.world
+        assert (world.shares(), world.servers(), world.ports()) == ([], [], [])
+        assert self.count(share_servers) == 0
+        assert self.count(share_server_refs) == 0
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, database_url: str, redis_server: RedisServer) -> Iterator[Fakes]:
+    deployment = Fakes(tmp_path, database_url, redis_server, engine={"attempts": 2})
+    try:
+        yield deployment.start()
+    finally:
+        deployment.close()
+
+
+@pytest.mark.parametrize("kind", ["fatal", "fatal_after_effect"])
+def test_a_failed_create_is_undone(fakes: Fakes, kind: str) -> None:
+    """Also when the driver made the share and then raised."""
+    network = fakes.network()
+    fakes.world.arm("create_share", kind)
+    operation_id = fakes.create(network)
+    failure = fakes.failure(operation_id)
+    assert failure.code == "storage_failed"
+    assert failure.message
+    fakes.settle()
+    steps = fakes.steps_of(operation_id)
+    assert steps == [
+        ("allocate_network", "done"),
+        ("get_share_server", "done"),
+        ("create_share", "failed"),
+        ("delete_share", "done"),
+        ("delete_share_server", "done"),
+        ("deallocate_network", "done"),
+    ]
+    with reading(fakes.engine) as connection:
+        share = connection.execute(select(shares)).one()
+    assert (share.status, share.allocated_gib) == ("error", 0)
+    assert share.error["code"] == "storage_failed"
+    assert share.error["message"] == failure.message
+    fakes.assert_nothing_outside()
+    # The share in error can be deleted, and the next one works.
+    assert fakes.ask("delete_share", share_id=share.id)["status"] == "deleted"
+    assert fakes.client.result(fakes.create(network), timeout=30)["status"] == "available"
+
+
+def test_a_second_shares_failure_leaves_the_first_alone(fakes: Fakes) -> None:
+    network = fakes.network()
+    first = fakes.client.result(fakes.create(network), timeout=30)
+    before = fakes.world.servers()
+    fakes.world.arm("create_share", "fatal_after_effect")
+    second = fakes.create(network)
+    fakes.failure(second)
+    fakes.settle()
+    assert [share["id"] for share in fakes.world.shares()] == [first["id"]]
+    assert fakes.world.servers() == before
+    assert fakes.count(share_server_refs) == 1
+    # delete_share_server and deallocate_network ran for their reference, and touched nothing.
+    assert [name for name, _ in fakes.steps_of(second)][-2:] == [
+        "delete_share_server",
+        "deallocate_network",
+    ]
+    assert fakes.world.calls("delete_share_server") == []
+    assert fakes.world.calls("deallocate_network") == []
+
+
+def test_a_failed_allocation_is_undone(fakes: Fakes) -> None:
+    network = fakes.network()
+    fakes.world.arm("allocate_network", "fatal_after_effect")
+    operation_id = fakes.create(network)
+    fakes.failure(operation_id)
+    fakes.settle()
+    assert [step[0] for step in fakes.steps_of(operation_id)] == [
+        "allocate_network",
+        "deallocate_network",
+    ]
+    fakes.assert_nothing_outside()
+
+
+def test_what_fails_for_a_while_is_tried_again(fakes: Fakes) -> None:
+    network = fakes.network()
+    fakes.world.arm("create_share", "retryable_after_effect")
+    operation_id = fakes.create(network)
+    assert fakes.client.result(operation_id, timeout=30)["status"] == "available"
+    assert ("create_share", "retry") in fakes.steps_of(operation_id)
+    assert len(fakes.world.calls("create_share", effect=True)) == 1
+
+
+def test_an_undo_that_fails_is_on_record_and_tried_on(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    slow = {"undo_attempts": 2, "failed_undo_pause": 1.0}
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=slow)
+    try:
+        deployment.start()
+        network = deployment.network()
+        deployment.world.arm("create_share", "fatal")
+        deployment.world.arm("delete_share_server", "retryable", times=4)
+        operation_id = deployment.create(network)
+        failure = deployment.failure(operation_id)
+        assert "Undoing it failed as well" in failure.message
+        deadline = time.monotonic() + 30
+        while deployment.operation_states().get("failed") != 1:
+            assert time.monotonic() < deadline, deployment.operation_states()
+            time.sleep(0.1)
+        deployment.assert_nothing_outside()
+    finally:
+        deployment.close()
+
+
+def test_a_delete_cancels_a_create(fakes: Fakes) -> None:
+    network = fakes.network()
+    fakes.world.arm("get_share_server", "not_ready", times=1000)
+    operation_id = fakes.create(network)
+    with reading(fakes.engine) as connection:
+        share_id = connection.execute(
+            select(operations.c.resource_id).where(operations.c.id == operation_id)
+        ).scalar_one()
+    assert fakes.ask("delete_share", share_id=share_id)["status"] == "deleted"
+    assert fakes.failure(operation_id).code == "cancelled"
+    fakes.assert_nothing_outside()
+    assert fakes.count(shares) == 0
+
+
+def test_an_idle_server_goes_with_its_last_share(fakes: Fakes) -> None:
+    network = fakes.network()
+    made = [fakes.client.result(fakes.create(network), timeout=30) for _ in range(2)]
+    assert len({share["share_server_id"] for share in made}) == 1
+    fakes.ask("delete_share", share_id=made[0]["id"])
+    fakes.settle()
+    assert len(fakes.world.servers()) == 1
+    fakes.ask("delete_share", share_id=made[1]["id"])
+    fakes.settle()
+    fakes.assert_nothing_outside()
+    assert fakes.ask("delete_share_network", share_network_id=network)["status"] == "deleted"
+
+
+def test_a_thousand_creates_over_forty_networks(
+    tmp_path: Path, postgres_url: str, redis_server: RedisServer
+) -> None:
+    """Exactly 40 builds and 40 address sets are ever made, within 60 s."""
+    settings = FAKE_BACKEND + "[backends.fake.compute]\nboot_seconds = 1.0\n"
+    deployment = Fakes(tmp_path, postgres_url, redis_server, settings)
+    try:
+        deployment.start(workers=4, concurrency=1)
+        networks = [deployment.network(cidr=f"10.1.{number}.0/24") for number in range(40)]
+        begun = time.monotonic()
+        for number in range(1000):
+            deployment.client.send(
+                "create_share",
+                deployment.payload(size=1, share_network_id=networks[number % 40]),
+                operation_id=f"create-{number}",
+            )
+        while deployment.count_available() < 1000:
+            assert time.monotonic() - begun < 60, deployment.operation_states()
+            time.sleep(0.2)
+        world = deployment.world
+        assert len(world.calls("get_share_server", effect=True)) == 40
+        assert len(world.calls("allocate_network", effect=True)) == 40
+        assert len(world.servers()) == 40
+        assert len(world.shares()) == 1000
+        assert deployment.settle() == {"succeeded": 1040}
+    finally:
+        deployment.close()
+
+
+def test_groups_keep_to_themselves(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    """Three workers in two groups: a backend's steps run in its own group only."""
+    settings = (
+        FAKE_BACKEND + FAKE_BACKEND.replace("backends.fake", "backends.bound") + 'host = "a"\n'
+    )
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, settings)
+    try:
+        deployment.role("scheduler")
+        deployment.worker("one", SHAREWRIGHT_HOST="b")
+        deployment.worker("two", SHAREWRIGHT_HOST="b")
+        deployment.worker("bound", group="host.a", SHAREWRIGHT_HOST="a")
+        deployment.role("reconciler")
+        deployment.wait_reported(2)
+        network = deployment.network()
+        made = [deployment.client.result(deployment.create(network), timeout=60) for _ in range(20)]
+        assert {share["backend"] for share in made} == {"fake", "bound"}
+        children = {
+            name: set(deployment.processes[name].children()) for name in ("one", "two", "bound")
+        }
+        for backend, allowed in (
+            ("bound", children["bound"]),
+            ("fake", children["one"] | children["two"]),
+        ):
+            world = World(tmp_path / "backends" / backend / "world.db")
+            pids = {call.pid for call in world.calls() if call.name != "storage_pools"}
+            assert pids
+            assert pids <= allowed
+    finally:
+        deployment.close()
