@@ -11,20 +11,27 @@ import ast
 import json
 import re
 import sys
+import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
 
+import click
 from pydantic import BaseModel
 
+import scheduler.cli
 import worker.errors
 import worker.model
+from scheduler.cli import cli
+from scheduler.health import make_wsgi
 from scheduler.requests import VERBS, Context, Kind, Payload
 from worker.app import HARD_LIMIT_GRACE
 from worker.backend import served_kinds
 from worker.config import BackendSettings, Config
+from worker.db.engine import engine_for
+from worker.db.schema import upgrade
 from worker.helpers.network.base import NetworkHelper
 from worker.model import (
     ACCESS_TRANSITIONS,
@@ -155,7 +162,7 @@ def _kinds_row(
     with_it = ", `share_network_addresses`" if brought else ""
     return [
         code(mode),
-        (name if name == "(none)" else code(name)) + with_it,
+        name + with_it,
         *map(cell, NetworkKind),
     ]
 
@@ -289,6 +296,46 @@ def payloads() -> str:
     return "\n".join(parts)
 
 
+def commands() -> str:
+    """Every command, with its arguments and what it is for."""
+    return table(("command", "does"), list(_leaves(cli, click.Context(cli, info_name="sharewright"))))
+
+
+def _leaves(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            if inner is not None:
+                yield from _leaves(inner, click.Context(inner, parent=context, info_name=name))
+        return
+    names = [one.make_metavar(context) for one in command.params if isinstance(one, click.Argument)]
+    yield code(" ".join([context.command_path, *names])), command.get_short_help_str(limit=200)
+
+
+def exit_codes() -> str:
+    """The exit codes, which the command's own docstring lists."""
+    listed = str(scheduler.cli.__doc__).split("Exit codes:")[1].split("\n\n", maxsplit=1)[0]
+    rows = re.findall(r"(\d+) ([^;.]+)[;.]", " ".join(listed.split()))
+    return table(("exit code", "means"), [(code(number), meaning) for number, meaning in rows])
+
+
+def metrics() -> str:
+    """The figures of an empty service, as ``/metrics`` answers."""
+    with tempfile.TemporaryDirectory() as directory:
+        url = f"sqlite:///{directory}/sharewright.db"
+        upgrade(url)
+        config = Config.model_validate({"database": {"url": url}})
+        environ = {"PATH_INFO": "/metrics", "QUERY_STRING": "", "REQUEST_METHOD": "GET"}
+        text = b"".join(make_wsgi(config)(environ, lambda *_: None)).decode()
+        engine_for(url).dispose()
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
+    rows = [
+        (code(name), kind, helps[name])
+        for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)
+    ]
+    return table(("name", "type", "what it is"), rows)
+
+
 def example(name: str) -> str:
     """A file of docs/examples, as it is."""
     text = (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
@@ -314,6 +361,9 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "plugin-options": plugin_options,
     "verbs": verbs,
     "payloads": payloads,
+    "commands": commands,
+    "exit-codes": exit_codes,
+    "metrics": metrics,
     "producer": lambda: example("producer.py"),
     "example-driver": lambda: example("directories/directories.py"),
     "example-driver-project": lambda: example("directories/pyproject.toml"),
