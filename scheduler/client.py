@@ -14,11 +14,27 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.exceptions import TimeoutError as CeleryTimeout
+from kombu.connection import Connection
+from kombu.exceptions import OperationalError
 
 from worker.errors import RequestFailed
 
 RESEND_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
+CONNECT_SECONDS: Final = 3
+
+
+def broker_fault(url: str) -> str | None:
+    """Why a broker cannot be reached, as the name of the error; None when it answers."""
+    # kombu has no types
+    probe: Any = Connection(url, connect_timeout=CONNECT_SECONDS)  # type: ignore[no-untyped-call]
+    try:
+        probe.ensure_connection(max_retries=1, timeout=CONNECT_SECONDS)
+    except (OSError, OperationalError) as error:
+        return type(error).__name__
+    finally:
+        probe.release()
+    return None
 
 
 class NotHeard(Exception):

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+import socket
 import sys
 import time
 from urllib.parse import urlsplit
@@ -57,6 +58,10 @@ class Mount:
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
         host = parts.netloc
+        try:  # libnfs itself takes over a minute to give up an address that does not answer
+            socket.create_connection((host.strip("[]"), 2049), SECONDS).close()
+        except OSError as error:
+            raise NfsError(f"cannot connect: {error}") from error
         self._lib = _library()
         self._nfs = ctypes.c_void_p(self._lib.nfs_init_context())
         self._lib.nfs_set_version(self._nfs, 4)

@@ -61,6 +61,16 @@ class Tenant:
         )
         run("ip", "netns", "del", self.namespace)
 
+    def reaches(self, address: str, port: int) -> bool:
+        """Whether a TCP connection comes about within two seconds."""
+        connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 2)"
+        done = subprocess.run(
+            self.command(sys.executable, "-c", connect, address, str(port)),
+            capture_output=True,
+            check=False,
+        )
+        return done.returncode == 0
+
     def command(self, *argv: str) -> list[str]:
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *argv]
 

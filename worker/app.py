@@ -16,7 +16,7 @@ from typing import Any, Final
 from celery import Celery, signals
 from celery.app.task import Task
 
-from worker.backend import assemble
+from worker.backend import Backend, assemble
 from worker.broker import queue_depth, transport_options
 from worker.config import Config
 from worker.db.addresses import DatabaseAddressBook
@@ -110,11 +110,10 @@ def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
         return found
     made.clear()
     engine = engine_for(config.database.url)
-    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
 
     @functools.cache
     def manager(backend: str) -> ShareManager:
-        return ShareManager(assemble(config, backend, addresses))
+        return ShareManager(backend_here(config, backend))
 
     runtime = made[os.getpid()] = Runtime(
         config=config,
@@ -127,6 +126,12 @@ def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
         keeper=Keeper(engine, config.engine.lease),
     )
     return runtime
+
+
+def backend_here(config: Config, name: str) -> Backend:
+    """Put a backend together on this host; ConfigurationError when it cannot work here."""
+    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
+    return assemble(config, name, addresses)
 
 
 def _quarantine(database_url: str, poison: PoisonMessage) -> None:
@@ -187,9 +192,8 @@ def run_worker(
         raise ConfigurationError(
             f"No backend belongs to worker group {group!r}; the configuration has: {known}."
         )
-    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
     for backend in mine:
-        assemble(config, backend, addresses)
+        backend_here(config, backend)
     engine_for(config.database.url).dispose()
     app = make_app(config)
 

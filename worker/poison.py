@@ -31,6 +31,8 @@ KEPT_HEADER_CHARACTERS: Final = 512
 RETRY_PAUSE: Final = 5.0
 """Seconds after which the quarantine is tried again when it failed."""
 
+REQUEST_TASKS: Final = "sharewright.request."
+
 log = logging.getLogger(__name__)
 
 
@@ -208,6 +210,12 @@ def describe_message(message: Any, reason: str) -> PoisonMessage:
     )
 
 
+def _veil(message: Any) -> None:
+    """What a producer asks for is nobody's business who watches events: no payload stands there."""
+    if str(message.headers["task"]).startswith(REQUEST_TASKS):
+        message.headers.update(argsrepr="(payload)", kwargsrepr="{}")
+
+
 class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     """Celery's consumer, which looks at a message before it acts on it."""
 
@@ -231,7 +239,10 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
 
         def on_task_received(message: Any) -> Any:
             reason = fault(message, self.app.tasks, self._max_message_bytes)
-            return handle(message) if reason is None else self._set_aside(message, reason)
+            if reason is not None:
+                return self._set_aside(message, reason)
+            _veil(message)
+            return handle(message)
 
         return on_task_received
 

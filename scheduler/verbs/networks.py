@@ -11,6 +11,7 @@ from sqlalchemy import delete as sql_delete
 from scheduler.dispatch import Acceptance
 from scheduler.requests import CreateShareNetwork
 from worker.addressing import parse_pool
+from worker.db import addresses
 from worker.db.documents import shown
 from worker.db.engine import db_now
 from worker.db.tables import share_networks, share_servers, shares
@@ -69,6 +70,7 @@ def delete(acceptance: Acceptance) -> None:
         )
     _check_unused(acceptance, row)
     connection.execute(sql_delete(share_networks).where(share_networks.c.id == row.id))
+    addresses.forget(connection, f"share_network:{row.id}")
     acceptance.finish(("share_network", row.id), {"id": row.id, "status": "deleted"})
 
 

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 import uuid
@@ -38,6 +39,17 @@ class Outside(Protocol):
         """A comparable picture of all that the helper has made."""
 
 
+def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareServer:
+    return ShareServer(
+        str(uuid.uuid4()),
+        "project",
+        "backend",
+        share_network.id,
+        ServerStatus.BUILDING,
+        network_info=network_info,
+    )
+
+
 class ComputeHelperContract:
     """The contract; see :class:`worker.helpers.compute.base.ComputeHelper`."""
 
@@ -49,17 +61,7 @@ class ComputeHelperContract:
     def new_server(
         self, network_for: NetworkFor, share_network: ShareNetwork
     ) -> Callable[[int], ShareServer]:
-        def new(number: int) -> ShareServer:
-            return ShareServer(
-                str(uuid.uuid4()),
-                "project",
-                "backend",
-                share_network.id,
-                ServerStatus.BUILDING,
-                network_info=network_for(number),
-            )
-
-        return new
+        return lambda number: a_server(network_for(number), share_network)
 
     @staticmethod
     def get(
@@ -140,10 +142,8 @@ class ComputeHelperContract:
     ) -> None:
         empty = outside.state()
         server = new_server(0)
-        try:
+        with contextlib.suppress(LeaseLost):
             self.get(helper, server, share_network, context(GuardThatEnds(allowed)))
-        except LeaseLost:
-            pass
         helper.delete_share_server(context(), server)
         assert outside.state() == empty
 

@@ -6,7 +6,7 @@ import re
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -65,7 +65,7 @@ class Outside:
 
 
 class _OnThisHost(ShareDriverContract):
-    options: dict[str, Any]
+    options: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
     def namespace(self) -> Iterator[str]:
@@ -86,12 +86,16 @@ class _OnThisHost(ShareDriverContract):
         return Outside(tmp_path)
 
     @pytest.fixture
+    def options_given(self) -> dict[str, Any]:
+        return self.options
+
+    @pytest.fixture
     def driver(
-        self, tmp_path: Path, namespace: str, outside: Outside
+        self, tmp_path: Path, namespace: str, options_given: dict[str, Any]
     ) -> Iterator[GenericShareDriver]:
         setting = Setting("backend", DriverMode.SINGLE_SVM, tmp_path)
         options = GenericOptions.model_validate(
-            {"service_address": ADDRESS, "service_namespace": namespace} | self.options
+            {"service_address": ADDRESS, "service_namespace": namespace} | options_given
         )
         driver = GenericShareDriver(setting, options, host)
         driver.storage_pools()
@@ -184,25 +188,23 @@ class _OnThisHost(ShareDriverContract):
 
 
 class TestGenericOnBtrfs(_OnThisHost):
-    options = {"storage": "btrfs", "pool_size": 5}
+    options: ClassVar[dict[str, Any]] = {"storage": "btrfs", "pool_size": 5}
 
 
 class TestGenericOnImages(_OnThisHost):
-    options = {"storage": "images"}
+    options: ClassVar[dict[str, Any]] = {"storage": "images"}
 
 
 class TestGenericOnOperatorsMount(_OnThisHost):
     @pytest.fixture
-    def driver(
-        self, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, namespace: str, outside: Any
-    ) -> Iterator[GenericShareDriver]:
+    def options_given(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+        require_root_datapath()
         place = tmp_path_factory.mktemp("operator")
         run("truncate", "-s", "3G", str(place / "disk"))
         run("mkfs.btrfs", "-q", str(place / "disk"))
         (place / "mount").mkdir()
         run("mount", "-o", "loop", str(place / "disk"), str(place / "mount"))
-        self.options = {"mount": str(place / "mount")}
-        yield from _OnThisHost.driver.__wrapped__(self, tmp_path, namespace, outside)
+        yield {"mount": str(place / "mount")}
         assert list((place / "mount").iterdir()) == []
         run("umount", str(place / "mount"))
 

@@ -9,13 +9,13 @@ has about as many rows as it had servers at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 from netaddr import IPAddress
-from sqlalchemy import ColumnElement, Connection, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
@@ -167,7 +167,7 @@ def _behind_the_cursor(connection: Connection, taking: _Taking) -> tuple[str, ..
                 {
                     "domain": taking.domain,
                     "number": _hex(number),
-                    "address": str(IPAddress(number, taking.ip_version)),
+                    "address": _text(number, taking.ip_version),
                     "ordinal": 0,
                     "rests_until": 0.0,
                 }
@@ -265,8 +265,21 @@ def _retrying() -> Retrying:
     )
 
 
+def _text(number: int, ip_version: int) -> str:
+    return str(IPAddress(number, 4 if ip_version == 4 else 6))  # noqa: PLR2004 - IP version
+
+
 def _hex(number: int) -> str:
     return f"{number:032x}"
 
 
-_inserts: Final = {"postgresql": postgresql.insert, "sqlite": sqlite.insert}
+_inserts: Final[dict[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
+
+
+def forget(connection: Connection, domain: str) -> None:
+    """Forget a flat network that is no more; its name is never used again."""
+    connection.execute(delete(addresses).where(addresses.c.domain == domain))
+    connection.execute(delete(address_cursors).where(address_cursors.c.domain == domain))

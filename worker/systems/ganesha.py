@@ -23,7 +23,6 @@ from worker.errors import ConfigurationError, ErrorCode, Fatal, Retryable
 from worker.model import AccessRule
 from worker.systems.shell import Completed, Shell, locked
 
-PLUGINS: Final = "/usr/lib/x86_64-linux-gnu/ganesha"
 EXPORT_IDS: Final = 65535
 """Export ids are 16 bits; 0 is the pseudo file system."""
 _LEVELS: Final = {"ro": "RO", "rw": "RW"}
@@ -244,7 +243,7 @@ class Ganesha:
         return f"{self.directory}/exports/{share_id}.conf"
 
     def _configuration(self) -> str:
-        return _SERVER.format(bind=self.bind, directory=self.directory, plugins=PLUGINS)
+        return _SERVER.format(bind=self.bind, directory=self.directory)
 
 
 _SERVER: Final = """\
@@ -256,7 +255,6 @@ NFS_CORE_PARAM {{
     Enable_RQUOTA = false;
     Enable_UDP = false;
     mount_path_pseudo = true;
-    Plugins_Dir = {plugins};
 }}
 NFSv4 {{
     Graceless = true;

@@ -1,0 +1,64 @@
+"""Options that many verbs share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def _apply(command: _F, *options: Callable[[_F], _F]) -> _F:
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def changing(command: _F) -> _F:
+    """How long to wait for a change, and how to send it once only."""
+    return _apply(
+        command,
+        click.option("--wait/--no-wait", default=True, help="Wait for the end (default)."),
+        click.option(
+            "--timeout",
+            type=click.FloatRange(min=0),
+            default=600.0,
+            show_default=True,
+            help="Seconds to wait; the operation goes on afterwards.",
+        ),
+        click.option(
+            "--idempotency-key", "key", help="The same key and request give the same operation."
+        ),
+    )
+
+
+def listing(command: _F) -> _F:
+    """One page, of whose objects."""
+    return _apply(
+        command,
+        click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True),
+        click.option("--marker", help="The last id of the page before."),
+        click.option("--all-projects", is_flag=True, help="Everybody's (an administrator's)."),
+    )
+
+
+def described(command: _F) -> _F:
+    """What every object of a project may have."""
+    return _apply(
+        command,
+        click.option("--name", help="A name, need not be unique."),
+        click.option("--description", help="A text."),
+        click.option(
+            "--metadata", multiple=True, metavar="KEY=VALUE", help="May be given several times."
+        ),
+    )
+
+
+def pairs(values: tuple[str, ...], option: str) -> dict[str, str] | None:
+    """``KEY=VALUE`` options as a dictionary; None when there are none."""
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is not KEY=VALUE.", param_hint=option)
+    return dict(value.split("=", 1) for value in values) or None

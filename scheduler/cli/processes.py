@@ -1,0 +1,168 @@
+"""The commands that are the service: its processes, its tables, and all of it at once."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import click
+
+from scheduler.cli.exits import Unreachable
+from scheduler.cli.session import Session, pass_session
+
+
+@click.group()
+def db() -> None:
+    """The database's tables: upgrade, check."""
+
+
+@db.command("upgrade")
+@pass_session
+def upgrade(session: Session) -> None:
+    """Bring the database to this version; harmless when it is there, and when run twice."""
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
+
+    from worker.db import schema  # noqa: PLC0415
+
+    try:
+        revision = schema.upgrade(session.config.database.url)
+    except DBAPIError as error:
+        raise Unreachable(
+            f"The database could not be upgraded: {str(error.orig).strip()}"
+        ) from error
+    session.print({"revision": revision})
+
+
+@db.command("check")
+@click.option(
+    "--database", is_flag=True, help="Compare the service's own database, not a new one in memory."
+)
+@pass_session
+def check(session: Session, database: bool) -> None:  # noqa: FBT001 - click's flag
+    """Say how migrations (or the database) and this version's models differ; exit 1 if they do."""
+    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
+
+    from worker.db import schema  # noqa: PLC0415
+    from worker.db.engine import engine_for  # noqa: PLC0415
+
+    try:
+        differences = (
+            schema.check(engine_for(session.config.database.url))
+            if database
+            else schema.check_migrations()
+        )
+    except DBAPIError as error:
+        raise Unreachable(f"The database cannot be read: {str(error.orig).strip()}") from error
+    for line in differences:
+        click.echo(line)
+    if differences:
+        sys.exit(1)
+    click.echo("Migrations and models agree.", err=True)
+
+
+@click.command()
+@click.option("--group", default="default", show_default=True, help="Whose backends it serves.")
+@click.option("--name", default="", help="Its name among the group's workers; default: the group.")
+@click.option("--concurrency", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option("--pool", default="prefork", show_default=True, help="prefork or solo.")
+@pass_session
+def worker(session: Session, **options: Any) -> None:
+    """Run the worker of a group."""
+    from worker.app import run_worker  # noqa: PLC0415 - after `--help`
+
+    sys.exit(run_worker(session.config, **options))
+
+
+@click.command()
+@click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option("--pool", default="solo", show_default=True, help="prefork or solo.")
+@pass_session
+def scheduler(session: Session, **options: Any) -> None:
+    """Run the process that takes requests in and chooses backends."""
+    from scheduler.intake import run_scheduler  # noqa: PLC0415 - after `--help`
+
+    sys.exit(run_scheduler(session.config, **options))
+
+
+@click.command()
+@pass_session
+def reconciler(session: Session) -> None:
+    """Run the process that takes up again what is overdue."""
+    from worker.app import run_reconciler  # noqa: PLC0415 - after `--help`
+    from worker.logs import set_up_logging  # noqa: PLC0415
+
+    set_up_logging(session.config.log)
+    run_reconciler(session.config, stopped_by_signal())
+
+
+def stopped_by_signal() -> threading.Event:
+    """An event that SIGTERM and SIGINT set."""
+    stopped = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stopped.set())
+    return stopped
+
+
+@click.command()
+@pass_session
+def health(session: Session) -> None:
+    """Serve /healthz, /readyz and /metrics on the configured port."""
+    from scheduler.health import listen, serve  # noqa: PLC0415 - after `--help`
+    from worker.logs import set_up_logging  # noqa: PLC0415
+
+    set_up_logging(session.config.log)
+    serve(session.config, listen(session.config.health), stopped_by_signal())
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+@pass_session
+def flower(session: Session, arguments: tuple[str, ...]) -> None:
+    """Run Flower on the service's broker; ARGUMENTS are Flower's own."""
+    if find_spec("flower") is None:
+        raise click.ClickException("Flower is not installed; install sharewright[flower].")
+    from worker.app import make_app  # noqa: PLC0415 - after `--help`
+
+    make_app(session.config).start(["flower", *arguments])
+
+
+@click.command()
+@click.option(
+    "--home",
+    envvar="SHAREWRIGHT_HOME",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory for everything the service keeps. [default: ~/.sharewright]",
+)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Steps that each worker group does at once.",
+)
+@click.option(
+    "--grace",
+    type=click.FloatRange(min=0),
+    default=20.0,
+    show_default=True,
+    help="Seconds that workers get to finish when told to stop.",
+)
+@click.option("--log-level", default=None, help="Python log level of all processes.")
+@click.pass_context
+def up(
+    ctx: click.Context, home: Path | None, concurrency: int, grace: float, log_level: str | None
+) -> None:
+    """Run everything embedded: Redis, scheduler, workers, reconciler and health.
+
+    SIGTERM or Ctrl-C stops it: workers finish what they have in hand or hand it over. What serves
+    the shares goes on without it.
+    """
+    from scheduler.home import DEFAULT_HOME, Home  # noqa: PLC0415 - after `--help`
+    from scheduler.service.up import run_up  # noqa: PLC0415
+
+    chosen = Home.at(home or ctx.find_root().obj["home"] or DEFAULT_HOME)
+    sys.exit(run_up(chosen, concurrency=concurrency, grace=grace, log_level=log_level))

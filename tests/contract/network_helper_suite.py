@@ -1,0 +1,225 @@
+"""What every network helper must do. Inherit :class:`NetworkHelperContract`; give the fixtures.
+
+``helper``         the helper under test; nobody holds anything
+``share_network``  a share network that it serves, with room for at least 40 addresses
+``outside``        an :class:`Outside`: how the test looks behind the helper
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import traceback
+import uuid
+from multiprocessing.queues import Queue
+from typing import Any, Protocol
+
+import pytest
+from netaddr import IPAddress, IPNetwork
+
+from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
+from worker.errors import ErrorCode, Fatal, LeaseLost, StepError
+from worker.helpers.network.base import NetworkHelper
+from worker.model import NetworkInfo, ServerStatus, ShareNetwork, ShareServer
+
+MORE_THAN_ANYBODY_HAS = 70_000
+ANSWER_SECONDS = 60
+# Celery's prefork pool forks; a helper must not carry connections into the child.
+_fork = multiprocessing.get_context("fork")
+
+
+class Outside(Protocol):
+    """How a contract test sees what the helper did, without the helper."""
+
+    def state(self) -> Any:
+        """A comparable picture of all that is held for share servers."""
+
+
+def a_server(share_network: ShareNetwork) -> ShareServer:
+    return ShareServer(
+        str(uuid.uuid4()), "project", "backend", share_network.id, ServerStatus.BUILDING
+    )
+
+
+class NetworkHelperContract:
+    """The contract; see :class:`worker.helpers.network.base.NetworkHelper`."""
+
+    def test_allocating_again_gives_the_same(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = a_server(share_network)
+        info = helper.allocate_network(context(), server, share_network, 2)
+        once = outside.state()
+        assert once != empty
+        assert helper.allocate_network(context(), server, share_network, 2) == info
+        assert outside.state() == once
+        helper.deallocate_network(context(), server)
+        assert outside.state() == empty
+
+    def test_deallocating_what_is_gone_or_never_was_is_fine(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = a_server(share_network)
+        helper.deallocate_network(context(), server)
+        helper.allocate_network(context(), server, share_network, 1)
+        for _ in range(2):
+            helper.deallocate_network(context(), server)
+        assert outside.state() == empty
+
+    @pytest.mark.parametrize("amount", [1, 2, 5])
+    def test_the_amount_is_honoured_from_one_subnet(
+        self, helper: NetworkHelper, share_network: ShareNetwork, amount: int
+    ) -> None:
+        server = a_server(share_network)
+        info = helper.allocate_network(context(), server, share_network, amount)
+        assert len(set(info.addresses)) == len(info.addresses) == amount
+        assert len(info.ports) in {0, amount}
+        assert len(info.mac_addresses) in {0, amount}
+        self.check_subnet(info)
+        helper.deallocate_network(context(), server)
+
+    @staticmethod
+    def check_subnet(info: NetworkInfo) -> None:
+        subnet = IPNetwork(info.cidr)
+        assert (info.ip_version, info.prefix_length) == (subnet.version, subnet.prefixlen)
+        assert info.netmask == str(subnet.netmask)
+        if subnet.version == 4 and subnet.prefixlen < 31:
+            assert info.broadcast == str(subnet.broadcast)
+        else:
+            assert info.broadcast is None
+        for address in info.addresses:
+            assert IPAddress(address) in subnet
+            assert address not in {info.gateway, info.broadcast}
+        assert info.gateway is None or IPAddress(info.gateway) in subnet
+
+    def test_a_failure_leaves_nothing(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = a_server(share_network)
+        with pytest.raises(StepError) as failure:
+            helper.allocate_network(context(), server, share_network, MORE_THAN_ANYBODY_HAS)
+        assert isinstance(failure.value, Fatal)
+        assert failure.value.code is ErrorCode.ADDRESSES_EXHAUSTED
+        assert server.id in failure.value.message
+        helper.deallocate_network(context(), server)
+        assert outside.state() == empty
+
+    def test_what_a_dead_attempt_made_is_found(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = a_server(share_network)
+        child = _fork.Process(
+            target=helper.allocate_network, args=(context(), server, share_network, 2)
+        )
+        child.start()
+        child.join(ANSWER_SECONDS)
+        assert child.exitcode == 0
+        made = outside.state()
+        assert made != empty
+        info = helper.allocate_network(context(), server, share_network, 2)
+        assert len(info.addresses) == 2
+        assert outside.state() == made
+        helper.deallocate_network(context(), server)
+        assert outside.state() == empty
+
+    def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        server = a_server(share_network)
+        info = interrupted_everywhere(
+            lambda c: helper.allocate_network(c, server, share_network, 3)
+        )
+        assert helper.allocate_network(context(), server, share_network, 3) == info
+        interrupted_everywhere(lambda c: helper.deallocate_network(c, server))
+        assert outside.state() == empty
+
+    @pytest.mark.parametrize("allowed", range(6))
+    def test_a_deallocate_clears_an_allocate_that_was_cut_off(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork, allowed: int
+    ) -> None:
+        empty = outside.state()
+        server = a_server(share_network)
+        with contextlib.suppress(LeaseLost):
+            helper.allocate_network(context(GuardThatEnds(allowed)), server, share_network, 3)
+        helper.deallocate_network(context(), server)
+        assert outside.state() == empty
+
+    def test_nothing_changes_once_the_lease_is_lost(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        server = a_server(share_network)
+        empty = outside.state()
+        with pytest.raises(LeaseLost):
+            helper.allocate_network(context(GuardThatEnds(0)), server, share_network, 1)
+        assert outside.state() == empty
+        helper.allocate_network(context(), server, share_network, 1)
+        made = outside.state()
+        with pytest.raises(LeaseLost):
+            helper.deallocate_network(context(GuardThatEnds(0)), server)
+        assert outside.state() == made
+        helper.deallocate_network(context(), server)
+
+    def test_concurrent_callers_never_share_an_address(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        servers = [[a_server(share_network) for _ in range(5)] for _ in range(4)]
+        answers: Queue[list[str] | str] = _fork.Queue()
+        children = [
+            _fork.Process(target=_allocate_all, args=(helper, mine, share_network, answers))
+            for mine in servers
+        ]
+        for child in children:
+            child.start()
+        taken: list[str] = []
+        for _ in children:
+            answer = answers.get(timeout=ANSWER_SECONDS)
+            assert isinstance(answer, list), answer
+            taken += answer
+        for child in children:
+            child.join(ANSWER_SECONDS)
+        assert len(taken) == len(set(taken)) == 40
+        for server in (server for mine in servers for server in mine):
+            helper.deallocate_network(context(), server)
+        assert outside.state() == empty
+
+    def test_servers_of_one_network_do_not_touch_each_other(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        first, second = a_server(share_network), a_server(share_network)
+        one = helper.allocate_network(context(), first, share_network, 2)
+        alone = outside.state()
+        two = helper.allocate_network(context(), second, share_network, 2)
+        assert one.cidr == two.cidr
+        assert set(one.addresses).isdisjoint(two.addresses)
+        helper.deallocate_network(context(), second)
+        assert outside.state() == alone
+        assert helper.allocate_network(context(), first, share_network, 2) == one
+        helper.deallocate_network(context(), first)
+
+
+def _allocate_all(
+    helper: NetworkHelper,
+    servers: list[ShareServer],
+    share_network: ShareNetwork,
+    answers: Queue[list[str] | str],
+) -> None:
+    """In a child: all addresses, or the traceback of what went wrong."""
+    try:
+        answers.put(
+            [
+                address
+                for server in servers
+                for address in helper.allocate_network(
+                    context(), server, share_network, 2
+                ).addresses
+            ]
+        )
+    except BaseException:
+        answers.put(traceback.format_exc())
+        raise

@@ -1,0 +1,168 @@
+"""The tables as migrations make them: bringing a database up to date, and telling whether it is.
+
+One upgrade runs at a time, however many are started: the second waits for the first one's lock
+(PostgreSQL's advisory lock, SQLite's only writer) and finds nothing left to do.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config as AlembicConfig
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, text
+from sqlalchemy.engine import make_url
+
+from worker.db.engine import (
+    BUSY_TIMEOUT_SECONDS,
+    open_engine,
+    patiently,
+    reading,
+    transaction,
+)
+from worker.db.tables import metadata
+
+VERSION_TABLE: Final = "alembic_version"
+_MIGRATIONS: Final = Path(__file__).parent / "migrations"
+_LOCK_NUMBER: Final = 0x5368_6172_6577  # any number that is ours alone in the database
+_SCRATCH: Final = "sharewright_check"
+
+
+def _alembic() -> AlembicConfig:
+    config = AlembicConfig()
+    config.set_main_option("script_location", str(_MIGRATIONS))
+    config.set_main_option("path_separator", "os")
+    return config
+
+
+def head() -> str:
+    """Return the revision that this version's tables have."""
+    found = ScriptDirectory.from_config(_alembic()).get_current_head()
+    assert found is not None, "the migrations are part of the package"
+    return found
+
+
+def revision(connection: Connection) -> str | None:
+    """Return the revision that a database is at; None before the first upgrade."""
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def upgrade(url: str) -> str:
+    """Bring a database to this version's tables; return its revision.
+
+    Harmless when nothing is to be done and when run several times at once. Raises
+    ``sqlalchemy.exc.DBAPIError`` when the database cannot be reached.
+    """
+    target = make_url(url)
+    if target.get_backend_name() == "sqlite" and target.database:
+        Path(target.database).parent.mkdir(parents=True, exist_ok=True)
+    engine = open_engine(target)
+    try:
+        # Two processes that both make a new SQLite file may find it locked without being queued.
+        for attempt in patiently(BUSY_TIMEOUT_SECONDS):
+            with attempt:
+                _upgrade(engine)
+    finally:
+        engine.dispose()
+    return head()
+
+
+def _upgrade(engine: Engine) -> None:
+    with transaction(engine) as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SELECT pg_advisory_xact_lock(:n)"), {"n": _LOCK_NUMBER})
+        config = _alembic()
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+
+
+def check(engine: Engine) -> list[str]:
+    """Say how a database's tables differ from ``worker/db/tables.py``; empty when they do not.
+
+    Both are compared as the database itself writes them down, so partial indexes, checks and
+    defaults count. Changes nothing.
+    """
+    with engine.connect() as connection, connection.begin() as scratch:
+        if connection.dialect.name == "postgresql":
+            found = _postgresql_definitions(connection, "public")
+            connection.execute(text(f"CREATE SCHEMA {_SCRATCH}"))
+            connection.execute(text(f"SET LOCAL search_path TO {_SCRATCH}"))
+            metadata.create_all(connection)
+            wanted = _postgresql_definitions(connection, _SCRATCH)
+        else:
+            found = _sqlite_definitions(connection)
+            wanted = _wanted_by_sqlite()
+        scratch.rollback()
+    return [f"missing: {line}" for line in sorted(wanted - found)] + [
+        f"not in the models: {line}" for line in sorted(found - wanted)
+    ]
+
+
+def check_migrations() -> list[str]:
+    """Say how the migrations differ from the models, by means of a database in memory."""
+    engine = open_engine(make_url("sqlite://"))
+    try:
+        _upgrade(engine)
+        return check(engine)
+    finally:
+        engine.dispose()
+
+
+def is_current(engine: Engine) -> bool:
+    """Whether a database is at this version's revision; raises when it cannot be reached."""
+    with reading(engine) as connection:
+        return revision(connection) == head()
+
+
+def _wanted_by_sqlite() -> set[str]:
+    engine = open_engine(make_url("sqlite://"))
+    try:
+        with engine.begin() as connection:
+            metadata.create_all(connection)
+            return _sqlite_definitions(connection)
+    finally:
+        engine.dispose()
+
+
+def _sqlite_definitions(connection: Connection) -> set[str]:
+    rows = connection.execute(
+        text("SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name <> :own"),
+        {"own": VERSION_TABLE},
+    )
+    # SQLAlchemy writes each column and constraint on a line of its own.
+    return {
+        f"{table}: {' '.join(line.split()).rstrip(', ')}"
+        for table, definition in rows
+        if not table.startswith("sqlite_")
+        for line in definition.splitlines()
+        if line.strip() not in {"", ")"}
+    }
+
+
+_COLUMNS: Final = """
+SELECT table_name, concat_ws(' ', column_name, data_type, character_maximum_length,
+    'nullable ' || is_nullable, 'default ' || column_default)
+FROM information_schema.columns WHERE table_schema = :schema
+"""
+_INDEXES: Final = "SELECT tablename, indexdef FROM pg_indexes WHERE schemaname = :schema"
+_CONSTRAINTS: Final = """
+SELECT r.relname, c.conname || ' ' || pg_get_constraintdef(c.oid)
+FROM pg_constraint c JOIN pg_class r ON r.oid = c.conrelid
+    JOIN pg_namespace n ON n.oid = r.relnamespace
+WHERE n.nspname = :schema
+"""
+
+
+def _postgresql_definitions(connection: Connection, schema: str) -> set[str]:
+    # Definitions name a schema only where it is not the first on the path.
+    qualified = re.compile(rf"\b{schema}\.")
+    return {
+        f"{table}: {qualified.sub('', definition)}"
+        for query in (_COLUMNS, _INDEXES, _CONSTRAINTS)
+        for table, definition in connection.execute(text(query), {"schema": schema})
+        if table != VERSION_TABLE
+    }
