@@ -95,8 +95,12 @@ class RealDeployment(Deployment):
     def clear(self) -> None:
         """Delete everything that there is and decommission the backend."""
         self.servers()
-        for share in self.rows(shares):
-            self.ask("delete_share", share_id=share.id)
+        asked = [
+            self.client.submit("delete_share", self.payload(row.project_id, share_id=row.id))
+            for row in self.rows(shares)
+        ]
+        for operation_id in asked:
+            self.client.result(operation_id, timeout=60)
         self.settle()
         decommission = Process(
             python("scheduler.cli", "backend", "decommission", "real"),

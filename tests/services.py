@@ -28,7 +28,10 @@ import redis
 from psycopg import sql
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-DATAPATH: Final = tuple("ganesha.nfsd ip nsenter mkfs.btrfs mkfs.ext4 mkfs.xfs flock pgrep".split())
+DATAPATH: Final = {
+    *("ganesha.nfsd", "ip", "nsenter", "flock", "pgrep", "btrfs"),
+    *("mkfs.btrfs", "mkfs.ext4", "mkfs.xfs"),
+}
 _POSTGRES_ACCOUNT: Final = "postgres"
 _started: list[Process] = []
 
@@ -60,7 +63,7 @@ def require_root() -> None:
 def require_root_datapath() -> None:
     """Skips (or fails in CI) where no share can really be served over NFS."""
     require_root()
-    for program in DATAPATH:
+    for program in sorted(DATAPATH):
         require(program)
     if not list(Path("/usr/lib").glob("*/libnfs.so.13")):
         missing("libnfs13 is not installed.")

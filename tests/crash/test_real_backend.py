@@ -5,6 +5,7 @@ The outside is looked at by itself (:meth:`RealDeployment.check_outside`), not t
 
 from __future__ import annotations
 
+import functools
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -99,8 +100,8 @@ def killed_creates(
         assert supervised.deaths == len(networks)
         site.settle()
         site.check_outside()
-        for network_id in networks:
-            use(site, network_id)
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(functools.partial(use, site), networks))
         site.clear()
         assert site.left() == []
     except BaseException:
