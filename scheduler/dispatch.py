@@ -24,7 +24,7 @@ from worker.db import journal
 from worker.db.engine import db_now, is_passing, transaction
 from worker.db.operation import Dispatch
 from worker.db.tables import operation_aliases, operations
-from worker.errors import Conflict, ErrorCode, InvalidRequest
+from worker.errors import Conflict, ErrorCode, InvalidRequest, Refused
 from worker.failpoints import failpoint
 from worker.job import Runtime
 from worker.model import OperationState
@@ -147,8 +147,12 @@ def accept(
     *,
     operation_id: str,
     digest: str,
+    heard: Callable[[], None],
 ) -> bool:
     """Accept a request once, whatever is sent how often; False when it is to be dropped.
+
+    ``heard`` is called between the commit and the publishing: afterwards, a quick worker may have
+    stored the result already, which must not be written over.
 
     Raises :class:`~worker.errors.Refused`; nothing is changed then.
     """
@@ -157,7 +161,9 @@ def accept(
         return False
     failpoint("intake.after_commit")
     for ended_id, result, error in acceptance.ended:
-        runtime.deliver(ended_id, result, error)
+        # Of the operations that this one superseded, other ids may want the result.
+        runtime.deliver(ended_id, result, error, aliased=ended_id != operation_id)
+    heard()
     runtime.ring(acceptance.bells)
     failpoint("intake.after_publish")
     return True
@@ -189,17 +195,44 @@ def _commit(  # noqa: PLR0917 - the two halves of one function, around tenacity
         )
         known = _known(connection, request, operation_id)
         if known is None:
-            handler(acceptance)
+            _handle(acceptance, handler)
             failpoint("intake.before_commit")
         elif not _repeat(acceptance, known):
             return None
     return acceptance
 
 
+def _handle(acceptance: Acceptance, handler: Handler) -> None:
+    try:
+        handler(acceptance)
+    except Refused:
+        # The very same request, accepted by another process a moment ago, may be the reason.
+        if _known(acceptance.connection, acceptance.request, acceptance.operation_id) is not None:
+            raise _SentTwice from None
+        raise
+
+
+def is_taken(connection: Connection, request_id: str) -> bool:
+    """Whether an operation has this id, or gives its result under it."""
+    return _by_id(connection, select(operations.c.seq), request_id) is not None
+
+
+def _by_id(connection: Connection, known: Select[Any], request_id: str) -> Row[Any] | None:
+    o, a = operations.c, operation_aliases.c
+    row = connection.execute(known.where(o.id == request_id)).first()
+    if row is None:
+        of_alias = select(a.operation_id).where(a.id == request_id).scalar_subquery()
+        row = connection.execute(known.where(o.id == of_alias)).first()
+    return row
+
+
 def _known(connection: Connection, request: Payload, operation_id: str) -> Row[Any] | None:
     o = operations.c
-    known: Select[Any] = select(o.id, o.project_id, o.payload_digest, o.state, o.result, o.error)
-    row = connection.execute(known.where(o.id == operation_id)).first()
+    # Held: it must not end between this look at its state and the note of another id for it.
+    known: Select[Any] = select(
+        o.id, o.project_id, o.payload_digest, o.state, o.result, o.error
+    ).with_for_update(read=True)
+    row = _by_id(connection, known, operation_id)
     if row is None and request.idempotency_key is not None:
         row = connection.execute(
             known.where(

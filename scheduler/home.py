@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from worker.config import BrokerSettings, Config, DatabaseSettings, load
+from worker.config import BrokerSettings, Config, DatabaseSettings, from_document, load
 from worker.errors import ConfigurationError
 
 DEFAULT_HOME: Final = Path("~/.sharewright")
@@ -63,8 +65,8 @@ class Home:
         """The private Redis, as Celery names it."""
         return f"redis+socket://{self.socket}?virtual_host={number}"
 
-    def config(self, fallback: Config | None = None) -> Config:
-        """Return the configuration: the operator's or ``fallback``, with this home's own services.
+    def config(self, otherwise: Mapping[str, Any] | None = None) -> Config:
+        """Return the operator's configuration, or ``otherwise``, with this home's own services.
 
         Raises :class:`~worker.errors.ConfigurationError`.
         """
@@ -73,7 +75,10 @@ class Home:
                 f"The path {self.socket} is too long for a socket (at most "
                 f"{_LONGEST_SOCKET_PATH} bytes); choose a shorter --home."
             )
-        config = load(self.config_path) if self.config_path.exists() else fallback or Config()
+        if self.config_path.exists():
+            config = load(self.config_path)
+        else:
+            config = from_document(deepcopy(dict(otherwise or {})), "(generated)")
         given = config.broker.model_dump(include=config.broker.model_fields_set)
         own = {"url": self.broker_url(0), "result_backend": self.broker_url(1)}
         update: dict[str, Any] = {

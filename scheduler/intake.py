@@ -12,18 +12,16 @@ from typing import Any, Final
 
 from celery import Celery
 from celery.app.task import Task
-from sqlalchemy import select
 
-from scheduler.dispatch import Handler, accept
+from scheduler.dispatch import Handler, accept, is_taken
 from scheduler.pools import PoolCache
 from scheduler.queries import READS
-from scheduler.requests import VERBS, Kind, Verb, digest, parse
+from scheduler.requests import VERBS, Kind, Verb, digest, is_id, parse
 from scheduler.verbs import HANDLERS
 from worker.app import make_app, start
 from worker.config import Config
 from worker.db.engine import reading
-from worker.db.tables import operations
-from worker.errors import Forbidden, Refused
+from worker.errors import Forbidden, InvalidRequest, Refused
 from worker.job import Runtime
 from worker.queues import ADMIN_REQUESTS, REQUESTS
 from worker.results import ACKNOWLEDGE_HEADER, acknowledge
@@ -71,6 +69,14 @@ def add_request_tasks(app: Celery) -> None:
 def _take(
     app: Celery, runtime: Runtime, pools: PoolCache, *, verb: Verb, message: Any, payload: Any
 ) -> None:
+    if not is_id(message.id):
+        unusable = InvalidRequest(
+            "The id of a request consists of 1 to 64 letters, digits and any of ._:- ; "
+            "send it again under such an id.",
+            field="id",
+        )
+        runtime.store_result(message.id, None, unusable.to_json())
+        return
     try:
         if verb.admin and message.delivery_info.get("routing_key") != ADMIN_REQUESTS:
             raise Forbidden(
@@ -85,6 +91,11 @@ def _take(
                 runtime.store_result(message.id, answer, None)
             return
         handler: Handler = HANDLERS[verb.name]
+
+        def heard() -> None:
+            if (message.headers or {}).get(ACKNOWLEDGE_HEADER):
+                acknowledge(app, message.id)
+
         accepted = accept(
             runtime,
             pools,
@@ -93,22 +104,19 @@ def _take(
             asked,
             operation_id=message.id,
             digest=digest(verb, asked),
+            heard=heard,
         )
         runtime.keeper.count(f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}")
     except Refused as refused:
         runtime.keeper.count(f"requests_total:{verb.name}:refused")
         if not _is_taken(runtime, message.id):
             runtime.store_result(message.id, None, refused.to_json())
-        return
-    if accepted and (message.headers or {}).get(ACKNOWLEDGE_HEADER):
-        acknowledge(app, message.id)
 
 
 def _is_taken(runtime: Runtime, request_id: str) -> bool:
     """Whether an operation has this id already: its result must not be written over."""
     with reading(runtime.engine) as connection:
-        taken = connection.execute(select(operations.c.seq).where(operations.c.id == request_id))
-        if taken.first() is None:
+        if not is_taken(connection, request_id):
             return False
     _log.warning("Dropped a request under the id %s, which an operation has already.", request_id)
     return True

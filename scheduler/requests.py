@@ -10,17 +10,21 @@ import hashlib
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Any, Final, Literal
 
 from netaddr import AddrFormatError, IPNetwork
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
     StringConstraints,
+    TypeAdapter,
     ValidationError,
-    model_validator,
+    ValidationInfo,
+    field_validator,
 )
 
 from worker.errors import InvalidRequest
@@ -28,10 +32,27 @@ from worker.model import NetworkKind
 
 PREFIX: Final = "sharewright.request."
 
+
+def _without_nul(value: str) -> str:
+    # PostgreSQL's text cannot hold the one character that JSON's can.
+    if "\0" in value:
+        raise ValueError("contains a NUL character")
+    return value
+
+
+def _whole(value: Any) -> Any:
+    # Python takes True and 1.0 for 1; JSON Schema does not take true.
+    if isinstance(value, (bool, float)):
+        raise ValueError("should be a whole number")  # noqa: TRY004 - pydantic's word for it
+    return value
+
+
 Id = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")]
-Name = Annotated[str, StringConstraints(max_length=255)]
-Description = Annotated[str, StringConstraints(max_length=4096)]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=255)]
+Storable = AfterValidator(_without_nul)
+Name = Annotated[str, StringConstraints(max_length=255), Storable]
+Description = Annotated[str, StringConstraints(max_length=4096), Storable]
+Text = Annotated[str, StringConstraints(min_length=1, max_length=255), Storable]
+Label = Annotated[str, StringConstraints(max_length=64), Storable]
 Metadata = Annotated[dict[Text, Name], Field(max_length=64)]
 Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 
@@ -44,17 +65,17 @@ class Context(_Model):
     """On whose behalf; whoever may publish on a request queue is trusted for it."""
 
     project_id: Id
-    user_id: Annotated[str, StringConstraints(max_length=64)] = ""
-    roles: tuple[Annotated[str, StringConstraints(max_length=64)], ...] = ()
-    request_id: Annotated[str, StringConstraints(max_length=64)] = ""
+    user_id: Label = ""
+    roles: tuple[Label, ...] = ()
+    request_id: Label = ""
 
 
 class Payload(_Model):
     """What every request carries."""
 
-    version: Literal[1]
+    version: Annotated[Literal[1], BeforeValidator(_whole)]
     context: Context
-    idempotency_key: Annotated[str, StringConstraints(min_length=1, max_length=255)] | None = None
+    idempotency_key: Text | None = None
 
 
 class _Described(Payload):
@@ -131,13 +152,13 @@ class CreateShareNetwork(_Described):
     flat_network_subnet: Text | None = None
     flat_network_gateway: Text | None = None
 
-    @model_validator(mode="after")
-    def _options_go_together(self) -> Self:
-        if self.flat_network_ip_pool is None:
-            for option in ("flat_network_subnet", "flat_network_gateway"):
-                if getattr(self, option) is not None:
-                    raise ValueError(f"{option} goes with flat_network_ip_pool only")
-        return self
+    @field_validator("flat_network_subnet", "flat_network_gateway")
+    @classmethod
+    def _goes_with_a_pool(cls, value: str | None, info: ValidationInfo) -> str | None:
+        # A pool that was refused is not in the data; its own refusal is the one to show.
+        if value is not None and info.data.get("flat_network_ip_pool", ()) is None:
+            raise ValueError("goes with flat_network_ip_pool only")
+        return value
 
     @property
     def kind(self) -> NetworkKind:
@@ -194,7 +215,7 @@ class _List(Payload):
 
     limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 100
     marker: Id | None = None
-    all_projects: bool = False
+    all_projects: StrictBool = False
 
 
 class ListShares(_List):
@@ -330,6 +351,18 @@ def parse(verb: Verb, payload: Any) -> Payload:
         raise InvalidRequest(
             f"{verb.name}: {field or 'payload'}: {problem}.", field=field
         ) from None
+
+
+_ID: Final = TypeAdapter(Id)
+
+
+def is_id(value: str) -> bool:
+    """Whether a message's id can be an operation's."""
+    try:
+        _ID.validate_python(value)
+    except ValidationError:
+        return False
+    return True
 
 
 def digest(verb: Verb, payload: Payload) -> str:

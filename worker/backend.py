@@ -218,6 +218,9 @@ def _helper_problems(
                 f"{', '.join(sorted(served & helper.kinds))}; name one of them."
             )
         served |= helper.kinds
+    for key in helpers:
+        if settings.network_helpers.count(key) > 1:
+            yield f"network helper {key!r} is named twice; name it once."
     for key in settings.network:
         if key not in helpers:
             yield f"options for network helper {key!r} are given, but it is not named."

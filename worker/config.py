@@ -214,12 +214,20 @@ def load(path: Path | None = None) -> Config:
             ) from error
         except tomllib.TOMLDecodeError as error:
             raise ConfigurationError(f"{named} is not valid TOML: {error}.") from error
+    return from_document(document, str(named or "(environment)"))
+
+
+def from_document(document: dict[str, Any], source: str) -> Config:
+    """Validate a file's content; the environment overrides single values.
+
+    Raises :class:`~worker.errors.ConfigurationError` with one line a problem.
+    """
     _apply_environment(document)
     try:
         return Config.model_validate(document)
     except ValidationError as error:
         raise ConfigurationError(
-            f"The configuration {named or '(environment)'} cannot be used:\n"
+            f"The configuration {source} cannot be used:\n"
             + "\n".join(f"  {sentence}" for sentence in describe(error))
         ) from error
 

@@ -109,11 +109,12 @@ def _check_size(acceptance: Acceptance, size: int, field: str) -> None:
 
 def _place(acceptance: Acceptance, wanted: Wanted) -> Pool:
     """Choose from the snapshot, promise by a conditional update; on conflict choose again."""
+    configured = acceptance.config.backends
     for attempt in range(_PLACEMENT_ROUNDS):
-        for pool in candidates(wanted, acceptance.pools.pools(fresh=attempt > 0)):
-            if pool.backend in acceptance.config.backends and reserve(
-                acceptance.connection, pool, wanted.size, wanted.over_subscription
-            ):
+        pools = acceptance.pools.pools(fresh=attempt > 0)
+        # A backend that was taken out of the configuration has no queue any more.
+        for pool in candidates(wanted, [pool for pool in pools if pool.backend in configured]):
+            if reserve(acceptance.connection, pool, wanted.size, wanted.over_subscription):
                 return pool
     raise no_capacity(wanted, {"every pool": "was taken by other requests meanwhile"})
 

@@ -1,4 +1,4 @@
-"""What a person sees in Flower: every step by name and operation id, nothing half-way, no secret."""
+"""What Flower shows: every step by name and operation id, nothing half-way, no secret."""
 
 from __future__ import annotations
 

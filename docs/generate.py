@@ -1,0 +1,402 @@
+"""Rewrites those parts of the documentation that the code itself says best.
+
+``python docs/generate.py`` rewrites every section between ``<!-- generated: NAME -->`` and
+``<!-- end -->`` in README.md and docs/*.md. With ``--check`` it changes nothing, names the files
+that would change, and exits with 1 if there are any.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import sys
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from pydantic import BaseModel
+
+import scheduler.cli
+import worker.errors
+import worker.model
+from scheduler.cli import cli
+from scheduler.health import make_wsgi
+from scheduler.requests import VERBS, Context, Kind, Payload
+from worker.app import HARD_LIMIT_GRACE
+from worker.backend import served_kinds
+from worker.config import BackendSettings, Config
+from worker.db.engine import engine_for
+from worker.db.schema import upgrade
+from worker.helpers.network.base import NetworkHelper
+from worker.model import (
+    ACCESS_TRANSITIONS,
+    SERVER_TRANSITIONS,
+    SHARE_TRANSITIONS,
+    SNAPSHOT_TRANSITIONS,
+    DriverMode,
+    NetworkKind,
+)
+from worker.plugin import Options
+from worker.queues import ADMIN_REQUESTS, REQUESTS
+from worker.tasks.sagas import ACTS, ALL
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+_SECTION: Final = re.compile(
+    r"(?P<begin><!-- generated: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
+)
+_VERB_KINDS: Final = {
+    Kind.CHAIN: "an operation with steps",
+    Kind.ROW: "an operation that is done once its rows are written",
+    Kind.READ: "an answer; no operation is kept",
+}
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; a bar in a cell would end it."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |\n" for row in lines)
+
+
+def code(text: object) -> str:
+    """A word of the code's."""
+    return f"`{text}`"
+
+
+def documented(module: Any, class_name: str) -> list[tuple[str, str]]:
+    """The values of an enum, each with the docstring that stands after it in the source."""
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    body = next(
+        node.body
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == class_name
+    )
+    found = []
+    for member, after in zip(body, [*body[1:], None], strict=True):
+        if isinstance(member, ast.Assign):
+            is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+            text = str(after.value.value) if is_text else ""  # type: ignore[union-attr] # is_text says so
+            found.append((str(ast.literal_eval(member.value)), " ".join(text.split())))
+    return found
+
+
+def values(module: Any, class_name: str, head: str) -> str:
+    """An enum's values and what they mean."""
+    rows = [(code(value), meaning) for value, meaning in documented(module, class_name)]
+    return table((head, "meaning"), rows)
+
+
+def states(transitions: Mapping[tuple[Any, Any], str]) -> str:
+    """A transition table as a diagram, and as a table with the reasons."""
+    entered = {after for _, after in transitions}
+    first = sorted({str(before) for before, _ in transitions if before not in entered})
+    lines = [f"    [*] --> {state}" for state in first]
+    lines += [f"    {before} --> {after}" for before, after in transitions]
+    drawn = "\n".join(["```mermaid", "stateDiagram-v2", *lines, "```", "", ""])
+    return drawn + table(
+        ("from", "to", "when"),
+        [(code(before), code(after), reason) for (before, after), reason in transitions.items()],
+    )
+
+
+def sagas() -> str:
+    """Which steps make an operation."""
+    rows = []
+    for saga in ALL:
+        for number, step in enumerate(saga.steps):
+            back = code(step.undo.name) if step.undo else f"none: {step.because}"
+            trying = "yes" if step.keeps_trying else ""
+            name = code(saga.name) if number == 0 else ""
+            rows.append((name, f"{number + 1}. {code(step.do.name)}", back, trying))
+    return table(("operation", "step", "undone by", "tried on after its last attempt"), rows)
+
+
+def steps() -> str:
+    """The tasks that do the steps, and how long each may take."""
+    rows = [
+        (code(f"sharewright.{act.name}"), f"{act.timeout:g}", f"{act.timeout + HARD_LIMIT_GRACE:g}")
+        for act in sorted(ACTS.values(), key=lambda act: act.name)
+    ]
+    return table(("task", "may take, seconds", "its process is killed after, seconds"), rows)
+
+
+def plugins(group: str) -> dict[str, Any]:
+    """The classes that ``pyproject.toml`` registers in an entry point group."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    points = document["project"]["entry-points"][f"sharewright.{group}"]
+    split = {name: target.split(":") for name, target in points.items()}
+    return {name: getattr(import_module(path), attr) for name, (path, attr) in split.items()}
+
+
+def kinds() -> str:
+    """Which share networks a backend takes: mode, helper and kind."""
+    rows = [_kinds_row(DriverMode.SINGLE_SVM, "(none)", ())]
+    for mode in (DriverMode.FLAT_MULTI_SVM, DriverMode.MANAGED_MULTI_SVM):
+        for name, helper in plugins("network_helpers").items():
+            if mode in helper.modes:
+                rows.append(_kinds_row(mode, code(name), (helper,)))
+                if mode is DriverMode.FLAT_MULTI_SVM:
+                    rows.append(_kinds_row(mode, code(name), (helper,), brought=True))
+    return table(("mode", "network helper", *map(code, NetworkKind)), rows)
+
+
+def _kinds_row(
+    mode: DriverMode, name: str, helpers: tuple[type[NetworkHelper], ...], *, brought: bool = False
+) -> list[str]:
+    settings = BackendSettings(mode=mode, share_driver="any", share_network_addresses=brought)
+    served = served_kinds(settings, helpers)
+    own = {kind for helper in helpers for kind in helper.kinds}
+    flat_ignores = {NetworkKind.NEUTRON, NetworkKind.NOVA}
+
+    def cell(kind: NetworkKind) -> str:
+        if kind not in served:
+            return "refused"
+        ignored = kind not in own or (mode is DriverMode.FLAT_MULTI_SVM and kind in flat_ignores)
+        return "taken, ignored" if ignored else "used"
+
+    with_it = ", `share_network_addresses`" if brought else ""
+    return [
+        code(mode),
+        name + with_it,
+        *map(cell, NetworkKind),
+    ]
+
+
+def described(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
+    """What a JSON Schema accepts, in words."""
+    if "$ref" in schema:
+        return described(defs[schema["$ref"].rsplit("/", 1)[1]], defs)
+    if "anyOf" in schema:
+        parts = [described(part, defs) for part in schema["anyOf"] if part.get("type") != "null"]
+        return " or ".join(dict.fromkeys(parts))
+    if "const" in schema:
+        return code(json.dumps(schema["const"]))
+    if "enum" in schema:
+        return "one of " + ", ".join(code(value) for value in schema["enum"])
+    match schema.get("type"):
+        case "array":
+            items = described(schema.get("items", {}), defs)
+            return f"list of {items}" + _limits(schema, "minItems", "maxItems", "entries")
+        case "object":
+            inner = schema.get("additionalProperties")
+            if isinstance(inner, dict):
+                return "table of " + described(inner, defs)
+            return "table"
+        case "string":
+            return "text" + _limits(schema, "minLength", "maxLength", "characters")
+        case str(name):
+            return name + _limits(schema, "minimum", "maximum", "") + _above(schema)
+    return "anything"
+
+
+def _limits(schema: Mapping[str, Any], least: str, most: str, of: str) -> str:
+    low, high = schema.get(least), schema.get(most)
+    unit = f" {of}" if of else ""
+    if low is None and high is None:
+        return ""
+    if low is None:
+        return f", at most {high}{unit}"
+    return f", {low} to {high}{unit}" if high is not None else f", at least {low}{unit}"
+
+
+def _above(schema: Mapping[str, Any]) -> str:
+    return f", more than {schema['exclusiveMinimum']:g}" if "exclusiveMinimum" in schema else ""
+
+
+def fields(model: type[BaseModel], *, leave_out: Sequence[str] = (), explained: bool = True) -> str:
+    """The fields of a pydantic model."""
+    schema = model.model_json_schema()
+    required = schema.get("required", [])
+    rows = []
+    for name, field in schema.get("properties", {}).items():
+        if name in leave_out:
+            continue
+        default = "required" if name in required else _default(field)
+        row = [code(name), described(field, schema.get("$defs", {})), default]
+        rows.append([*row, field.get("description", "")] if explained else row)
+    head = ["name", "type", "default", *(["what for"] if explained else [])]
+    return table(head, rows) if rows else ""
+
+
+def _default(field: Mapping[str, Any]) -> str:
+    value = field.get("default")
+    return "" if value in (None, "", [], {}) else code(json.dumps(value))
+
+
+def settings() -> str:
+    """Every option of ``sharewright.toml``."""
+    parts = ["Before the first section:\n\n" + fields(Config, leave_out=_sections(Config))]
+    for name in _sections(Config):
+        inner = Config.model_fields[name].annotation
+        keyed = getattr(inner, "__args__", None)
+        model: Any = keyed[1] if keyed else inner
+        heading = f"[{name}.<name>]" if keyed else f"[{name}]"
+        parts.append(f"#### `{heading}`\n\n{_summary(model)}\n\n{fields(model)}")
+    return "\n".join(parts)
+
+
+def _sections(model: type[BaseModel]) -> list[str]:
+    def is_section(annotation: Any) -> bool:
+        last = (getattr(annotation, "__args__", None) or (annotation,))[-1]
+        return isinstance(last, type) and issubclass(last, BaseModel)
+
+    return [name for name, f in model.model_fields.items() if is_section(f.annotation)]
+
+
+def _summary(documented_thing: Any) -> str:
+    return str(documented_thing.__doc__ or "").strip().split("\n\n")[0].replace("``", "`")
+
+
+def plugin_options() -> str:
+    """The options of every driver and helper that comes with Sharewright."""
+    groups = {
+        "share_drivers": ("Share driver", "[backends.<name>.driver]"),
+        "compute_helpers": ("Compute helper", "[backends.<name>.compute]"),
+        "network_helpers": ("Network helper", "[backends.<name>.network.{}]"),
+    }
+    parts = []
+    for group, (title, section) in groups.items():
+        for name, plugin in plugins(group).items():
+            model: type[Options] = plugin.OptionsModel
+            modes = ", ".join(code(mode) for mode in DriverMode if mode in plugin.modes)
+            bound = " It is bound to a host." if plugin.host_bound else ""
+            parts.append(
+                f"#### {title} `{name}`: `{section.format(name)}`\n\n"
+                f"{_summary(plugin)} Modes: {modes}.{bound}\n\n"
+                + (fields(model) or "It has no options.\n")
+            )
+    return "\n".join(parts)
+
+
+def verbs() -> str:
+    """Every request, and what it comes to."""
+    rows = [
+        (code(verb.task), code(ADMIN_REQUESTS if verb.admin else REQUESTS), _VERB_KINDS[verb.kind])
+        for verb in VERBS.values()
+    ]
+    return table(("task", "queue", "what it makes"), rows)
+
+
+def payloads() -> str:
+    """What each request carries."""
+    common = list(Payload.model_fields)
+    parts = [
+        f"#### In every payload\n\n{fields(Payload, explained=False)}",
+        f"#### `context`\n\n{_summary(Context)}\n\n{fields(Context, explained=False)}",
+    ]
+    for model in dict.fromkeys(verb.model for verb in VERBS.values()):
+        names = ", ".join(code(verb.name) for verb in VERBS.values() if verb.model is model)
+        own = fields(model, leave_out=common, explained=False)
+        parts.append(f"#### {names}\n\n{_summary(model)}\n\n{own}")
+    return "\n".join(parts)
+
+
+def commands() -> str:
+    """Every command, with its arguments and what it is for."""
+    return table(("command", "does"), list(_leaves(cli, click.Context(cli, info_name="sharewright"))))
+
+
+def _leaves(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:
+    if isinstance(command, click.Group):
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            if inner is not None:
+                yield from _leaves(inner, click.Context(inner, parent=context, info_name=name))
+        return
+    names = [one.make_metavar(context) for one in command.params if isinstance(one, click.Argument)]
+    yield code(" ".join([context.command_path, *names])), command.get_short_help_str(limit=200)
+
+
+def exit_codes() -> str:
+    """The exit codes, which the command's own docstring lists."""
+    listed = str(scheduler.cli.__doc__).split("Exit codes:")[1].split("\n\n", maxsplit=1)[0]
+    rows = re.findall(r"(\d+) ([^;.]+)[;.]", " ".join(listed.split()))
+    return table(("exit code", "means"), [(code(number), meaning) for number, meaning in rows])
+
+
+def metrics() -> str:
+    """The figures of an empty service, as ``/metrics`` answers."""
+    with tempfile.TemporaryDirectory() as directory:
+        url = f"sqlite:///{directory}/sharewright.db"
+        upgrade(url)
+        config = Config.model_validate({"database": {"url": url}})
+        environ = {"PATH_INFO": "/metrics", "QUERY_STRING": "", "REQUEST_METHOD": "GET"}
+        text = b"".join(make_wsgi(config)(environ, lambda *_: None)).decode()
+        engine_for(url).dispose()
+    helps = dict(re.findall(r"^# HELP (\S+) (.*)$", text, re.MULTILINE))
+    rows = [
+        (code(name), kind, helps[name])
+        for name, kind in re.findall(r"^# TYPE (\S+) (\S+)$", text, re.MULTILINE)
+    ]
+    return table(("name", "type", "what it is"), rows)
+
+
+def example(name: str) -> str:
+    """A file of docs/examples, as it is."""
+    text = (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
+    return f"```{'toml' if name.endswith('.toml') else 'python'}\n{text}```\n"
+
+
+SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
+    "share-states": lambda: states(SHARE_TRANSITIONS),
+    "snapshot-states": lambda: states(SNAPSHOT_TRANSITIONS),
+    "access-states": lambda: states(ACCESS_TRANSITIONS),
+    "server-states": lambda: states(SERVER_TRANSITIONS),
+    "access-state-values": lambda: values(worker.model, "AccessState", "state"),
+    "server-status-values": lambda: values(worker.model, "ServerStatus", "status"),
+    "operation-states": lambda: values(worker.model, "OperationState", "state"),
+    "phases": lambda: values(worker.model, "Phase", "phase"),
+    "network-kinds": lambda: values(worker.model, "NetworkKind", "kind"),
+    "driver-modes": lambda: values(worker.model, "DriverMode", "mode"),
+    "error-codes": lambda: values(worker.errors, "ErrorCode", "code"),
+    "sagas": sagas,
+    "steps": steps,
+    "kinds": kinds,
+    "settings": settings,
+    "plugin-options": plugin_options,
+    "verbs": verbs,
+    "payloads": payloads,
+    "commands": commands,
+    "exit-codes": exit_codes,
+    "metrics": metrics,
+    "producer": lambda: example("producer.py"),
+    "example-driver": lambda: example("directories/directories.py"),
+    "example-driver-project": lambda: example("directories/pyproject.toml"),
+}
+
+
+def rewritten(text: str) -> str:
+    """A page with its generated sections made anew."""
+
+    def section(match: re.Match[str]) -> str:
+        return f"{match['begin']}{SECTIONS[match['name']]()}{match['end']}"
+
+    return _SECTION.sub(section, text)
+
+
+def changed() -> Iterator[tuple[Path, str]]:
+    """The pages that are out of date, with what they should say."""
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = rewritten(text)
+        if new != text:
+            yield page, new
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Rewrite the pages, or with ``--check`` say which are out of date."""
+    stale = list(changed())
+    for page, new in stale:
+        print(page.relative_to(ROOT))
+        if "--check" not in arguments:
+            page.write_text(new, encoding="utf-8")
+    return 1 if stale and "--check" in arguments else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""The embedded service: everything in one process tree (``sharewright up``)."""
