@@ -167,7 +167,8 @@ class RealDeployment(Deployment):
         return {
             process.pid
             for process in psutil.process_iter(["cmdline", "name"])
-            if process.info["name"] == "ganesha.nfsd" and mark in " ".join(process.info["cmdline"])
+            if process.info["name"] == "ganesha.nfsd"
+            and mark in " ".join(process.info["cmdline"] or ())
         }
 
 
