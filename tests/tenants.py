@@ -95,6 +95,15 @@ class Tenant:
         return self.command(sys.executable, str(NFS_CLIENT), url, operation, *arguments)
 
 
+OUR_PROGRAMS = ("ganesha", "redis-server", "celeryd", "scheduler.cli", "sharewright")
+"""What the service starts; a machine has other things that come and go."""
+
+
+def _is_ours(cmdline: list[str] | None) -> bool:
+    words = " ".join(cmdline or ())
+    return any(program in words for program in OUR_PROGRAMS)
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a run must leave as it was; only what carries one of ``marks`` is looked at."""
@@ -122,7 +131,7 @@ class Machine:
                 [
                     " ".join(process.info["cmdline"])
                     for process in psutil.process_iter(["cmdline", "pid"])
-                    if process.info["cmdline"] and process.pid != os.getpid()
+                    if process.pid != os.getpid() and _is_ours(process.info["cmdline"])
                 ]
             ),
         )
