@@ -310,9 +310,8 @@ def test_address_pools_are_counted(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer
 ) -> None:
     """Held, resting and free addresses of a share network's pool and of a backend's own."""
-    settings = FAKE_BACKEND.replace(
-        'network_helpers = ["fake"]', 'network_helpers = ["flat_network"]'
-    )
+    flat = 'network_helpers = ["flat_network"]'
+    settings = FAKE_BACKEND.replace('network_helpers = ["fake"]', flat)
     own = '[backends.fake.network.flat_network]\nsubnet = "10.8.0.0/28"\n'
     deployment = Fakes(tmp_path, sqlite_url, redis_server, settings + own)
     try:
