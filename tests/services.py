@@ -28,6 +28,10 @@ import redis
 from psycopg import sql
 
 ROOT: Final = Path(__file__).resolve().parent.parent
+DATAPATH: Final = {
+    *("ganesha.nfsd", "ip", "nsenter", "flock", "pgrep", "btrfs"),
+    *("mkfs.btrfs", "mkfs.ext4", "mkfs.xfs"),
+}
 _POSTGRES_ACCOUNT: Final = "postgres"
 _started: list[Process] = []
 
@@ -54,6 +58,15 @@ def require_root() -> None:
     """Skips (or fails in CI) when the test run is not root's."""
     if os.geteuid() != 0:
         missing("Only root may do what this test does.")
+
+
+def require_root_datapath() -> None:
+    """Skips (or fails in CI) where no share can really be served over NFS."""
+    require_root()
+    for program in sorted(DATAPATH):
+        require(program)
+    if not list(Path("/usr/lib").glob("*/libnfs.so.13")):
+        missing("libnfs13 is not installed.")
 
 
 def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.contract.share_driver_suite import ShareDriverContract, context, rule
-from tests.requirements import require_root_datapath
+from tests.services import require_root_datapath
 from tests.tenants import Machine, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
 from worker.errors import ConfigurationError, Fatal

@@ -16,7 +16,7 @@ import pytest
 
 from tests.contract.compute_helper_suite import ComputeHelperContract, NetworkFor, a_server
 from tests.contract.share_driver_suite import context
-from tests.requirements import require_root_datapath
+from tests.services import require_root_datapath
 from tests.tenants import Machine, Tenant, run
 from worker.errors import Fatal, NotReady
 from worker.helpers.compute import namespace

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.requirements import require_root_datapath
+from tests.services import require_root_datapath
 from tests.tenants import Machine, Tenant, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
 from worker.helpers.compute.namespace import (

@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import func, select
 
 from tests.deployment import FAKE_BACKEND, Deployment
-from tests.services import RedisServer
+from tests.services import RedisServer, wait_until
 from worker.db.engine import reading
 from worker.db.tables import (
     operation_steps,
@@ -185,6 +185,48 @@ def test_a_delete_cancels_a_create(fakes: Fakes) -> None:
     assert fakes.failure(operation_id).code == "cancelled"
     fakes.assert_nothing_outside()
     assert fakes.count(shares) == 0
+
+
+def test_a_delete_meets_a_create_in_its_last_step(fakes: Fakes) -> None:
+    """The step is done outside when its share is to be deleted: it is undone, at once."""
+    network = fakes.network()
+    fakes.world.arm("create_share", "hang", seconds=1.5)
+    operation_id = fakes.create(network)
+    with reading(fakes.engine) as connection:
+        share_id = connection.execute(
+            select(operations.c.resource_id).where(operations.c.id == operation_id)
+        ).scalar_one()
+    wait_until(lambda: bool(fakes.world.calls("create_share")), "create_share is begun")
+    assert fakes.ask("delete_share", share_id=share_id)["status"] == "deleted"
+    assert fakes.failure(operation_id).code in {"cancelled", "conflict"}
+    fakes.settle()
+    fakes.assert_nothing_outside()
+
+
+def test_a_share_whose_undo_failed_can_be_deleted(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    slow = {"undo_attempts": 1, "failed_undo_pause": 2.0}
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=slow)
+    try:
+        deployment.start()
+        network = deployment.network()
+        deployment.world.arm("create_share", "fatal_after_effect")
+        deployment.world.arm("delete_share", "retryable", times=1)
+        operation_id = deployment.create(network)
+        assert "Undoing it failed" in deployment.failure(operation_id).message
+        with reading(deployment.engine) as connection:
+            share = connection.execute(select(shares)).one()
+        assert (share.status, share.allocated_gib) == ("error", 1)
+        deployment.ask("delete_share", share_id=share.id)
+        wait_until(
+            lambda: deployment.operation_states().get("failed") == 1, "the undo has ended", 20
+        )
+        deployment.settle()
+        deployment.assert_nothing_outside()
+        assert deployment.count(shares) == 0
+    finally:
+        deployment.close()
 
 
 def test_an_idle_server_goes_with_its_last_share(fakes: Fakes) -> None:

@@ -1,0 +1,149 @@
+"""kill -9 of workers in the middle of every step, on the real data path.
+
+The outside is looked at by itself (:meth:`RealDeployment.check_outside`), not through our code.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.real import TENANT, RealDeployment
+from tests.services import Process, RedisServer, require_root_datapath
+from worker.db.tables import shares
+
+STEPS = ("allocate_network", "get_share_server", "create_share")
+STAGES = ("after_effect",) * 4 + ("before_commit",) * 3 + ("after_commit",) * 3
+"""Where the ten kills of a step strike: the effect is there and not written, or written and the
+next message not sent."""
+WITHIN = 45.0
+
+
+class Supervised:
+    """Workers that die at failpoints; each is started again as soon as it is found dead."""
+
+    def __init__(self, site: RealDeployment, tokens: Path) -> None:
+        self.site = site
+        self.tokens = tokens
+        self.deaths = 0
+        self._workers: list[Process] = []
+        tokens.mkdir()
+
+    def arm(self, failpoints: Sequence[str]) -> None:
+        for number, failpoint in enumerate(failpoints):
+            (self.tokens / f"{failpoint}@{number}").touch()
+
+    def start(self, workers: int) -> None:
+        points = {f"{step}.{stage}" for step in STEPS for stage in STAGES}
+        for number in range(workers):
+            process = self.site.worker(
+                f"worker-{number}",
+                # One step a worker: a kill then strikes one operation, and can be counted.
+                concurrency=1,
+                SHAREWRIGHT_FAILPOINTS=";".join(f"{point}=kill_main" for point in sorted(points)),
+                SHAREWRIGHT_FAILPOINT_TOKENS=str(self.tokens),
+            )
+            self._workers.append(process)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(0.1):
+                for worker in self._workers:
+                    if not worker.running:
+                        assert worker.returncode == -9, worker.output()[-4000:]
+                        self.deaths += 1
+                        worker.start()
+
+        with ThreadPoolExecutor(1) as pool:
+            watcher = pool.submit(watch)
+            try:
+                yield
+            finally:
+                over.set()
+            watcher.result()
+
+
+def killed_creates(
+    tmp_path: Path,
+    database_url: str,
+    redis: RedisServer,
+    rounds: Sequence[Sequence[str]],
+    *,
+    lease: float,
+    workers: int,
+) -> None:
+    """One create a kill, each on a share network of its own, those of a round at once."""
+    require_root_datapath()
+    site = RealDeployment(tmp_path, database_url, redis, engine={"lease": lease})
+    supervised = Supervised(site, tmp_path / "tokens")
+    try:
+        site.role("scheduler")
+        site.role("reconciler")
+        supervised.start(workers)
+        site.wait_reported()
+        networks = []
+        with supervised.watching():
+            for failpoints in rounds:
+                made = [site.network() for _ in failpoints]
+                networks += made
+                supervised.arm(failpoints)
+                create_all(site, made)
+                assert list(supervised.tokens.iterdir()) == [], "some kills never happened"
+        assert supervised.deaths == len(networks)
+        site.settle()
+        site.check_outside()
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(functools.partial(use, site), networks))
+        site.clear()
+        assert site.left() == []
+    except BaseException:
+        print(site.logs())
+        raise
+    finally:
+        site.close()
+
+
+def create_all(site: RealDeployment, networks: list[str]) -> None:
+    begun = time.monotonic()
+    asked = [
+        site.client.submit("create_share", site.payload(size=1, share_network_id=network))
+        for network in networks
+    ]
+    for operation_id in asked:
+        left = WITHIN - (time.monotonic() - begun)
+        share = site.client.result(operation_id, timeout=max(left, 0.1))
+        assert share["status"] == "available"
+
+
+def use(site: RealDeployment, network_id: str) -> None:
+    """The one share of a network, as its tenant sees it."""
+    (share,) = (row for row in site.rows(shares) if row.share_network_id == network_id)
+    site.ask("allow_access", share_id=share.id, access_to=TENANT)
+    (location,) = share.export_locations
+    with site.tenant(network_id) as client:
+        assert client.nfs(location["path"], "write", "file", data=b"mine")["ok"]
+        assert client.nfs(location["path"], "read", "file")["text"] == "mine"
+
+
+def test_thirty_kills_in_the_middle_of_steps(
+    tmp_path: Path, postgres_url: str, redis_server: RedisServer
+) -> None:
+    """Ten a step. With a lease of 3 s, so that the thirty do not take minutes: what is waited for
+    is the lease, and the next test waits for it at its default."""
+    rounds = [[f"{step}.{stage}" for stage in STAGES] for step in STEPS]
+    killed_creates(tmp_path, postgres_url, redis_server, rounds, lease=3.0, workers=3)
+
+
+def test_a_kill_in_each_step_at_the_default_lease(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    rounds = [[f"{step}.after_effect" for step in STEPS]]
+    killed_creates(tmp_path, sqlite_url, redis_server, rounds, lease=20.0, workers=1)
