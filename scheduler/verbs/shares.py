@@ -124,6 +124,7 @@ def _place(acceptance: Acceptance, wanted: Wanted) -> Pool:
             raise
         for pool in choice:
             if reserve(acceptance.connection, pool, wanted.size, wanted.over_subscription):
+                acceptance.pools.chosen(pool, wanted.size)
                 return pool
     raise no_capacity(wanted, {"every pool": "was taken by other requests meanwhile"})
 
