@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import re
+import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -188,12 +189,14 @@ def take_away(state: Path, marks: Sequence[str]) -> None:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
     there = Machine.look(marks)
-    for namespace in there.namespaces:
-        run("ip", "netns", "del", namespace)
-    for link in there.links:
-        run("ip", "link", "del", "dev", link)
-    for target in sorted(there.mounts, reverse=True):
-        run("umount", "--lazy", target)
+    commands = [
+        *(("ip", "link", "del", "dev", link) for link in there.links),
+        *(("ip", "netns", "del", namespace) for namespace in there.namespaces),
+        *(("umount", "--lazy", target) for target in sorted(there.mounts, reverse=True)),
+    ]
+    for command in commands:
+        # What it names may have gone with something before it.
+        subprocess.run(command, capture_output=True, check=False)
 
 
 def _addresses(namespace: str) -> set[str]:
