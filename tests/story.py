@@ -18,10 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scheduler.service.defaults import missing_for_nfs
 from sqlalchemy import func, select
 
 from scheduler.client import Client
+from scheduler.service.defaults import missing_for_nfs
 from tests import leftovers
 from tests.services import Process, python
 from tests.tenants import Machine

@@ -213,6 +213,12 @@ class Transport(redis.Transport):
 
     Channel = Channel
 
+    def _deliver(self, message: dict[str, Any], queue: str) -> None:
+        # What a message says of the queue that it came from is its sender's word; a broker's
+        # permissions are on the real one.
+        message["properties"]["delivery_info"].update(exchange="", routing_key=queue)
+        super()._deliver(message, queue)  # type: ignore[no-untyped-call] # kombu's, half typed
+
 
 class SocketTransport(Transport):
     """The same over a unix socket, whose URL kombu must leave in one piece."""

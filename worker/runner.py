@@ -28,6 +28,7 @@ from worker.errors import (
 from worker.failpoints import failpoint
 from worker.job import Job, Outcome, Parked, Runtime, Writing, check_patience, write
 from worker.keeper import Lease
+from worker.logs import about
 from worker.model import OperationState, Phase, RequestContext
 from worker.saga import Act, Commit, Saga, Step
 
@@ -51,7 +52,10 @@ def run(runtime: Runtime, act: Act, operation_id: str, number: int) -> bool:
         )
     if operation is None:
         return _unclaimed(runtime, act, operation_id, number)
-    with runtime.keeper.holding(operation.id, operation.fence, before, act.timeout) as lease:
+    with (
+        about(operation=operation.id, request=operation.request_id, project=operation.project_id),
+        runtime.keeper.holding(operation.id, operation.fence, before, act.timeout) as lease,
+    ):
         try:
             return _run_claimed(runtime, act, operation, lease)
         except LeaseLost as lost:
@@ -201,7 +205,10 @@ def _finish(job: Job, act: Act, commit: Commit | None) -> bool:
             _end(writing, saga)
 
     failpoint(f"{act.name}.before_commit")
-    writing = write(job, body)
+    try:
+        writing = write(job, body)
+    except StepError as error:  # the object moved on meanwhile, to be deleted for example
+        return _failed(job, act, error)
     runtime.keeper.count(f"steps_total:{act.name}:done")
     failpoint(f"{act.name}.after_commit")
     _announce(runtime, writing)
@@ -229,7 +236,7 @@ def _end(writing: Writing, saga: Saga) -> None:
         cancelled = error["code"] == ErrorCode.CANCELLED
         state = OperationState.CANCELLED if cancelled else OperationState.FAILED
         if saga.failed is not None:
-            saga.failed(writing, dict(error))
+            saga.failed(writing, dict(error), True)
     close(writing, state, error)
 
 
@@ -325,9 +332,7 @@ def _failed_forward(job: Job, act: Act, step: Step, error: StepError) -> None:
     """There is no way back: the object shows it, and what destroys is tried on, slowly."""
     operation, runtime = job.operation, job.runtime
     saga = runtime.sagas[operation.saga]
-    commit = None
-    if step.on_failure is not None and not operation.undoing:
-        commit = step.on_failure(job, error)
+    commit = None if operation.undoing else _on_failure(job, step, error)
     document = dict(operation.error or error.to_json())
     if operation.undoing:
         document["message"] += f" Undoing it failed as well, at {act.name}: {error.message}"
@@ -336,7 +341,7 @@ def _failed_forward(job: Job, act: Act, step: Step, error: StepError) -> None:
         if commit is not None:
             commit(writing)
         if operation.undoing and saga.failed is not None:
-            saga.failed(writing, document)
+            saga.failed(writing, document, False)
         journal.record(writing.connection, operation, "failed", error.message)
         if operation.undoing or step.keeps_trying:
             give_up(writing, document)
@@ -347,6 +352,22 @@ def _failed_forward(job: Job, act: Act, step: Step, error: StepError) -> None:
     if operation.undoing or step.keeps_trying:
         runtime.keeper.count("compensations_failed_total")
     _announce(runtime, writing)
+
+
+def _on_failure(job: Job, step: Step, error: StepError) -> Commit | None:
+    """What the failure means for the object, if there still is one."""
+    if step.on_failure is None:
+        return None
+    try:
+        return step.on_failure(job, error)
+    except StepError as second:
+        _log.warning(
+            "After %s of operation %s failed, its object could not be looked at: %s",
+            step.do.name,
+            job.operation.id,
+            second.message,
+        )
+        return None
 
 
 def give_up(writing: Writing, error: Mapping[str, str]) -> None:

@@ -70,13 +70,14 @@ def forward_only(
 class Saga:
     """The steps that make an operation.
 
-    ``failed`` writes what it means for the object that everything was undone; it gets the open
-    writing and the error (JSON-safe) and runs in the transaction that finishes the last undo.
+    ``failed`` writes what the failure means for the object. It gets the open writing, the error
+    (JSON-safe), and whether all was undone: it runs in the transaction that finishes the last
+    undo, and before that in the one which gives an undo up for now.
     """
 
     name: str
     steps: tuple[Step, ...]
-    failed: Callable[[Any, dict[str, str]], None] | None = None
+    failed: Callable[[Any, dict[str, str], bool], None] | None = None
     version: int = 1
 
     def __post_init__(self) -> None:

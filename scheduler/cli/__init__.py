@@ -33,6 +33,7 @@ _COMMANDS: Final = {
     "worker": ("processes:worker", "Run the worker of a group."),
     "reconciler": ("processes:reconciler", "Run the process that takes up what is overdue."),
     "health": ("processes:health", "Serve /healthz, /readyz and /metrics."),
+    "decommission": ("processes:decommission", "Take away what a stopped service keeps."),
     "flower": ("processes:flower", "Run Flower on the service's broker."),
 }
 

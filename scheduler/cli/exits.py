@@ -6,7 +6,7 @@ from typing import Final
 
 import click
 
-from worker.errors import ConfigurationError, ErrorCode, NotFound, Refused, RequestFailed
+from worker.errors import ConfigurationError, ErrorCode, NotFound, Refused, RequestFailed, StepError
 
 EXIT_REFUSED: Final = 3
 EXIT_FAILED: Final = 4
@@ -44,6 +44,8 @@ def exit_code_of(error: Exception) -> int | None:
         return EXIT_REFUSED
     if isinstance(error, ConfigurationError):
         return EXIT_CONFIGURATION
+    if isinstance(error, StepError):
+        return EXIT_FAILED
     if isinstance(error, RequestFailed):
         if error.code == ErrorCode.NOT_FOUND:
             return EXIT_NOT_FOUND

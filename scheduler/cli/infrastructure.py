@@ -180,21 +180,3 @@ def disable_backend(session: Session, **options: Any) -> None:
 def enable_backend(session: Session, **options: Any) -> None:
     """Let a backend be chosen again."""
     session.change("enable_backend", **options)
-
-
-@backend.command("decommission")
-@click.argument("name")
-@pass_session
-def decommission_backend(session: Session, name: str) -> None:
-    """Remove what a backend keeps on this host besides shares: daemons, mounts, images.
-
-    Runs on the backend's own host, not by message; refused while it has shares or snapshots.
-    """
-    from worker.app import backend_here  # noqa: PLC0415 - after `--help`
-    from worker.drivers.base import Decommission  # noqa: PLC0415
-    from worker.model import RequestContext  # noqa: PLC0415
-
-    driver = backend_here(session.config, name).driver
-    if isinstance(driver, Decommission):
-        driver.decommission(RequestContext(project_id=session.project))
-    session.print({"backend": name, "status": "decommissioned"})

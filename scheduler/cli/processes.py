@@ -166,3 +166,19 @@ def up(
 
     chosen = Home.at(home or ctx.find_root().obj["home"] or DEFAULT_HOME)
     sys.exit(run_up(chosen, concurrency=concurrency, grace=grace, log_level=log_level))
+
+
+@click.command()
+@click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="As of `up`.")
+@click.pass_context
+def decommission(ctx: click.Context, home: Path | None) -> None:
+    """Take away what a stopped service keeps on this host (images, mounts).
+
+    Refused while it runs, and while there are shares: delete them first.
+    """
+    from scheduler.home import DEFAULT_HOME, Home  # noqa: PLC0415 - after `--help`
+    from scheduler.service import decommission as it  # noqa: PLC0415
+
+    chosen = Home.at(home or ctx.find_root().obj["home"] or DEFAULT_HOME)
+    for backend in it.decommission(chosen):
+        click.echo(f"Backend {backend} keeps nothing on this host any more.")

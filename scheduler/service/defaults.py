@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from worker.config import this_host
+from scheduler.home import Home
+from worker.config import Config, this_host
 
 _PROGRAMS: Final = {
     "ganesha.nfsd": "nfs-ganesha",
@@ -76,3 +77,14 @@ def _effective_capabilities() -> int:
         if line.startswith("CapEff:"):
             return int(line.split()[1], 16)
     return 0
+
+
+def configuration(home: Home) -> tuple[Config, list[str]]:
+    """Return a home's configuration, and what keeps its default from serving NFS.
+
+    Raises :class:`~worker.errors.ConfigurationError`.
+    """
+    if home.config_path.exists():
+        return home.config(), []
+    lacks = missing_for_nfs()
+    return home.config(FAKES if lacks else nfs()), lacks

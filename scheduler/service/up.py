@@ -18,12 +18,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from scheduler.cli.exits import EXIT_CONFIGURATION
 from scheduler.home import Home
 from scheduler.service import redis, tree
-from scheduler.service.defaults import FAKES, missing_for_nfs, nfs
+from scheduler.service.defaults import configuration
 from worker.config import Config
 from worker.errors import ConfigurationError
 
@@ -51,13 +51,9 @@ def run_up(home: Home, *, concurrency: int, grace: float, log_level: str | None)
 
 
 def _configuration(home: Home, log_level: str | None) -> Config:
-    otherwise: dict[str, Any] = {}
-    if not home.config_path.exists():
-        lacks = missing_for_nfs()
-        otherwise = FAKES if lacks else nfs()
-        if lacks:
-            _say(f"No NFS on this machine: {'; '.join(lacks)}. The service runs on the fakes.")
-    config = home.config(otherwise)
+    config, lacks = configuration(home)
+    if lacks:
+        _say(f"No NFS on this machine: {'; '.join(lacks)}. The service runs on the fakes.")
     if log_level is not None:
         config = config.model_copy(
             update={"log": config.log.model_copy(update={"level": log_level.upper()})}

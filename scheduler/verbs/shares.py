@@ -16,7 +16,7 @@ from scheduler.verbs import lookup
 from worker.db import inventory, journal
 from worker.db.engine import db_now
 from worker.db.tables import operations, shares
-from worker.errors import Conflict, ErrorCode, InvalidRequest
+from worker.errors import Conflict, ErrorCode, InvalidRequest, NoCapacity
 from worker.model import NetworkKind, OperationState, ShareStatus
 
 _PLACEMENT_ROUNDS = 3
@@ -108,12 +108,21 @@ def _check_size(acceptance: Acceptance, size: int, field: str) -> None:
 
 
 def _place(acceptance: Acceptance, wanted: Wanted) -> Pool:
-    """Choose from the snapshot, promise by a conditional update; on conflict choose again."""
+    """Choose from the snapshot, promise by a conditional update; on conflict choose again.
+
+    Nobody is refused by an old snapshot: what it lacks may be free, or enabled, by now.
+    """
     configured = acceptance.config.backends
     for attempt in range(_PLACEMENT_ROUNDS):
         pools = acceptance.pools.pools(fresh=attempt > 0)
-        # A backend that was taken out of the configuration has no queue any more.
-        for pool in candidates(wanted, [pool for pool in pools if pool.backend in configured]):
+        try:
+            # A backend that was taken out of the configuration has no queue any more.
+            choice = candidates(wanted, [pool for pool in pools if pool.backend in configured])
+        except NoCapacity:
+            if attempt == 0:
+                continue
+            raise
+        for pool in choice:
             if reserve(acceptance.connection, pool, wanted.size, wanted.over_subscription):
                 return pool
     raise no_capacity(wanted, {"every pool": "was taken by other requests meanwhile"})

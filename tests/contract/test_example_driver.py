@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from worker import backend
 from worker.config import Config, this_host
 from worker.drivers.base import ShareDriver
 from worker.errors import ConfigurationError, LeaseLost
-from worker.model import Share, Snapshot
+from worker.model import RequestContext, Share, Snapshot
 
 EXAMPLE = ROOT / "docs/examples/directories"
 
@@ -123,10 +123,11 @@ class TestDirectoryShareDriver(ShareDriverContract):
         allowed: int,
     ) -> None:
         driver.create_share(context(), share, None)
-        for call in (
+        calls: tuple[Callable[[RequestContext], None], ...] = (
             lambda given: driver.create_snapshot(given, snapshot, share, None),
             lambda given: driver.update_access(given, share, None, [rule("10.1.0.1")], 1),
-        ):
+        )
+        for call in calls:
             try:
                 call(context(GuardThatEnds(allowed)))
             except LeaseLost:

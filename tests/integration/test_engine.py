@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from scheduler.health import holdings
 from tests.deployment import FAKE_BACKEND, Deployment
-from tests.services import RedisServer
+from tests.services import RedisServer, wait_until
+from worker.config import load
 from worker.db.engine import reading
 from worker.db.tables import (
     operation_steps,
@@ -187,6 +189,48 @@ def test_a_delete_cancels_a_create(fakes: Fakes) -> None:
     assert fakes.count(shares) == 0
 
 
+def test_a_delete_meets_a_create_in_its_last_step(fakes: Fakes) -> None:
+    """The step is done outside when its share is to be deleted: it is undone, at once."""
+    network = fakes.network()
+    fakes.world.arm("create_share", "hang", seconds=1.5)
+    operation_id = fakes.create(network)
+    with reading(fakes.engine) as connection:
+        share_id = connection.execute(
+            select(operations.c.resource_id).where(operations.c.id == operation_id)
+        ).scalar_one()
+    wait_until(lambda: bool(fakes.world.calls("create_share")), "create_share is begun")
+    assert fakes.ask("delete_share", share_id=share_id)["status"] == "deleted"
+    assert fakes.failure(operation_id).code in {"cancelled", "conflict"}
+    fakes.settle()
+    fakes.assert_nothing_outside()
+
+
+def test_a_share_whose_undo_failed_can_be_deleted(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    slow = {"undo_attempts": 1, "failed_undo_pause": 2.0}
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=slow)
+    try:
+        deployment.start()
+        network = deployment.network()
+        deployment.world.arm("create_share", "fatal_after_effect")
+        deployment.world.arm("delete_share", "retryable", times=1)
+        operation_id = deployment.create(network)
+        assert "Undoing it failed" in deployment.failure(operation_id).message
+        with reading(deployment.engine) as connection:
+            share = connection.execute(select(shares)).one()
+        assert (share.status, share.allocated_gib) == ("error", 1)
+        deployment.ask("delete_share", share_id=share.id)
+        wait_until(
+            lambda: deployment.operation_states().get("failed") == 1, "the undo has ended", 20
+        )
+        deployment.settle()
+        deployment.assert_nothing_outside()
+        assert deployment.count(shares) == 0
+    finally:
+        deployment.close()
+
+
 def test_an_idle_server_goes_with_its_last_share(fakes: Fakes) -> None:
     network = fakes.network()
     made = [fakes.client.result(fakes.create(network), timeout=30) for _ in range(2)]
@@ -260,3 +304,40 @@ def test_groups_keep_to_themselves(
             assert pids <= allowed
     finally:
         deployment.close()
+
+
+def test_address_pools_are_counted(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    """Held, resting and free addresses of a share network's pool and of a backend's own."""
+    flat = 'network_helpers = ["flat_network"]'
+    settings = FAKE_BACKEND.replace('network_helpers = ["fake"]', flat)
+    own = '[backends.fake.network.flat_network]\nsubnet = "10.8.0.0/28"\n'
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, settings + own)
+    try:
+        deployment.start()
+        network = deployment.network(cidr="10.7.0.0/29")
+        made = deployment.client.result(deployment.create(network), timeout=30)
+        assert _addresses(deployment) == {
+            (f"share_network:{network}", "held"): 1,
+            (f"share_network:{network}", "resting"): 0,
+            (f"share_network:{network}", "free"): 5,
+            ("flat:fake", "free"): 14,
+        }
+        deployment.ask("delete_share", share_id=made["id"])
+        deployment.settle()
+        counted = _addresses(deployment)
+        assert counted[f"share_network:{network}", "resting"] == 1
+        assert counted[f"share_network:{network}", "free"] == 5
+    finally:
+        deployment.close()
+
+
+def _addresses(deployment: Fakes) -> dict[tuple[str, str], int]:
+    config = load(deployment.config_path)
+    with reading(deployment.engine) as connection:
+        families = {metric.name: metric for metric in holdings(connection, config)}
+    return {
+        (sample.labels["pool"], sample.labels["state"]): int(sample.value)
+        for sample in families["sharewright_addresses"].samples
+    }

@@ -43,6 +43,7 @@ from worker.model import (
     ShareStatus,
     Snapshot,
     SnapshotStatus,
+    sources,
 )
 
 _WANTED: Final = (
@@ -119,10 +120,6 @@ def _row(connection: Connection, table: Table, object_id: str, kind: str) -> Row
     return row
 
 
-def _sources(transitions: Mapping[tuple[Any, Any], str], status: StrEnum) -> list[str]:
-    return [str(old) for old, new in transitions if new == status] + [str(status)]
-
-
 def set_share(
     connection: Connection, share_id: str, status: ShareStatus, **values: Any
 ) -> Row[Any]:
@@ -150,7 +147,7 @@ def _move(
 ) -> Row[Any]:
     row = connection.execute(
         update(table)
-        .where(table.c.id == object_id, table.c.status.in_(_sources(transitions, status)))
+        .where(table.c.id == object_id, table.c.status.in_(sources(transitions, status)))
         .values(status=str(status), updated_at=db_now(), **values)
         .returning(*table.c)
     ).first()
@@ -171,8 +168,26 @@ def attach_server(connection: Connection, share_id: str, server_id: str | None) 
     )
 
 
-def share_failed(connection: Connection, share_id: str, error: Mapping[str, str]) -> None:
-    """A create failed and was undone: the share is in error unless its delete was accepted."""
+def has_share(connection: Connection, share_id: str) -> bool:
+    """Whether a share's row is still there."""
+    found = connection.execute(select(shares.c.id).where(shares.c.id == share_id))
+    return found.first() is not None
+
+
+def has_snapshot(connection: Connection, snapshot_id: str) -> bool:
+    """Whether a snapshot's row is still there."""
+    found = connection.execute(select(snapshots.c.id).where(snapshots.c.id == snapshot_id))
+    return found.first() is not None
+
+
+def share_failed(
+    connection: Connection, share_id: str, error: Mapping[str, str], *, undone: bool
+) -> None:
+    """A create failed: the share is in error, unless its delete was accepted.
+
+    While not all is undone, it keeps its server and its reservation.
+    """
+    released: dict[str, Any] = {"share_server_id": None} if undone else {}
     connection.execute(
         update(shares)
         .where(shares.c.id == share_id)
@@ -183,11 +198,21 @@ def share_failed(connection: Connection, share_id: str, error: Mapping[str, str]
             ),
             error=dict(error),
             export_locations=[],
-            share_server_id=None,
             updated_at=db_now(),
+            **released,
         )
     )
-    free_capacity(connection, share_id)
+    if undone:
+        free_capacity(connection, share_id)
+
+
+def snapshot_failed(connection: Connection, snapshot_id: str, error: Mapping[str, str]) -> None:
+    """A snapshot's create failed: it is in error, unless its delete was accepted."""
+    connection.execute(
+        update(snapshots)
+        .where(snapshots.c.id == snapshot_id, snapshots.c.status == SnapshotStatus.CREATING.value)
+        .values(status=SnapshotStatus.ERROR.value, error=dict(error), updated_at=db_now())
+    )
 
 
 def free_capacity(connection: Connection, share_id: str) -> None:

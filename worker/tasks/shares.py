@@ -52,6 +52,8 @@ def _create_share(job: Job) -> Commit:
 
 def _delete_share(job: Job) -> Commit | None:
     with job.reading() as connection:
+        if job.operation.undoing and not inventory.has_share(connection, job.operation.resource_id):
+            return None  # an undo that had failed, and a delete that went through meanwhile
         row, server = share_and_server(connection, job.operation.resource_id)
     on_servers = job.manager.backend.mode.has_share_servers
     # A share that never got as far as a server has nothing outside.
@@ -93,9 +95,9 @@ def share_not_deleted(job: Job, error: StepError) -> Commit:
     return commit
 
 
-def create_failed(writing: Writing, error: dict[str, str]) -> None:
+def create_failed(writing: Writing, error: dict[str, str], undone: bool) -> None:  # noqa: FBT001 - a hook of the engine
     """A create was undone, or could not be."""
-    inventory.share_failed(writing.connection, writing.operation.resource_id, error)
+    inventory.share_failed(writing.connection, writing.operation.resource_id, error, undone=undone)
     left = servers.deleted_by(writing.connection, writing.operation.id)
     if left is not None:
         servers.mark(writing.connection, left.id, ServerStatus.ERROR, error)

@@ -39,6 +39,10 @@ def _create_snapshot(job: Job) -> Commit:
 
 def _delete_snapshot(job: Job) -> Commit | None:
     with job.reading() as connection:
+        if job.operation.undoing and not inventory.has_snapshot(
+            connection, job.operation.payload["snapshot_id"]
+        ):
+            return None  # an undo that had failed, and a delete that went through meanwhile
         row, share, server = _objects(connection, job)
     job.manager.delete_snapshot(
         job.context, inventory.snapshot_of(row), inventory.share_of(share), server
@@ -53,10 +57,10 @@ def _delete_snapshot(job: Job) -> Commit | None:
     return commit
 
 
-def create_failed(writing: Writing, error: dict[str, str]) -> None:
+def create_failed(writing: Writing, error: dict[str, str], undone: bool) -> None:  # noqa: ARG001, FBT001 - a hook of the engine
     """A create was undone, or could not be."""
     snapshot_id = writing.operation.payload["snapshot_id"]
-    inventory.set_snapshot(writing.connection, snapshot_id, SnapshotStatus.ERROR, error=error)
+    inventory.snapshot_failed(writing.connection, snapshot_id, error)
 
 
 def snapshot_not_deleted(job: Job, error: StepError) -> Commit:

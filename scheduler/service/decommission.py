@@ -1,0 +1,29 @@
+"""``sharewright decommission``: takes away what a stopped service keeps on this host."""
+
+from __future__ import annotations
+
+from scheduler.home import Home
+from scheduler.service import tree
+from scheduler.service.defaults import configuration
+from worker.backend import assemble
+from worker.db.addresses import DatabaseAddressBook
+from worker.drivers.base import Decommission
+from worker.model import RequestContext
+
+
+def decommission(home: Home) -> list[str]:
+    """Undo what backends set up for themselves (images, mounts); return those that did.
+
+    Shares and their servers are deleted before, by request; a driver refuses while it has any.
+    Raises :class:`~worker.errors.Conflict` while the service runs.
+    """
+    config, _ = configuration(home)
+    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
+    done = []
+    with tree.alone(home.path):
+        for name in sorted(config.backends):
+            driver = assemble(config, name, addresses).driver
+            if isinstance(driver, Decommission):
+                driver.decommission(RequestContext(project_id=""))
+                done.append(name)
+    return done

@@ -1,0 +1,265 @@
+"""The command without a running service: help, exit codes, reading, printing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert
+from sqlalchemy.engine import make_url
+
+from scheduler.cli import _COMMANDS, cli
+from scheduler.cli.exits import exit_code_of
+from scheduler.cli.timeline import Timeline
+from scheduler.requests import VERBS
+from tests.services import ROOT, free_port, python
+from worker.db import schema
+from worker.db.engine import open_engine, transaction
+from worker.db.tables import operation_steps, operations, poison_messages, shares
+from worker.errors import Conflict, ErrorCode, Fatal, NotFound, RequestFailed
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """A migrated database, and a broker that is not there."""
+    url = f"sqlite:///{tmp_path}/service.db"
+    schema.upgrade(url)
+    broker = f"redis://127.0.0.1:{free_port()}/0"
+    return {
+        "HOME": str(tmp_path),
+        "SHAREWRIGHT_DATABASE__URL": url,
+        "SHAREWRIGHT_BROKER__URL": broker,
+        "SHAREWRIGHT_BROKER__RESULT_BACKEND": broker,
+    }
+
+
+def run(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        python("scheduler.cli", *arguments),
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def add(environment: Mapping[str, str], table: Any, **values: Any) -> None:
+    engine = open_engine(make_url(environment["SHAREWRIGHT_DATABASE__URL"]))
+    with transaction(engine) as connection:
+        connection.execute(insert(table).values(**values))
+    engine.dispose()
+
+
+def add_share(environment: Mapping[str, str], share_id: str, project: str = "default") -> None:
+    add(
+        environment,
+        shares,
+        id=share_id,
+        project_id=project,
+        name="[red]a name",
+        metadata={},
+        size=3,
+        share_proto="NFS",
+        backend="b",
+        pool="p",
+        status="available",
+        export_locations=[{"path": "192.0.2.1:/x", "preferred": True}],
+        created_at=1.0,
+        updated_at=1.0,
+    )
+
+
+def add_operation(environment: Mapping[str, str], operation_id: str, **values: Any) -> None:
+    add(
+        environment,
+        operations,
+        **{
+            **dict.fromkeys(("verb", "saga"), "create_share"),
+            "id": operation_id,
+            "project_id": "default",
+            "resource_kind": "share",
+            "resource_id": f"of-{operation_id}",
+            "payload": {},
+            "payload_digest": "",
+            "accepted_at": 1.0,
+            **values,
+        },
+    )
+
+
+def test_help_waits_for_no_heavy_module() -> None:
+    code = (
+        "import sys\n"
+        "from scheduler.cli import cli\n"
+        "cli.main(['--help'], standalone_mode=False)\n"
+        "heavy = {'celery', 'kombu', 'sqlalchemy', 'pydantic', 'rich', 'alembic', 'netaddr'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)"
+    )
+    done = subprocess.run(
+        (sys.executable, "-c", code), cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stderr.strip() == "[]"
+    assert "share-network" in done.stdout
+
+
+def test_every_command_of_the_table_is_there() -> None:
+    context = cli.make_context("sharewright", ["share"])
+    for name in _COMMANDS:
+        command = cli.get_command(context, name)
+        assert command is not None
+        assert command.help, name
+
+
+def test_a_list_of_one_project(environment: dict[str, str]) -> None:
+    add_share(environment, "s1")
+    add_share(environment, "s2", project="theirs")
+    done = run(environment, "--json", "share", "list")
+    assert done.returncode == 0, done.stderr
+    assert [share["id"] for share in json.loads(done.stdout)["shares"]] == ["s1"]
+    done = run(environment, "share", "list", "--all-projects", "--limit", "1")
+    assert "s1" in done.stdout
+    assert "[red]a name" in done.stdout
+    assert "--marker s1" in done.stderr
+    shown = run(environment, "share", "show", "s1")
+    assert "192.0.2.1:/x" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "sentence"),
+    [
+        (("share", "show", "nope"), 5, "There is no share nope"),
+        (("share", "create", "0"), 3, "size"),
+        (("share", "create", "many"), 2, "not a valid integer"),
+        (("share", "create", "1"), 7, "The broker cannot be reached"),
+        (("share", "list", "--marker", "nope"), 3, "marker"),
+        (("nonsense",), 2, "No such command"),
+        (("schema", "nonsense"), 2, "there is no verb"),
+        (("worker", "--group", "g"), 8, "No backend belongs to worker group"),
+        (("poison", "show", "7"), 5, "No message 7"),
+    ],
+)
+def test_errors_are_a_sentence_and_an_exit_code(
+    environment: dict[str, str], arguments: tuple[str, ...], code: int, sentence: str
+) -> None:
+    done = run(environment, *arguments)
+    assert done.returncode == code, done.stderr
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_database_that_is_not_there_is_unreachable(environment: dict[str, str]) -> None:
+    nowhere = {**environment, "SHAREWRIGHT_DATABASE__URL": "sqlite:////nonexistent/x.db"}
+    done = run(nowhere, "share", "list")
+    assert done.returncode == 7
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_configuration_is_a_sentence(environment: dict[str, str]) -> None:
+    done = run({**environment, "SHAREWRIGHT_ENGINE__LEASE": "long"}, "share", "list")
+    assert done.returncode == 8
+    assert "engine.lease" in done.stderr
+
+
+def test_watching_ends_as_the_operation_ended(environment: dict[str, str]) -> None:
+    error = {"code": "storage_failed", "message": "The disk is full.", "object": "share x"}
+    add_operation(environment, "failed", state="failed", error=error)
+    add_operation(environment, "done", state="succeeded", result={"id": "s1"})
+    add_operation(environment, "slow", state="running", phase="queued", task="create_share")
+    add(
+        environment,
+        operation_steps,
+        operation_id="done",
+        task="create_share",
+        outcome="done",
+        attempt=2,
+        worker="w",
+        started_at=1.0,
+        finished_at=2.25,
+    )
+    failed = run(environment, "operation", "watch", "failed")
+    assert (failed.returncode, failed.stdout) == (4, "")
+    assert "The disk is full." in failed.stderr
+    done = run(environment, "operation", "watch", "done")
+    assert (done.returncode, done.stdout.split()) == (0, ["id", "s1"])
+    assert "+ create_share done (1.25 s, attempt 2)" in done.stderr
+    slow = run(environment, "operation", "watch", "slow", "--timeout", "0.2")
+    assert slow.returncode == 6
+    quiet = run(environment, "operation", "watch", "done", "--json")
+    assert (json.loads(quiet.stdout), quiet.stderr) == ({"id": "s1"}, "")
+
+
+def test_poison_is_listed_without_and_shown_with_its_body(environment: dict[str, str]) -> None:
+    for number in range(3):
+        add(
+            environment,
+            poison_messages,
+            fingerprint=str(number),
+            queue="requests",
+            reason="not JSON",
+            headers={},
+            body="a body",
+            size=6,
+            received_at=1.0,
+        )
+    done = run(environment, "poison", "list", "--limit", "2", "--json")
+    document = json.loads(done.stdout)
+    assert [one["id"] for one in document["poison_messages"]] == [1, 2]
+    assert document["next_marker"] == 2
+    assert "a body" not in done.stdout
+    assert "a body" in run(environment, "poison", "show", "3").stdout
+
+
+def test_schemas_of_every_verb(environment: dict[str, str]) -> None:
+    document = json.loads(run(environment, "schema").stdout)
+    assert set(document) == set(VERBS)
+    assert "size" in document["create_share"]["required"]
+
+
+def test_the_database_commands(environment: dict[str, str], tmp_path: Path) -> None:
+    fresh = {**environment, "SHAREWRIGHT_DATABASE__URL": f"sqlite:///{tmp_path}/new/fresh.db"}
+    for _ in range(2):
+        assert run(fresh, "db", "upgrade").returncode == 0
+    assert run(fresh, "db", "check", "--database").returncode == 0
+    assert run(fresh, "db", "check").returncode == 0
+
+
+def test_refusals_and_failures_have_codes_of_their_own() -> None:
+    assert exit_code_of(NotFound("x")) == 5
+    assert exit_code_of(Conflict("x")) == 3
+    assert exit_code_of(Fatal("x")) == 4
+    assert exit_code_of(RequestFailed(ErrorCode.NOT_FOUND, "x")) == 5
+    assert exit_code_of(RequestFailed(ErrorCode.CONFLICT, "x")) == 3
+    assert exit_code_of(RequestFailed(ErrorCode.STORAGE_FAILED, "x")) == 4
+    assert exit_code_of(ValueError("x")) is None
+
+
+def test_lines_of_a_timeline_come_once(capsys: pytest.CaptureFixture[str]) -> None:
+    step = {"task": "a", "outcome": "done", "attempt": 1, "seconds": 0.1, "message": ""}
+    operation = {
+        "id": "op",
+        "verb": "create_share",
+        "state": "running",
+        "phase": "waiting",
+        "task": "b",
+        "waits_for": "share_server:k",
+        "attempts": 1,
+        "steps": [step],
+    }
+    with Timeline(quiet=False) as timeline:
+        timeline.show(operation)
+        timeline.show(operation)
+        timeline.show({**operation, "phase": None, "state": "succeeded"})
+    assert capsys.readouterr().err.splitlines() == [
+        "+ a done (0.10 s)",
+        "= b waits for share_server:k",
+        "= create_share succeeded",
+    ]
