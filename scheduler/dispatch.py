@@ -15,7 +15,14 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Select, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
+from tenacity import (
+    retry,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
 
 from scheduler.pools import PoolCache
 from scheduler.requests import Payload, Verb
@@ -33,6 +40,8 @@ from worker.tasks.sagas import SAGAS
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS: Final = 5
+_OUTAGE_SECONDS: Final = 45.0
+"""A database that is away is waited for: there is nothing else that intake could do."""
 
 
 @dataclass(slots=True)
@@ -171,9 +180,15 @@ def accept(
 
 def _is_race(error: BaseException) -> bool:
     # Two requests on one object, or one request twice: the constraint let one through.
-    return isinstance(error, (_SentTwice, IntegrityError)) or is_passing(error)
+    return isinstance(error, (_SentTwice, IntegrityError))
 
 
+@retry(
+    retry=retry_if_exception(is_passing),
+    stop=stop_after_delay(_OUTAGE_SECONDS),
+    wait=wait_random_exponential(multiplier=0.05, max=1.0),
+    reraise=True,
+)
 @retry(
     retry=retry_if_exception(_is_race),
     stop=stop_after_attempt(_ATTEMPTS),

@@ -29,9 +29,6 @@ def runtime(sqlite_url: str) -> Any:
     return app.sharewright_runtime()
 
 
-@pytest.mark.xfail(
-    reason="ring catches OSError; kombu raises OperationalError, which is none", strict=True
-)
 def test_a_broker_that_is_away_leaves_a_warning(
     runtime: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -41,9 +38,6 @@ def test_a_broker_that_is_away_leaves_a_warning(
     assert "could not be published" in caplog.text
 
 
-@pytest.mark.xfail(
-    reason="deliver catches OSError; redis-py's ConnectionError is none", strict=True
-)
 def test_a_result_backend_that_is_away_leaves_a_warning(
     runtime: Any, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -332,13 +332,8 @@ def test_what_is_being_undone_is_not_condemned(engine: Engine) -> None:
     assert row(engine, one).verdict is None
 
 
-def test_nothing_is_queued_behind_an_operation_that_ends_meanwhile(
-    engine: Engine, request: pytest.FixtureRequest
-) -> None:
+def test_nothing_is_queued_behind_an_operation_that_ends_meanwhile(engine: Engine) -> None:
     """Whoever is told "busy" is promoted by the very end of what it was busy with."""
-    if engine.dialect.name == "postgresql":
-        reason = "is_busy does not hold the live operation: .with_for_update(read=True) is missing"
-        request.applymarker(pytest.mark.xfail(reason=reason, strict=True))
     live, _ = accept(engine, resource_id="s1")
     mine = claimed(engine, live)
     told, go = threading.Event(), threading.Event()
