@@ -298,14 +298,8 @@ def payloads() -> str:
 
 def commands() -> str:
     """Every command, with its arguments and what it is for."""
-<<<<<<< HEAD
-    return table(
-        ("command", "does"), list(_leaves(cli, click.Context(cli, info_name="sharewright")))
-    )
-=======
     leaves = _leaves(cli, click.Context(cli, info_name="sharewright"))
     return table(("command", "does"), list(leaves))
->>>>>>> main
 
 
 def _leaves(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:

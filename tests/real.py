@@ -6,15 +6,17 @@ code under test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from tests import leftovers
 from tests.deployment import Deployment
@@ -109,6 +111,13 @@ class RealDeployment(Deployment):
         )
         assert decommission.start().wait(30) == 0, decommission.output()
 
+    def close(self) -> None:
+        """Kill every process; take away by force what a failed test left on this host."""
+        with contextlib.suppress(DBAPIError):
+            self.servers()
+        super().close()
+        take_away(self.state, self.marks)
+
     def left(self) -> list[str]:
         """Name what is still there: machine, files and tables."""
         return [
@@ -170,6 +179,21 @@ class RealDeployment(Deployment):
             if process.info["name"] == "ganesha.nfsd"
             and mark in " ".join(process.info["cmdline"] or ())
         }
+
+
+def take_away(state: Path, marks: Sequence[str]) -> None:
+    """End what runs from ``state``, unmount it, and remove what carries one of ``marks``."""
+    for process in psutil.process_iter(["cmdline"]):
+        if str(state) in " ".join(process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    there = Machine.look(marks)
+    for namespace in there.namespaces:
+        run("ip", "netns", "del", namespace)
+    for link in there.links:
+        run("ip", "link", "del", "dev", link)
+    for target in sorted(there.mounts, reverse=True):
+        run("umount", "--lazy", target)
 
 
 def _addresses(namespace: str) -> set[str]:

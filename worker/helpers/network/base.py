@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from worker.model import (
@@ -92,3 +92,11 @@ class NetworkHelper(ABC):
     @abstractmethod
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
         """Release all that the share server holds; holding nothing is fine."""
+
+
+class AddressPools(ABC):
+    """The power of a network helper that knows how many addresses its backend's own pools have."""
+
+    @abstractmethod
+    def address_pools(self) -> Mapping[str, int]:
+        """Return how many addresses may be given out in all, by address book domain."""
