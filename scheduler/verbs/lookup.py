@@ -64,7 +64,7 @@ def share_network(
     n = share_networks.c
     mentioned = [name for name in (named, of_type, configured) if name is not None]
     while True:
-        seen = {
+        seen: dict[str, Any] = {
             row.id: row
             for row in connection.execute(
                 select(n.id, n.project_id, n.is_public, n.is_default).where(
@@ -91,7 +91,7 @@ def share_network(
             return held
 
 
-def _named(network_id: str | None, seen: Mapping[str, Row[Any]], project_id: str) -> Named | None:
+def _named(network_id: str | None, seen: Mapping[str, Any], project_id: str) -> Named | None:
     if network_id is None:
         return None
     return Named(network_id, _standing(seen.get(network_id), project_id))
