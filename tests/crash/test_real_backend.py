@@ -17,10 +17,14 @@ from tests.real import TENANT, RealDeployment
 from tests.services import Process, RedisServer, require_root_datapath
 from worker.db.tables import shares
 
-STEPS = ("allocate_network", "get_share_server", "create_share")
-STAGES = ("after_effect",) * 4 + ("before_commit",) * 3 + ("after_commit",) * 3
-"""Where the ten kills of a step strike: the effect is there and not written, or written and the
-next message not sent."""
+AFTER = ("after_effect",) * 3 + ("before_commit",) * 2 + ("after_commit",) * 2
+STAGES = {
+    "allocate_network": ("after_join",) * 3 + AFTER,
+    "get_share_server": ("after_plug", "after_plug", "after_address", *AFTER),
+    "create_share": ("after_storage",) * 3 + AFTER,
+}
+"""Where the ten kills of a step strike: half of the effect is there; all of it, and not written;
+or it is written, and the next message not sent."""
 WITHIN = 45.0
 
 
@@ -39,7 +43,7 @@ class Supervised:
             (self.tokens / f"{failpoint}@{number}").touch()
 
     def start(self, workers: int) -> None:
-        points = {f"{step}.{stage}" for step in STEPS for stage in STAGES}
+        points = {f"{step}.{stage}" for step, stages in STAGES.items() for stage in stages}
         for number in range(workers):
             process = self.site.worker(
                 f"worker-{number}",
@@ -138,12 +142,12 @@ def test_thirty_kills_in_the_middle_of_steps(
 ) -> None:
     """Ten a step. With a lease of 3 s, so that the thirty do not take minutes: what is waited for
     is the lease, and the next test waits for it at its default."""
-    rounds = [[f"{step}.{stage}" for stage in STAGES] for step in STEPS]
+    rounds = [[f"{step}.{stage}" for stage in stages] for step, stages in STAGES.items()]
     killed_creates(tmp_path, postgres_url, redis_server, rounds, lease=3.0, workers=3)
 
 
 def test_a_kill_in_each_step_at_the_default_lease(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer
 ) -> None:
-    rounds = [[f"{step}.after_effect" for step in STEPS]]
+    rounds = [[f"{step}.after_effect" for step in STAGES]]
     killed_creates(tmp_path, sqlite_url, redis_server, rounds, lease=20.0, workers=1)

@@ -23,6 +23,7 @@ from typing import ClassVar, Final, cast
 from pydantic import Field
 
 from worker.errors import Fatal, NotReady, Retryable, StepError
+from worker.failpoints import failpoint
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.model import (
     NetworkInfo,
@@ -134,8 +135,10 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
         host = Guarded(LocalShell(), context.guard)
         try:
             self._plug(host, bridge, share_server, share_network, network_info)
+            failpoint("get_share_server.after_plug")
             self._address(host, namespace, network_info)
             ganesha = self._ganesha(context, share_server, network_info)
+            failpoint("get_share_server.after_address")
             ganesha.ensure_running()
         except Retryable as error:
             raise NotReady(
