@@ -51,7 +51,8 @@ def engine_for(url: str) -> Engine:
     found = _engines.get(key)
     if found is None:
         # Engines inherited over a fork share sockets with the parent: forget, never dispose.
-        _engines.clear()
+        for inherited in [known for known in _engines if known[0] != key[0]]:
+            del _engines[inherited]
         found = _engines[key] = open_engine(make_url(url))
     return found
 
@@ -92,10 +93,29 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def statement(engine: Engine) -> Iterator[Connection]:
+    """One statement that is a transaction by itself: PostgreSQL is asked once, not three times."""
+    if engine.dialect.name == "sqlite":
+        with engine.begin() as connection:
+            yield connection
+    else:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            yield connection
+
+
+@contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A consistent look that changes nothing and, on SQLite, does not wait for writers."""
-    with engine.connect().execution_options(read_only=True) as connection, connection.begin():
-        yield connection
+    """A look that changes nothing.
+
+    On SQLite it sees one state and does not wait for writers; on PostgreSQL each of its
+    statements sees what is committed by then, as in any transaction at READ COMMITTED.
+    """
+    if engine.dialect.name == "sqlite":
+        with engine.connect().execution_options(read_only=True) as connection, connection.begin():
+            yield connection
+    else:
+        with statement(engine) as connection:
+            yield connection
 
 
 def is_passing(error: BaseException) -> bool:
