@@ -55,6 +55,8 @@ class Acceptance:
     request: Any
     operation_id: str
     digest: str
+    is_admin: bool
+    """Whether it came over the administrators' queue."""
     bells: list[Dispatch] = field(default_factory=list)
     ended: list[tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None]] = field(
         default_factory=list
@@ -156,6 +158,7 @@ def accept(
     *,
     operation_id: str,
     digest: str,
+    is_admin: bool,
     heard: Callable[[], None],
 ) -> bool:
     """Accept a request once, whatever is sent how often; False when it is to be dropped.
@@ -165,7 +168,9 @@ def accept(
 
     Raises :class:`~worker.errors.Refused`; nothing is changed then.
     """
-    acceptance = _commit(runtime, pools, verb, handler, request, operation_id, digest)
+    acceptance = _commit(
+        runtime, pools, verb, handler, request, operation_id, digest, is_admin=is_admin
+    )
     if acceptance is None:
         return False
     failpoint("intake.after_commit")
@@ -203,10 +208,12 @@ def _commit(  # noqa: PLR0917 - the two halves of one function, around tenacity
     request: Payload,
     operation_id: str,
     digest: str,
+    *,
+    is_admin: bool,
 ) -> Acceptance | None:
     with transaction(runtime.engine) as connection:
         acceptance = Acceptance(
-            connection, runtime.config, pools, verb, request, operation_id, digest
+            connection, runtime.config, pools, verb, request, operation_id, digest, is_admin
         )
         known = _known(connection, request, operation_id)
         if known is None:

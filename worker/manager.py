@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.backend import Backend, served_kinds
+from worker.backend import Backend
 from worker.drivers.base import Resize
 from worker.errors import ErrorCode, Fatal
 from worker.helpers.network.base import AddressPools
@@ -152,7 +152,7 @@ class ShareManager:
         return Report(
             mode=str(backend.mode),
             protocols=tuple(sorted(backend.driver.protocols)),
-            network_kinds=tuple(sorted(served_kinds(backend.settings, backend.networks))),
+            network_kinds=tuple(sorted(backend.network_kinds)),
             can_extend=isinstance(backend.driver, Resize),
             pools=backend.driver.storage_pools(),
             address_pools={

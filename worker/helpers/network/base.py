@@ -66,6 +66,9 @@ class NetworkHelper(ABC):
     """The share network kinds that it serves from the share network's own options."""
     modes: ClassVar[frozenset[DriverMode]]
     """The driver modes that it can be configured in."""
+    has_own_addresses: bool = True
+    """Whether the backend's options give it addresses, whatever the share network says. A flat
+    backend serves share networks whose options it ignores from these."""
     host_bound: ClassVar[bool] = False
     """Whether it works only on the host that its backend names."""
 

@@ -66,6 +66,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools):
         super().__init__(setting, options, addresses)
         self._domain = f"flat:{options.name or setting.backend}"
         self._pool = _own_pool(setting, options)
+        self.has_own_addresses = self._pool is not None
 
     def allocate_network(
         self,
