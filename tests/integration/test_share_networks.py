@@ -11,21 +11,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, func, select, text, update
+from sqlalchemy import Engine, text, update
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 
 from scheduler.cli import cli
 from scheduler.cli.exits import EXIT_REFUSED, exit_code_of
-from tests.deployment import Deployment
 from tests.intake import Intake, take_in
 from tests.network_options import ALLOWED, VALUES, fields, forbidden
-from tests.services import PostgresServer, RedisServer, python, wait_until
-from worker.db.engine import open_engine, reading, transaction
+from tests.services import PostgresServer, RedisServer, python
+from worker.db.engine import open_engine, transaction
 from worker.db.schema import upgrade
 from worker.db.tables import operations, share_networks, share_servers, shares
 from worker.errors import Conflict, RequestFailed
-from worker.fake_world import World
 from worker.model import NetworkKind
 
 PAIRS = forbidden(largest=2)
@@ -522,49 +520,3 @@ def test_the_configurations_default(intake: Intake, project: str) -> None:
     for unusable in (own, intake.network("others"), "nowhere"):
         with pytest.raises(Conflict, match="default_share_network_id"):
             create(unusable)
-
-
-# Two projects on one.
-
-
-def test_two_projects_on_one_public_network(
-    tmp_path: Path, database_url: str, redis_server: RedisServer
-) -> None:
-    """100 creates at once come to two share servers, one a project, with addresses of their own."""
-    deployment = Deployment(tmp_path, database_url, redis_server)
-    try:
-        deployment.start(workers=2)
-        network = deployment.ask(
-            "create_share_network",
-            project="admins",
-            admin=True,
-            is_public=True,
-            flat_network_ip_pool=["10.0.0.0/24"],
-        )["id"]
-        for number in range(100):
-            deployment.client.send(
-                "create_share",
-                deployment.payload(f"p{number % 2}", size=1, share_network_id=network),
-                operation_id=f"create-{number}",
-            )
-
-        def available() -> bool:
-            with reading(deployment.engine) as connection:
-                done = select(func.count()).where(shares.c.status == "available")
-                return bool(connection.execute(done).scalar_one() == 100)
-
-        wait_until(available, "100 shares are available", 90)
-        world = World(tmp_path / "backends" / "fake" / "world.db")
-        servers = world.servers()
-        assert sorted(server["project"] for server in servers) == ["p0", "p1"]
-        assert len(world.calls("get_share_server", effect=True)) == 2
-        addresses = {port["address"] for port in world.ports()}
-        assert len(addresses) == len(world.ports()) == 2
-        with reading(deployment.engine) as connection:
-            on = connection.execute(
-                select(shares.c.project_id, shares.c.share_server_id).distinct()
-            ).all()
-        assert {project for project, _ in on} == {"p0", "p1"}
-        assert len({server for _, server in on}) == len(on) == 2
-    finally:
-        deployment.close()
