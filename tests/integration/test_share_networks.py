@@ -1,32 +1,25 @@
-"""Share networks by message, by command and by raw SQL: what is refused, and whose they are."""
+"""Share networks by message and by command: what is refused, and whose they are."""
 
 from __future__ import annotations
 
 import json
 import uuid
 from collections.abc import Iterator
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
-from sqlalchemy import Engine, func, select, text, update
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy import update
 
 from scheduler.cli import cli
 from scheduler.cli.exits import EXIT_REFUSED, exit_code_of
-from tests.deployment import Deployment
 from tests.intake import Intake, take_in
-from tests.network_options import ALLOWED, VALUES, fields, forbidden
-from tests.services import PostgresServer, RedisServer, python, wait_until
-from worker.db.engine import open_engine, reading, transaction
-from worker.db.schema import upgrade
+from tests.network_options import VALUES, fields, forbidden
+from tests.services import PostgresServer, RedisServer, python
+from worker.db.engine import transaction
 from worker.db.tables import operations, share_networks, share_servers, shares
 from worker.errors import Conflict, RequestFailed
-from worker.fake_world import World
-from worker.model import NetworkKind
 
 PAIRS = forbidden(largest=2)
 """Every single option and every pair that makes no share network."""
@@ -183,83 +176,6 @@ def test_the_commands_own_words(intake: Intake, start_process: Any) -> None:
     code, said = run("delete", made["id"])
     assert (code, "only an administrator" in said) == (EXIT_REFUSED, True)
     assert run("delete", made["id"], "--admin")[0] == 0
-
-
-# The same without anybody's help: the database refuses.
-
-
-@pytest.fixture
-def tables(database_url: str) -> Iterator[Engine]:
-    upgrade(database_url)
-    engine = open_engine(make_url(database_url))
-    yield engine
-    engine.dispose()
-
-
-_NEEDED = {"project_id": "p1", "metadata": "{}", "created_at": 1.0, "updated_at": 1.0}
-
-
-def insert_raw(connection: Any, **values: Any) -> IntegrityError | None:
-    """INSERT as anybody with the database's password could; None when it is taken."""
-    given = {"id": str(uuid.uuid4()), **_NEEDED, **values}
-    names, places = ", ".join(given), ", ".join(f":{name}" for name in given)
-    statement = text(f"INSERT INTO share_networks ({names}) VALUES ({places})")
-    try:
-        with connection.begin_nested():
-            connection.execute(statement, given)
-    except IntegrityError as error:
-        return error
-    return None
-
-
-def test_forbidden_by_raw_sql(tables: Engine) -> None:
-    """Every kind with every set of columns: 1,792 rows, of which ten may be."""
-    columns = {
-        name: json.dumps(value) if isinstance(value, list) else value
-        for name, value in VALUES.items()
-        if name != "managed"
-    }
-    allowed = {(kind, chosen - {"managed"}) for chosen, kind in ALLOWED.items()}
-    taken = set()
-    with transaction(tables) as connection:
-        for kind in (*map(str, NetworkKind), "other"):
-            for size in range(len(columns) + 1):
-                for chosen in combinations(columns, size):
-                    values = {name: columns[name] for name in chosen}
-                    error = insert_raw(connection, kind=kind, **values)
-                    if error is None:
-                        taken.add((kind, frozenset(chosen)))
-                    else:
-                        assert "one_kind" in str(error.orig)
-    assert taken == allowed
-
-
-def test_an_existing_row_cannot_become_two_kinds(tables: Engine) -> None:
-    with transaction(tables) as connection:
-        assert insert_raw(connection, id="n1", kind="nova", nova_network_id="x") is None
-        for change in (
-            "kind = 'dhcp'",
-            "dhcp_endpoint = '10.0.0.2'",
-            "nova_network_id = NULL",
-            "cidr = '10.0.0.0/24'",
-        ):
-            with pytest.raises(IntegrityError), connection.begin_nested():
-                connection.execute(text(f"UPDATE share_networks SET {change} WHERE id = 'n1'"))
-
-
-def test_defaults_that_the_database_refuses(tables: Engine) -> None:
-    with transaction(tables) as connection:
-        private = insert_raw(connection, kind="none", is_default=True)
-        assert "default_is_public" in str(private and private.orig)
-        assert insert_raw(connection, id="n1", kind="none", is_default=True, is_public=True) is None
-        second = insert_raw(connection, kind="none", is_default=True, is_public=True)
-        assert "is_default" in str(second and second.orig)
-        assert insert_raw(connection, id="n2", kind="none", is_public=True) is None
-        for change, network in (("is_public = false", "n1"), ("is_default = true", "n2")):
-            with pytest.raises(IntegrityError), connection.begin_nested():
-                connection.execute(
-                    text(f"UPDATE share_networks SET {change} WHERE id = '{network}'")
-                )
 
 
 # Public ones: everybody's to use, an administrator's to change.
@@ -522,49 +438,3 @@ def test_the_configurations_default(intake: Intake, project: str) -> None:
     for unusable in (own, intake.network("others"), "nowhere"):
         with pytest.raises(Conflict, match="default_share_network_id"):
             create(unusable)
-
-
-# Two projects on one.
-
-
-def test_two_projects_on_one_public_network(
-    tmp_path: Path, database_url: str, redis_server: RedisServer
-) -> None:
-    """100 creates at once come to two share servers, one a project, with addresses of their own."""
-    deployment = Deployment(tmp_path, database_url, redis_server)
-    try:
-        deployment.start(workers=2)
-        network = deployment.ask(
-            "create_share_network",
-            project="admins",
-            admin=True,
-            is_public=True,
-            flat_network_ip_pool=["10.0.0.0/24"],
-        )["id"]
-        for number in range(100):
-            deployment.client.send(
-                "create_share",
-                deployment.payload(f"p{number % 2}", size=1, share_network_id=network),
-                operation_id=f"create-{number}",
-            )
-
-        def available() -> bool:
-            with reading(deployment.engine) as connection:
-                done = select(func.count()).where(shares.c.status == "available")
-                return bool(connection.execute(done).scalar_one() == 100)
-
-        wait_until(available, "100 shares are available", 90)
-        world = World(tmp_path / "backends" / "fake" / "world.db")
-        servers = world.servers()
-        assert sorted(server["project"] for server in servers) == ["p0", "p1"]
-        assert len(world.calls("get_share_server", effect=True)) == 2
-        addresses = {port["address"] for port in world.ports()}
-        assert len(addresses) == len(world.ports()) == 2
-        with reading(deployment.engine) as connection:
-            on = connection.execute(
-                select(shares.c.project_id, shares.c.share_server_id).distinct()
-            ).all()
-        assert {project for project, _ in on} == {"p0", "p1"}
-        assert len({server for _, server in on}) == len(on) == 2
-    finally:
-        deployment.close()
