@@ -292,3 +292,21 @@ def _addresses(deployment: Fakes) -> dict[tuple[str, str], int]:
         (sample.labels["pool"], sample.labels["state"]): int(sample.value)
         for sample in families["sharewright_addresses"].samples
     }
+
+
+def test_a_rule_that_is_refused_costs_no_earlier_one(fakes: Fakes) -> None:
+    """What was asked for first is handed to the driver alone when the whole set is refused."""
+    share = fakes.client.result(fakes.create(fakes.network()), timeout=30)
+    fakes.world.arm("extend_share", "hang", seconds=1.5)
+    fakes.world.arm("update_access", "fatal", times=1)
+    fakes.client.submit("extend_share", fakes.payload(share_id=share["id"], new_size=2))
+    # Both are queued behind the extend, so the first one's step is handed both.
+    asked = [
+        fakes.client.submit(
+            "allow_access", fakes.payload(share_id=share["id"], access_to=f"10.0.0.{number}")
+        )
+        for number in (1, 2)
+    ]
+    assert [fakes.client.result(one, timeout=30)["state"] for one in asked] == ["active"] * 2
+    assert sorted(rule[0] for rule in fakes.world.shares()[0]["rules"]) == ["10.0.0.1", "10.0.0.2"]
+    assert [call.outcome for call in fakes.world.calls("update_access")][:2] == ["Fatal", "ok"]
