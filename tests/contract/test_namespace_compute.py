@@ -79,7 +79,7 @@ class TestNamespaceComputeHelper(ComputeHelperContract):
         def new(number: int) -> ShareServer:
             server = a_server(network_for(number), share_network)
             made.append(server)
-            outside.marks += [server.id, namespace._short(server.id)]
+            outside.marks += [server.id, short(server.id)]
             return server
 
         yield new
