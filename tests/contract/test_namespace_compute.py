@@ -19,10 +19,10 @@ from tests.contract.share_driver_suite import context
 from tests.services import require_root_datapath
 from tests.tenants import Machine, Tenant, run
 from worker.errors import Fatal, NotReady
-from worker.helpers.compute import namespace
 from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions, bridge_name
 from worker.model import DriverMode, NetworkInfo, ShareNetwork, ShareServer
 from worker.plugin import Setting
+from worker.systems.bridges import short
 
 
 def network(number: int) -> NetworkInfo:
@@ -97,6 +97,7 @@ from tests.contract.test_namespace_compute import network
 from worker.helpers.compute.namespace import *
 from worker.model import *
 from worker.plugin import Setting
+from worker.systems.bridges import short
 setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
 helper = NamespaceComputeHelper(setting, NamespaceOptions())
 server = ShareServer({server.id!r}, "project", "backend", {share_network.id!r}, "building")

@@ -10,6 +10,9 @@ Interface names have 15 characters at most, so bridges and ports are named by a 
 carries its share network's whole id as its alias; a port is ours exactly if our namespace has
 its other end. A collision of hashes is therefore found, and refused.
 
+In managed mode the bridge is joined to those of the share network on other hosts, by VXLAN or
+VLAN (:mod:`worker.systems.bridges`).
+
 To attach a client, put an interface on the bridge that the server's attribute ``bridge`` names.
 """
 
@@ -118,7 +121,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
                 share_server_id=namespace,
             ) from error
         except StepError as error:
-            error.share_server_id = namespace
+            error.object, error.share_server_id = f"share_server {share_server.id}", namespace
             raise
         return ShareServerDetails(
             server_id=namespace,

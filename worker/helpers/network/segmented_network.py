@@ -41,7 +41,7 @@ class SegmentType(StrEnum):
     VLAN = "vlan"
 
 
-_FIELDS: Final = FieldNames("cidr", "cidr", "gateway", "tenant_addresses")
+_FIELDS: Final = FieldNames("tenant_addresses", "cidr", "gateway", "tenant_addresses")
 _HIGHEST_ID: Final = {SegmentType.VXLAN: (1 << 24) - 1, SegmentType.VLAN: 4094}
 # An Ethernet header, VXLAN, UDP and IPv4 are 50 bytes of the underlay's 1500.
 _MTU: Final = {SegmentType.VXLAN: 1450, SegmentType.VLAN: 1500}
