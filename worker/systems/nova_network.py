@@ -111,7 +111,9 @@ class NovaNetworks:
     ) -> NovaNetwork:
         """Make a network; ``Taken`` when its addresses or VLAN are another network's."""
         body = {"network": dict(wanted)}
-        answer = self._change("make a network", "POST", "/os-networks", body, about, guard)
+        answer = self._change(
+            "make a network", "POST", "/os-networks", body, about=about, guard=guard
+        )
         return NovaNetwork.of(answer["network"])
 
     def delete(self, network: NovaNetwork, *, about: str, guard: Callable[[], None]) -> None:
@@ -120,8 +122,8 @@ class NovaNetworks:
         try:
             if network.project_id is not None:
                 doing, body = "disassociate a network", {"disassociate": None}
-                self._change(doing, "POST", f"{path}/action", body, about, guard)
-            self._change("delete a network", "DELETE", path, None, about, guard)
+                self._change(doing, "POST", f"{path}/action", body, about=about, guard=guard)
+            self._change("delete a network", "DELETE", path, None, about=about, guard=guard)
         except Missing:
             return
 
@@ -153,7 +155,7 @@ class NovaNetworks:
         self, address: str, action: str, about: str, guard: Callable[[], None]
     ) -> None:
         path = f"/os-fixed-ips/{address}/action"
-        self._change(f"{action} {address}", "POST", path, {action: None}, about, guard)
+        self._change(f"{action} {address}", "POST", path, {action: None}, about=about, guard=guard)
 
     def _ask(self, doing: str, path: str, *, about: str) -> Any:
         return self._cloud.ask(
@@ -166,6 +168,7 @@ class NovaNetworks:
         method: str,
         path: str,
         body: Mapping[str, Any] | None,
+        *,
         about: str,
         guard: Callable[[], None],
     ) -> Any:
@@ -188,9 +191,7 @@ class NovaNetworks:
             default_microversion=MICROVERSION,
             raise_exc=False,
         )
-        # keystoneauth would look for a JSON body in None.
-        content = {} if body is None else {"json": body}
-        response = nova.request(path, method, **content)
+        response = nova.request(path, method, json=body)
         if response.status_code in _NO_MORE:
             raise self._gone(f"answers {response.status_code} to {path}", "")
         if response.status_code >= _FAILED:
