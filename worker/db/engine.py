@@ -15,10 +15,16 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Float, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 RECONNECT_SECONDS: Final = 5.0
@@ -140,5 +146,15 @@ def patiently(seconds: float = RECONNECT_SECONDS) -> Retrying:
         retry=retry_if_exception(is_passing),
         stop=stop_after_delay(seconds),
         wait=wait_random_exponential(multiplier=0.05, max=1.0),
+        reraise=True,
+    )
+
+
+def racing(seconds: float = RECONNECT_SECONDS) -> Retrying:
+    """As :func:`patiently`, and for races too: what loses to a unique constraint looks again."""
+    return Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, IntegrityError) or is_passing(e)),
+        stop=stop_after_delay(seconds),
+        wait=wait_random(0.01, 0.1),
         reraise=True,
     )

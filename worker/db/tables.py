@@ -308,6 +308,33 @@ _partial(
     where=addresses.c.share_server_id.is_(None),
 )
 
+segments = Table(
+    "segments",
+    metadata,
+    # Who gives segment ids out: backends of one underlay share a domain.
+    Column("domain", String(255), primary_key=True),
+    Column("segmentation_id", Integer, primary_key=True, autoincrement=False),
+    _id("share_network_id", nullable=False),
+    Column("cidr", String(64), nullable=False),
+    # The same where we chose it: such subnets are unique, those that tenants chose may repeat.
+    Column("chosen_cidr", String(64)),
+    # The last holder, which dismantles what exists outside; nobody joins any more.
+    _id("closing_for"),
+    # When the id may be given out again; null while it is in use.
+    Column("rests_until", Float),
+    UniqueConstraint("domain", "share_network_id"),
+    UniqueConstraint("domain", "chosen_cidr"),
+)
+
+segment_holders = Table(
+    "segment_holders",
+    metadata,
+    _id("share_server_id", primary_key=True),
+    Column("domain", String(255), nullable=False),
+    Column("segmentation_id", Integer, nullable=False),
+    Index("ix_segment_holders_segment", "domain", "segmentation_id"),
+)
+
 shares = Table(
     "shares",
     metadata,

@@ -11,10 +11,44 @@ from worker.model import (
     NetworkInfo,
     NetworkKind,
     RequestContext,
+    Segment,
+    SegmentSource,
     ShareNetwork,
     ShareServer,
 )
 from worker.plugin import Options, Setting
+
+
+class SegmentBook(Protocol):
+    """Which share network has which segment, and which share servers are on it.
+
+    A share network has one segment in a domain for as long as a share server holds it. A segment
+    that nobody holds rests as addresses do; meanwhile its share network may have it back. The
+    uniqueness of ids and of chosen subnets is a database constraint. Every call is a transaction
+    of its own.
+    """
+
+    def take(
+        self, source: SegmentSource, share_network_id: str, server_id: str, cidr: str | None
+    ) -> Segment:
+        """Put the server on its share network's segment, which is given one if it has none.
+
+        ``cidr`` is the subnet that the share network names, if it does. Repeating the call returns
+        the same. Raises :class:`~worker.errors.Fatal` (``network_failed``) when no id or subnet is
+        left, and :class:`~worker.errors.NotReady` while another server is closing the segment.
+        """
+
+    def held(self, server_id: str) -> Segment | None:
+        """Return the segment that the server is on."""
+
+    def close(self, server_id: str) -> Segment | None:
+        """Return the server's segment if nobody else is on it; then nobody else gets on any more.
+
+        For helpers that dismantle something outside before they release the segment.
+        """
+
+    def release(self, server_id: str) -> None:
+        """Take the server off its segment, which rests if it was the last; none is fine."""
 
 
 class AddressBook(Protocol):
@@ -23,6 +57,10 @@ class AddressBook(Protocol):
     Uniqueness of (domain, address) is a database constraint. A domain is the flat network that
     addresses must be unique on. Every call is a transaction of its own.
     """
+
+    @property
+    def segments(self) -> SegmentBook:
+        """The part about segments."""
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
         """Return the addresses that the share server holds, in the order they were taken."""

@@ -238,6 +238,34 @@ def upgrade() -> None:
         sa.UniqueConstraint("fingerprint", name=op.f("uq_poison_messages_fingerprint")),
     )
     op.create_table(
+        "segment_holders",
+        sa.Column("share_server_id", sa.String(length=64), nullable=False),
+        sa.Column("domain", sa.String(length=255), nullable=False),
+        sa.Column("segmentation_id", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("share_server_id", name=op.f("pk_segment_holders")),
+    )
+    op.create_index(
+        "ix_segment_holders_segment",
+        "segment_holders",
+        ["domain", "segmentation_id"],
+        unique=False,
+    )
+    op.create_table(
+        "segments",
+        sa.Column("domain", sa.String(length=255), nullable=False),
+        sa.Column("segmentation_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("share_network_id", sa.String(length=64), nullable=False),
+        sa.Column("cidr", sa.String(length=64), nullable=False),
+        sa.Column("chosen_cidr", sa.String(length=64), nullable=True),
+        sa.Column("closing_for", sa.String(length=64), nullable=True),
+        sa.Column("rests_until", sa.Float(), nullable=True),
+        sa.PrimaryKeyConstraint("domain", "segmentation_id", name=op.f("pk_segments")),
+        sa.UniqueConstraint(
+            "domain", "share_network_id", name=op.f("uq_segments_domain_share_network_id")
+        ),
+        sa.UniqueConstraint("domain", "chosen_cidr", name=op.f("uq_segments_domain_chosen_cidr")),
+    )
+    op.create_table(
         "share_networks",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("project_id", sa.String(length=64), nullable=False),
