@@ -214,7 +214,8 @@ def described(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(code(value) for value in schema["enum"])
     match schema.get("type"):
         case "array":
-            items = described(schema.get("items", {}), defs)
+            first = next(iter(schema.get("prefixItems", ())), {})
+            items = described(schema.get("items", first), defs)
             return f"list of {items}" + _limits(schema, "minItems", "maxItems", "entries")
         case "object":
             inner = schema.get("additionalProperties")
