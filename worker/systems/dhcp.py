@@ -31,6 +31,7 @@ from worker.errors import ErrorCode, Fatal, Retryable, StepError
 from worker.systems.dhcp_messages import (
     NEVER,
     SERVER_PORT,
+    UNSET,
     Answer,
     DhcpClient,
     Kind,
@@ -156,7 +157,7 @@ class DhcpServer:
         what: str,
         *,
         requested: IPv4Address | None,
-        holds: IPv4Address = IPv4Address(0),
+        holds: IPv4Address = UNSET,
         server_id: IPv4Address | None = None,
     ) -> Lease:
         began = time.monotonic()
@@ -183,7 +184,7 @@ class DhcpServer:
         accepted: set[Kind],
         client: DhcpClient,
         *,
-        holds: IPv4Address = IPv4Address(0),
+        holds: IPv4Address = UNSET,
         requested: IPv4Address | None,
         server_id: IPv4Address | None = None,
     ) -> tuple[Answer | None, bool]:

@@ -17,6 +17,8 @@ SERVER_PORT: Final = 67
 """Where servers and relays listen."""
 NEVER: Final = 0xFFFFFFFF
 """A lease time of this many seconds does not end."""
+UNSET: Final = IPv4Address(0)
+"""What a header has in the place of an address that there is not."""
 
 _HEADER: Final = struct.Struct("!BBBBIHH4s4s4s4s16s64s128s4s")
 _COOKIE: Final = bytes((99, 130, 83, 99))
@@ -129,23 +131,20 @@ def _routes(content: bytes) -> Iterator[tuple[IPv4Network, IPv4Address]]:
         at = hop + 4
 
 
-_UNSET: Final = IPv4Address(0)
-
-
 def encode(
     kind: Kind,
     xid: int,
     relay: IPv4Address,
     client: DhcpClient,
     *,
-    holds: IPv4Address = _UNSET,
+    holds: IPv4Address = UNSET,
     requested: IPv4Address | None = None,
     server_id: IPv4Address | None = None,
 ) -> bytes:
     """A message as a relay at ``relay`` passes it on; ``holds`` is the client's own address."""
     header = _HEADER.pack(
         *(_BOOT_REQUEST, _ETHERNET, 6, 1, xid, 0, 0),
-        *(holds.packed, _UNSET.packed, _UNSET.packed, relay.packed),
+        *(holds.packed, UNSET.packed, UNSET.packed, relay.packed),
         *(client.hardware, b"", b"", _COOKIE),
     )
     # Type 0: an identifier that is no hardware address (RFC 2132 §9.14).
