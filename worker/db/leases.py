@@ -27,7 +27,7 @@ from sqlalchemy.exc import IntegrityError
 
 from worker.db.engine import db_now, engine_for, patiently, reading, transaction
 from worker.db.tables import dhcp_leases, share_servers
-from worker.errors import ErrorCode, NotReady, Retryable
+from worker.errors import NotReady
 from worker.model import DhcpLease
 
 CLOSING_PAUSE: Final = 1.0
@@ -51,8 +51,8 @@ class DatabaseLeaseBook:
         with reading(engine_for(self._url)) as connection:
             return _held(connection, server_id)
 
-    def offered(self, lease: DhcpLease) -> None:
-        """Write down what is going to be asked for; raises as the Protocol promises."""
+    def offered(self, lease: DhcpLease) -> bool:
+        """Write down what is going to be asked for; False when another server has the address."""
         values = {name: getattr(lease, name) for name in _FIELDS}
 
         def write(connection: Connection) -> None:
@@ -65,14 +65,9 @@ class DatabaseLeaseBook:
 
         try:
             self._write(write)
-        except IntegrityError as error:
-            raise Retryable(
-                f"The DHCP server {lease.endpoint} offered {lease.address} to share server "
-                f"{lease.share_server_id}, and another share server has that address from it; "
-                f"see whether it lost its record of leases.",
-                object=f"share_server {lease.share_server_id}",
-                code=ErrorCode.NETWORK_FAILED,
-            ) from error
+        except IntegrityError:  # of (endpoint, address): the other constraint is written over
+            return False
+        return True
 
     def acknowledged(
         self, server_id: str, ordinal: int, *, seconds: float | None, renew_after: float | None

@@ -63,10 +63,10 @@ class LeaseBook(Protocol):
     def held(self, server_id: str) -> tuple[DhcpLease, ...]:
         """Return what the share server has, or may have, by ordinal."""
 
-    def offered(self, lease: DhcpLease) -> None:
+    def offered(self, lease: DhcpLease) -> bool:
         """Write down what is going to be asked for, in place of an earlier row of that ordinal.
 
-        Raises :class:`~worker.errors.Retryable` when another share server has the address.
+        False, and nothing is written, when another share server has the address.
         """
 
     def acknowledged(

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from netaddr import IPAddress, IPNetwork
+from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from worker.addressing import Pool, network_info, parse_endpoint
 from worker.errors import ErrorCode, Fatal, InvalidRequest, Retryable, StepError
@@ -55,22 +56,47 @@ class DhcpAddresses:
         endpoint = _endpoint(share_network)
         server = self._server(context, share_server, endpoint)
         earlier = {lease.ordinal: lease for lease in self.book.held(share_server.id)}
-        leases = []
-        for ordinal in range(amount):
-            client = client_of(share_server.id, ordinal)
-            known = earlier.get(ordinal)
-            offer = server.discover(client, None if known is None else known.address)
-            context.guard()
-            self.book.offered(
-                DhcpLease(
-                    *(share_server.id, ordinal, endpoint, offer.address, client.mac),
-                    dhcp_server=offer.server_id,
-                )
-            )
-            lease = server.request(client, offer)
-            self._acknowledged(share_server, ordinal, lease)
-            leases.append(lease)
+        leases = [
+            self._lease(context, server, share_server, ordinal, earlier.get(ordinal))
+            for ordinal in range(amount)
+        ]
         return _network_info(share_server, endpoint, leases)
+
+    def _lease(
+        self,
+        context: RequestContext,
+        server: DhcpServer,
+        share_server: ShareServer,
+        ordinal: int,
+        earlier: DhcpLease | None,
+    ) -> Lease:
+        """Take one lease. An offer binds nobody: another client may be the quicker to take it."""
+        client = client_of(share_server.id, ordinal)
+        wanted = None if earlier is None else earlier.address
+        for attempt in Retrying(
+            retry=retry_if_exception_type(LeaseRefused),
+            stop=stop_after_delay(self.relay.deadline),
+            wait=wait_random(0.01, 0.1),
+            reraise=True,
+        ):
+            with attempt:
+                offer = server.discover(client, wanted)
+                context.guard()
+                if not self.book.offered(
+                    DhcpLease(
+                        *(share_server.id, ordinal, str(server), offer.address, client.mac),
+                        dhcp_server=offer.server_id,
+                    )
+                ):
+                    raise LeaseRefused(
+                        f"The DHCP server {server} offered {offer.address} to share server "
+                        f"{share_server.id}, and another share server has that address from it; "
+                        f"see whether it lost its record of leases.",
+                        object=f"share_server {share_server.id}",
+                    )
+                lease = server.request(client, offer)
+                self._acknowledged(share_server, ordinal, lease)
+        return lease
 
     def release(self, context: RequestContext, share_server: ShareServer) -> None:
         """Give all leases back.
