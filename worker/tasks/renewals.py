@@ -55,6 +55,13 @@ def renew_leases(runtime: Runtime, server_ids: Sequence[str]) -> None:
     Once a share network's DHCP server was silent, its other share servers' leases are tried later
     without asking: each would cost the whole deadline, and other work waits behind this.
     """
+    try:
+        _renew(runtime, server_ids)
+    finally:
+        runtime.keeper.flush()  # its thread may not run: it starts with a process's first step
+
+
+def _renew(runtime: Runtime, server_ids: Sequence[str]) -> None:
     ends = time.monotonic() + TIMEOUT - CLAIM_SECONDS
     silent: dict[str | None, StepError] = {}
     for server_id in server_ids:
