@@ -92,6 +92,7 @@ def test_taken_renewed_by_whichever_worker_is_there_and_released(
     wait_until(lambda: renewals(site, "renewed") >= 3, "the renewals are counted")
 
     site.ask("delete_share", share_id=share["id"])
+    wait_until(lambda: not leftovers.table_counts(site.engine)["share_servers"], "it is cleaned up")
     site.ask("delete_share_network", share_network_id=network["id"])
     wait_until(lambda: not list(leftovers.of_tables(site.engine)), "nothing is left")
     assert dnsmasq.leases() == {}
