@@ -285,6 +285,22 @@ class SegmentSource:
 
 
 @dataclass(frozen=True, slots=True)
+class DhcpLease:
+    """An address that a share server has, or is about to take, from a DHCP server.
+
+    ``endpoint`` is the DHCP server as host:port, ``dhcp_server`` the name (an address) that it
+    gives itself. ``ordinal`` is which of the share server's addresses it is.
+    """
+
+    share_server_id: str
+    ordinal: int
+    endpoint: str
+    address: str
+    mac: str
+    dhcp_server: str
+
+
+@dataclass(frozen=True, slots=True)
 class ShareNetwork:
     """Where a project's share servers get their addresses from."""
 

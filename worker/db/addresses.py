@@ -19,6 +19,7 @@ from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_
 from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.db.engine import db_now, engine_for, racing, reading, transaction
+from worker.db.leases import DatabaseLeaseBook
 from worker.db.segments import DatabaseSegmentBook
 from worker.db.tables import address_cursors, addresses
 from worker.errors import ErrorCode, Fatal, NotReady
@@ -78,6 +79,7 @@ class DatabaseAddressBook:
         self._url = url
         self._rest = rest
         self.segments = DatabaseSegmentBook(url, rest=rest)
+        self.leases = DatabaseLeaseBook(url)
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
         """Return the addresses that the share server holds, in the order they were taken."""

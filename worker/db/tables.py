@@ -335,6 +335,33 @@ segment_holders = Table(
     Index("ix_segment_holders_segment", "domain", "segmentation_id"),
 )
 
+dhcp_leases = Table(
+    "dhcp_leases",
+    metadata,
+    _id("share_server_id", primary_key=True),
+    # Which of the server's addresses it is.
+    Column("ordinal", Integer, primary_key=True, autoincrement=False),
+    # The DHCP server as host:port; two servers may give out the same private addresses.
+    Column("endpoint", String(255), nullable=False),
+    Column("address", String(64), nullable=False),
+    Column("mac", String(17), nullable=False),
+    # What the DHCP server calls itself: a release must say it.
+    Column("dhcp_server", String(64), nullable=False),
+    # Null until it was acknowledged, and for one that lasts for ever.
+    Column("renew_at", Float),
+    Column("expires_at", Float),
+    # Until when no other reconciler asks for its renewal, and no other worker renews it.
+    Column("asked_until", Float, nullable=False, server_default="0"),
+    Column("renewing_until", Float, nullable=False, server_default="0"),
+    # It is being released: nobody renews it any more.
+    Column("closing", Boolean, nullable=False, server_default=text("false")),
+    Column("failed_releases", Integer, nullable=False, server_default="0"),
+    UniqueConstraint("endpoint", "address"),
+)
+_partial(
+    "ix_dhcp_leases_renew_at", dhcp_leases.c.renew_at, where=dhcp_leases.c.renew_at.is_not(None)
+)
+
 shares = Table(
     "shares",
     metadata,
