@@ -28,11 +28,11 @@ from scheduler.cli import cli
 from scheduler.health import make_wsgi
 from scheduler.requests import VERBS, Context, Kind, Payload
 from worker.app import HARD_LIMIT_GRACE
-from worker.backend import served_kinds
-from worker.config import BackendSettings, Config
+from worker.config import Config
 from worker.db.engine import engine_for
 from worker.db.schema import upgrade
 from worker.helpers.network.base import NetworkHelper
+from worker.kinds import service
 from worker.model import (
     ACCESS_TRANSITIONS,
     SERVER_TRANSITIONS,
@@ -148,23 +148,11 @@ def kinds() -> str:
 def _kinds_row(
     mode: DriverMode, name: str, helpers: tuple[type[NetworkHelper], ...], *, brought: bool = False
 ) -> list[str]:
-    settings = BackendSettings(mode=mode, share_driver="any", share_network_addresses=brought)
-    served = served_kinds(settings, helpers)
-    own = {kind for helper in helpers for kind in helper.kinds}
-    flat_ignores = {NetworkKind.NEUTRON, NetworkKind.NOVA}
-
-    def cell(kind: NetworkKind) -> str:
-        if kind not in served:
-            return "refused"
-        ignored = kind not in own or (mode is DriverMode.FLAT_MULTI_SVM and kind in flat_ignores)
-        return "taken, ignored" if ignored else "used"
-
     with_it = ", `share_network_addresses`" if brought else ""
-    return [
-        code(mode),
-        name + with_it,
-        *map(cell, NetworkKind),
-    ]
+    uses = (
+        service(mode, helpers, kind, share_network_addresses=brought).use for kind in NetworkKind
+    )
+    return [code(mode), name + with_it, *uses]
 
 
 def described(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
@@ -298,14 +286,8 @@ def payloads() -> str:
 
 def commands() -> str:
     """Every command, with its arguments and what it is for."""
-<<<<<<< HEAD
-    return table(
-        ("command", "does"), list(_leaves(cli, click.Context(cli, info_name="sharewright")))
-    )
-=======
     leaves = _leaves(cli, click.Context(cli, info_name="sharewright"))
     return table(("command", "does"), list(leaves))
->>>>>>> main
 
 
 def _leaves(command: click.Command, context: click.Context) -> Iterator[tuple[str, str]]:

@@ -15,7 +15,14 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, Select, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
-from tenacity import retry, retry_if_exception, stop_after_attempt, wait_random
+from tenacity import (
+    retry,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
 
 from scheduler.pools import PoolCache
 from scheduler.requests import Payload, Verb
@@ -33,6 +40,8 @@ from worker.tasks.sagas import SAGAS
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS: Final = 5
+_OUTAGE_SECONDS: Final = 45.0
+"""A database that is away is waited for: there is nothing else that intake could do."""
 
 
 @dataclass(slots=True)
@@ -46,6 +55,8 @@ class Acceptance:
     request: Any
     operation_id: str
     digest: str
+    is_admin: bool
+    """Whether it came over the administrators' queue."""
     bells: list[Dispatch] = field(default_factory=list)
     ended: list[tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None]] = field(
         default_factory=list
@@ -147,6 +158,7 @@ def accept(
     *,
     operation_id: str,
     digest: str,
+    is_admin: bool,
     heard: Callable[[], None],
 ) -> bool:
     """Accept a request once, whatever is sent how often; False when it is to be dropped.
@@ -156,7 +168,9 @@ def accept(
 
     Raises :class:`~worker.errors.Refused`; nothing is changed then.
     """
-    acceptance = _commit(runtime, pools, verb, handler, request, operation_id, digest)
+    acceptance = _commit(
+        runtime, pools, verb, handler, request, operation_id, digest, is_admin=is_admin
+    )
     if acceptance is None:
         return False
     failpoint("intake.after_commit")
@@ -171,9 +185,15 @@ def accept(
 
 def _is_race(error: BaseException) -> bool:
     # Two requests on one object, or one request twice: the constraint let one through.
-    return isinstance(error, (_SentTwice, IntegrityError)) or is_passing(error)
+    return isinstance(error, (_SentTwice, IntegrityError))
 
 
+@retry(
+    retry=retry_if_exception(is_passing),
+    stop=stop_after_delay(_OUTAGE_SECONDS),
+    wait=wait_random_exponential(multiplier=0.05, max=1.0),
+    reraise=True,
+)
 @retry(
     retry=retry_if_exception(_is_race),
     stop=stop_after_attempt(_ATTEMPTS),
@@ -188,10 +208,12 @@ def _commit(  # noqa: PLR0917 - the two halves of one function, around tenacity
     request: Payload,
     operation_id: str,
     digest: str,
+    *,
+    is_admin: bool,
 ) -> Acceptance | None:
     with transaction(runtime.engine) as connection:
         acceptance = Acceptance(
-            connection, runtime.config, pools, verb, request, operation_id, digest
+            connection, runtime.config, pools, verb, request, operation_id, digest, is_admin
         )
         known = _known(connection, request, operation_id)
         if known is None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from scheduler.pools import Pool
+from scheduler.resolve import NETWORK_SPEC
 from worker.model import DriverMode, NetworkKind
 
 BACKEND_NAME_SPEC: Final = "share_backend_name"
@@ -76,7 +77,7 @@ def has_protocol(wanted: Wanted, pool: Pool) -> str | None:
 def has_capabilities(wanted: Wanted, pool: Pool) -> str | None:
     """Refuse where an extra spec differs from what was reported."""
     for name, value in wanted.extra_specs.items():
-        if name == MODE_SPEC:
+        if name in {MODE_SPEC, NETWORK_SPEC}:
             continue
         has = pool.backend if name == BACKEND_NAME_SPEC else pool.capabilities.get(name)
         if has != value:

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, case, func, select
 from sqlalchemy.exc import DBAPIError
 
 from scheduler.client import broker_fault
+from worker.addressing import parse_pool
 from worker.config import Config, HealthSettings
 from worker.db.engine import db_now, engine_for, reading
 from worker.db.schema import head, revision
@@ -33,10 +34,11 @@ from worker.db.tables import (
     counters,
     operations,
     poison_messages,
+    share_networks,
     storage_pools,
 )
 from worker.errors import ConfigurationError
-from worker.model import LIVE_STATES, OperationState
+from worker.model import LIVE_STATES, NetworkKind, OperationState
 
 _PREFIX: Final = "sharewright_"
 _log = logging.getLogger(__name__)
@@ -87,7 +89,7 @@ class _Figures(Collector):
                 figures = [
                     *_operations(connection),
                     *_counters(connection),
-                    *_holdings(connection, self._config),
+                    *holdings(connection, self._config),
                 ]
         except DBAPIError as error:
             _log.warning("No figures: the database cannot be read (%s).", type(error.orig).__name__)
@@ -163,12 +165,33 @@ def _counters(connection: Connection) -> Iterator[Metric]:
         yield family
 
 
-def _holdings(connection: Connection, config: Config) -> Iterator[Metric]:
+def _address_pools(connection: Connection) -> dict[str, int]:
+    """How many addresses each flat network has: backends' own, and share networks'."""
+    sizes: dict[str, int] = {}
+    for (report,) in connection.execute(select(backends.c.report)):
+        sizes.update(report.get("address_pools", {}))
+    n = share_networks.c
+    flat = select(n.id, n.flat_network_ip_pool, n.flat_network_subnet, n.flat_network_gateway)
+    for row in connection.execute(flat.where(n.kind == NetworkKind.FLAT_POOL.value)):
+        pool = parse_pool(
+            row.flat_network_ip_pool,
+            subnet=row.flat_network_subnet,
+            gateway=row.flat_network_gateway,
+        )
+        sizes[f"share_network:{row.id}"] = pool.size
+    return sizes
+
+
+def holdings(connection: Connection, config: Config) -> Iterator[Metric]:
+    """What address pools and storage pools hold, and which backends are up."""
     a, p = addresses.c, storage_pools.c
     pool = GaugeMetricFamily(
-        _PREFIX + "addresses", "Addresses by pool: held, or resting.", labels=["pool", "state"]
+        _PREFIX + "addresses",
+        "Addresses of a flat network: held, resting, or free.",
+        labels=["pool", "state"],
     )
     resting = case((a.share_server_id.is_(None), 1), else_=0)
+    free = _address_pools(connection)
     for row in connection.execute(
         select(a.domain, func.count().label("all"), func.sum(resting).label("resting"))
         .where((a.share_server_id.is_not(None)) | (a.rests_until > db_now()))
@@ -176,6 +199,10 @@ def _holdings(connection: Connection, config: Config) -> Iterator[Metric]:
     ):
         pool.add_metric([row.domain, "held"], row.all - row.resting)
         pool.add_metric([row.domain, "resting"], row.resting)
+        if row.domain in free:
+            free[row.domain] -= row.all
+    for domain, count in sorted(free.items()):
+        pool.add_metric([domain, "free"], count)
     yield pool
     storage = GaugeMetricFamily(
         _PREFIX + "storage_pool_gib",

@@ -77,8 +77,9 @@ def _take(
         )
         runtime.store_result(message.id, None, unusable.to_json())
         return
+    is_admin = message.delivery_info.get("routing_key") == ADMIN_REQUESTS
     try:
-        if verb.admin and message.delivery_info.get("routing_key") != ADMIN_REQUESTS:
+        if verb.admin and not is_admin:
             raise Forbidden(
                 f"{verb.name} is an administrator's; it is taken from the queue "
                 f"{ADMIN_REQUESTS} only."
@@ -104,6 +105,7 @@ def _take(
             asked,
             operation_id=message.id,
             digest=digest(verb, asked),
+            is_admin=is_admin,
             heard=heard,
         )
         runtime.keeper.count(f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, and_, exists, select, update
@@ -72,19 +72,25 @@ def load(connection: Connection) -> tuple[Pool, ...]:
 
 @dataclass(slots=True)
 class PoolCache:
-    """The snapshot that a process places by; at most a second old."""
+    """The snapshot that a process places by: at most a second old, but for its own choices."""
 
     engine: Engine
-    _pools: tuple[Pool, ...] = ()
+    _pools: dict[tuple[str, str], Pool] = field(default_factory=dict)
     _loaded_at: float = field(default=-CACHE_SECONDS * 2)
 
-    def pools(self, *, fresh: bool = False) -> tuple[Pool, ...]:
+    def pools(self, *, fresh: bool = False) -> list[Pool]:
         """Return the snapshot, read anew if it is old or ``fresh`` is asked for."""
         if fresh or time.monotonic() - self._loaded_at > CACHE_SECONDS:
             with reading(self.engine) as connection:
-                self._pools = load(connection)
+                self._pools = {(pool.backend, pool.name): pool for pool in load(connection)}
             self._loaded_at = time.monotonic()
-        return self._pools
+        return list(self._pools.values())
+
+    def chosen(self, pool: Pool, size: int) -> None:
+        """Note a choice, so that the next one of this second does not fall on the same pool."""
+        self._pools[pool.backend, pool.name] = replace(
+            pool, allocated_gib=pool.allocated_gib + size, shares=pool.shares + 1
+        )
 
 
 def reserve(connection: Connection, pool: Pool, size: int, ratio: float) -> bool:

@@ -20,41 +20,16 @@ from pydantic import (
     ConfigDict,
     Field,
     StrictBool,
-    StringConstraints,
     TypeAdapter,
     ValidationError,
-    ValidationInfo,
-    field_validator,
 )
 
+from scheduler.fields import Description, Id, Label, Metadata, Name, Size, Text, whole
+from scheduler.network_options import NetworkOptions
 from worker.errors import InvalidRequest
 from worker.model import NetworkKind
 
 PREFIX: Final = "sharewright.request."
-
-
-def _without_nul(value: str) -> str:
-    # PostgreSQL's text cannot hold the one character that JSON's can.
-    if "\0" in value:
-        raise ValueError("contains a NUL character")
-    return value
-
-
-def _whole(value: Any) -> Any:
-    # Python takes True and 1.0 for 1; JSON Schema does not take true.
-    if isinstance(value, (bool, float)):
-        raise ValueError("should be a whole number")  # noqa: TRY004 - pydantic's word for it
-    return value
-
-
-Id = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._:-]+$")]
-Storable = AfterValidator(_without_nul)
-Name = Annotated[str, StringConstraints(max_length=255), Storable]
-Description = Annotated[str, StringConstraints(max_length=4096), Storable]
-Text = Annotated[str, StringConstraints(min_length=1, max_length=255), Storable]
-Label = Annotated[str, StringConstraints(max_length=64), Storable]
-Metadata = Annotated[dict[Text, Name], Field(max_length=64)]
-Size = Annotated[int, Field(strict=True, ge=1, le=2**31 - 1)]
 
 
 class _Model(BaseModel):
@@ -73,7 +48,7 @@ class Context(_Model):
 class Payload(_Model):
     """What every request carries."""
 
-    version: Annotated[Literal[1], BeforeValidator(_whole)]
+    version: Annotated[Literal[1], BeforeValidator(whole)]
     context: Context
     idempotency_key: Text | None = None
 
@@ -143,33 +118,36 @@ class DenyAccess(ShareOnly):
     access_id: Id
 
 
-class CreateShareNetwork(_Described):
+class CreateShareNetwork(_Described, NetworkOptions):
     """Where share servers get their addresses from; the options given make its kind."""
 
-    flat_network_ip_pool: (
-        Annotated[tuple[Text, ...], Field(min_length=1, max_length=1024)] | None
-    ) = None
-    flat_network_subnet: Text | None = None
-    flat_network_gateway: Text | None = None
-
-    @field_validator("flat_network_subnet", "flat_network_gateway")
-    @classmethod
-    def _goes_with_a_pool(cls, value: str | None, info: ValidationInfo) -> str | None:
-        # A pool that was refused is not in the data; its own refusal is the one to show.
-        if value is not None and info.data.get("flat_network_ip_pool", ()) is None:
-            raise ValueError("goes with flat_network_ip_pool only")
-        return value
-
-    @property
-    def kind(self) -> NetworkKind:
-        """The kind that the options make."""
-        return NetworkKind.FLAT_POOL if self.flat_network_ip_pool else NetworkKind.NONE
+    is_public: Annotated[
+        StrictBool,
+        Field(description="For every project to use; administrators only (`requests.admin`)."),
+    ] = False
 
 
 class ShareNetworkOnly(Payload):
     """A request that names a share network and nothing else."""
 
     share_network_id: Id
+
+
+class UpdateShareNetwork(ShareNetworkOnly, NetworkOptions):
+    """Change a share network; what is left out stays.
+
+    Options that make the kind replace all that there were, and only while nothing uses the
+    network.
+    """
+
+    name: Name | None = None
+    description: Description | None = None
+    metadata: Metadata | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The new values of what is no option."""
+        return self.model_dump(include={"name", "description", "metadata"}, exclude_none=True)
 
 
 class CreateShareType(Payload):
@@ -319,9 +297,14 @@ _VERBS: Final = (
     Verb("deny_access", DenyAccess, Kind.CHAIN),
     Verb("list_access", ListAccess, Kind.READ),
     Verb("create_share_network", CreateShareNetwork, Kind.ROW),
+    Verb("update_share_network", UpdateShareNetwork, Kind.ROW),
     Verb("delete_share_network", ShareNetworkOnly, Kind.ROW),
     Verb("show_share_network", ShareNetworkOnly, Kind.READ),
     Verb("list_share_networks", ListShareNetworks, Kind.READ),
+    Verb("publish_share_network", ShareNetworkOnly, Kind.ROW, admin=True),
+    Verb("unpublish_share_network", ShareNetworkOnly, Kind.ROW, admin=True),
+    Verb("set_default_share_network", ShareNetworkOnly, Kind.ROW, admin=True),
+    Verb("unset_default_share_network", ShareNetworkOnly, Kind.ROW, admin=True),
     Verb("create_share_type", CreateShareType, Kind.ROW, admin=True),
     Verb("delete_share_type", ShareTypeOnly, Kind.ROW, admin=True),
     Verb("show_share_type", ShareTypeOnly, Kind.READ),
@@ -344,6 +327,10 @@ def parse(verb: Verb, payload: Any) -> Payload:
         raise InvalidRequest(f"{verb.name} takes one JSON object as its payload.")
     try:
         return verb.model.model_validate(payload)
+    except InvalidRequest as error:
+        raise InvalidRequest(
+            f"{verb.name}: {error.field}: {error.message}", field=error.field
+        ) from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])

@@ -180,6 +180,7 @@ def take_in(config: Config, verb: str, asked: dict[str, Any], operation_id: str)
         request,
         operation_id=operation_id,
         digest=digest(known, request),
+        is_admin=known.admin,
         heard=lambda: None,
     )
     return stored

@@ -7,7 +7,8 @@ Run it inside a tenant's namespace, so that packets take the way that a tenant's
 
 It prints one JSON document: ``{"ok": true, ...}`` or ``{"ok": false, "error": "DQUOT", ...}``;
 ``error`` is the server's own name without NFS4ERR_, or ``TIMEOUT`` when nobody answers. The
-``loop`` writes and reads a file again and again and counts the operations that failed.
+``loop`` writes and reads a file again and again, until its time is over or SIGTERM comes, and
+counts the operations that failed.
 """
 
 from __future__ import annotations
@@ -18,8 +19,10 @@ import hashlib
 import json
 import os
 import re
+import signal
 import socket
 import sys
+import threading
 import time
 from urllib.parse import urlsplit
 
@@ -153,9 +156,11 @@ def _pattern(number: int, size: int) -> bytes:
 def _loop(mount: Mount, name: str, seconds: float) -> dict[str, object]:
     """Write and read back until the time is over; each operation is counted, as is each failure."""
     operations, failures, longest = 0, [], 0.0
+    told = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: told.set())
     handle = mount.create(name)
     end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    while time.monotonic() < end and not told.is_set():
         data = _pattern(operations, CHUNK)
         begun = time.monotonic()
         try:

@@ -6,24 +6,31 @@ code under test.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import psutil
 from sqlalchemy import select
+from sqlalchemy.exc import DBAPIError
 
 from tests import leftovers
 from tests.deployment import Deployment
-from tests.services import Process, RedisServer, python
+from tests.services import Process, RedisServer
 from tests.tenants import Machine, Tenant, run
-from worker.config import this_host
+from worker.backend import assemble
+from worker.config import load, this_host
+from worker.db.addresses import DatabaseAddressBook
 from worker.db.engine import reading
 from worker.db.tables import addresses, share_servers, shares
+from worker.drivers.base import Decommission
 from worker.helpers.compute.namespace import bridge_name
+from worker.model import RequestContext
 
 CIDR = "10.79.0.0/24"
 """Of every share network: nothing but their bridges keeps them apart."""
@@ -102,12 +109,17 @@ class RealDeployment(Deployment):
         for operation_id in asked:
             self.client.result(operation_id, timeout=60)
         self.settle()
-        decommission = Process(
-            python("scheduler.cli", "backend", "decommission", "real"),
-            log=self.directory / "decommission.log",
-            env=self.env,
-        )
-        assert decommission.start().wait(30) == 0, decommission.output()
+        book = DatabaseAddressBook(self.database_url, rest=0)
+        driver = assemble(load(self.config_path), "real", book).driver
+        assert isinstance(driver, Decommission)
+        driver.decommission(RequestContext(project_id=""))
+
+    def close(self) -> None:
+        """Kill every process; take away by force what a failed test left on this host."""
+        with contextlib.suppress(DBAPIError):
+            self.servers()
+        super().close()
+        take_away(self.state, self.marks)
 
     def left(self) -> list[str]:
         """Name what is still there: machine, files and tables."""
@@ -170,6 +182,23 @@ class RealDeployment(Deployment):
             if process.info["name"] == "ganesha.nfsd"
             and mark in " ".join(process.info["cmdline"] or ())
         }
+
+
+def take_away(state: Path, marks: Sequence[str]) -> None:
+    """End what runs from ``state``, unmount it, and remove what carries one of ``marks``."""
+    for process in psutil.process_iter(["cmdline"]):
+        if str(state) in " ".join(process.info["cmdline"] or ()):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    there = Machine.look(marks)
+    commands = [
+        *(("ip", "link", "del", "dev", link) for link in there.links),
+        *(("ip", "netns", "del", namespace) for namespace in there.namespaces),
+        *(("umount", "--lazy", target) for target in sorted(there.mounts, reverse=True)),
+    ]
+    for command in commands:
+        # What it names may have gone with something before it.
+        subprocess.run(command, capture_output=True, check=False)
 
 
 def _addresses(namespace: str) -> set[str]:

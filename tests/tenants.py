@@ -95,6 +95,15 @@ class Tenant:
         return self.command(sys.executable, str(NFS_CLIENT), url, operation, *arguments)
 
 
+OUR_PROGRAMS = ("ganesha", "redis-server", "celeryd", "scheduler.cli", "sharewright")
+"""What the service starts; a machine has other things that come and go."""
+
+
+def _is_ours(cmdline: list[str] | None) -> bool:
+    words = " ".join(cmdline or ())
+    return any(program in words for program in OUR_PROGRAMS)
+
+
 @dataclass(frozen=True)
 class Machine:
     """What a run must leave as it was; only what carries one of ``marks`` is looked at."""
@@ -112,17 +121,19 @@ class Machine:
         def ours(lines: Sequence[str]) -> frozenset[str]:
             return frozenset(line for line in lines if any(mark in line for mark in marks))
 
-        links = json.loads(run("ip", "-j", "link"))
+        # Read from the kernel's own files: that needs no tool and no rights.
+        backing = Path("/sys/block").glob("loop*/loop/backing_file")
+        mounts = Path("/proc/self/mounts").read_text().splitlines()
         return cls(
-            namespaces=ours([line.split()[0] for line in run("ip", "netns").splitlines()]),
-            links=ours([link["ifname"] for link in links]),
-            mounts=ours(run("findmnt", "-rno", "TARGET").splitlines()),
-            loops=ours(run("losetup", "-nO", "BACK-FILE").splitlines()),
+            namespaces=ours([path.name for path in Path("/run/netns").glob("*")]),
+            links=ours([path.name for path in Path("/sys/class/net").glob("*")]),
+            mounts=ours([line.split()[1] for line in mounts]),
+            loops=ours([path.read_text().strip() for path in backing]),
             processes=ours(
                 [
                     " ".join(process.info["cmdline"])
                     for process in psutil.process_iter(["cmdline", "pid"])
-                    if process.info["cmdline"] and process.pid != os.getpid()
+                    if process.pid != os.getpid() and _is_ours(process.info["cmdline"])
                 ]
             ),
         )

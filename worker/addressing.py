@@ -25,6 +25,9 @@ Range = tuple[int, int]
 MAX_RANGES: Final = 512
 """Separate ranges of one pool; each is a term of the query that finds a free address."""
 
+_LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+_PORT: Final = re.compile(r"[0-9]{1,5}")
+_LONGEST_NAME: Final = 253
 _CIDR: Final = re.compile(r"[0-9A-Fa-f.:]+/[0-9]{1,3}")
 
 
@@ -142,6 +145,72 @@ def parse_subnet(text: str, field: str) -> IPNetwork:
             field=field,
         )
     return network
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where a server listens; ``port`` is None where none was named."""
+
+    host: str
+    port: int | None
+
+
+def parse_endpoint(text: str, field: str) -> Endpoint:
+    """Return the server that ``host``, ``host:port``, ``[v6]`` or ``[v6]:port`` names.
+
+    Raises :class:`~worker.errors.InvalidRequest` when it is none of these, or an address that no
+    server of a share network can have (loopback, multicast and the like).
+    """
+    host, port = _host_and_port(text, field)
+    if port is not None and not (_PORT.fullmatch(port) and 1 <= int(port) <= 65535):  # noqa: PLR2004 - 16 bits
+        raise InvalidRequest(
+            f"{text!r} has no port from 1 to 65535 after the host; write host or host:port.",
+            field=field,
+        )
+    return Endpoint(host, None if port is None else int(port))
+
+
+def _host_and_port(text: str, field: str) -> tuple[str, str | None]:
+    if text.startswith("["):
+        inner, bracket, rest = text[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")):
+            raise InvalidRequest(f"{text!r} is not [address] or [address]:port.", field=field)
+        address = _server_address(inner, field)
+        if address.version != 6:  # noqa: PLR2004 - only IPv6 has colons of its own
+            raise InvalidRequest(
+                f"{text!r} has an address in brackets that is not IPv6; leave them out.",
+                field=field,
+            )
+        return str(address), rest[1:] if rest else None
+    if text.count(":") > 1:
+        raise InvalidRequest(
+            f"{text!r} looks like an IPv6 address; write it in brackets, as in [fd00::1]:547.",
+            field=field,
+        )
+    host, colon, port = text.partition(":")
+    if host.rpartition(".")[2].isdigit():
+        # A name never ends in a number (RFC 1123), so this was meant as an address.
+        host = str(_server_address(host, field))
+    elif len(host) > _LONGEST_NAME or not all(map(_LABEL.fullmatch, host.split("."))):
+        raise InvalidRequest(
+            f"{host!r} is neither a host name nor an IP address; write host or host:port.",
+            field=field,
+        )
+    return host, port if colon else None
+
+
+def _server_address(text: str, field: str) -> IPAddress:
+    # Four numbers or colons: netaddr would take "7" for 0.0.0.7.
+    if ":" not in text and text.count(".") != 3:  # noqa: PLR2004 - as the comment says
+        raise InvalidRequest(f"{text!r} is not an IP address such as 10.0.0.7.", field=field)
+    address = _address(text, field)
+    if _is_unusable(IPNetwork(address)):
+        raise InvalidRequest(
+            f"{address} cannot be a server's: it is an unspecified, loopback, link-local, "
+            f"multicast or reserved address; name a unicast address.",
+            field=field,
+        )
+    return address
 
 
 def network_info(

@@ -52,6 +52,8 @@ def make_app(config: Config) -> Celery:
         result_backend=config.broker.result_backend,
         result_expires=config.broker.result_expires,
         result_serializer="json",
+        # A result that cannot be stored at once is stored by the reconciler: nobody waits here.
+        result_backend_transport_options={"retry_policy": {"max_retries": 1, "timeout": 2.0}},
         task_serializer="json",
         accept_content=["json"],
         task_acks_late=True,

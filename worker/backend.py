@@ -21,6 +21,7 @@ from worker.drivers.base import ShareDriver
 from worker.errors import ConfigurationError, Fatal, Retryable
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.kinds import served_kinds, service
 from worker.model import DriverMode, NetworkKind, ShareServer
 from worker.plugin import Checked, Options, Setting
 from worker.systems.local import LocalShell
@@ -54,33 +55,23 @@ class Backend:
         helper = self.compute.ports_per_server if self.compute else 0
         return max(helper, self.driver.ports_per_server)
 
+    @property
+    def network_kinds(self) -> frozenset[NetworkKind]:
+        """The share network kinds that it takes."""
+        return served_kinds(
+            self.mode,
+            self.networks,
+            share_network_addresses=self.settings.share_network_addresses,
+        )
+
     def network_helper(self, kind: NetworkKind) -> NetworkHelper | None:
         """Return the helper that serves share networks of a kind here, if any does."""
-        if kind not in served_kinds(self.settings, self.networks):
-            return None
-        for helper in self.networks:
-            if kind in helper.kinds:
-                return helper
-        return self.networks[0] if self.networks else None
-
-
-def served_kinds(
-    settings: BackendSettings, networks: tuple[NetworkHelper, ...] | tuple[type[NetworkHelper], ...]
-) -> frozenset[NetworkKind]:
-    """Return the share network kinds that a backend takes (the table in docs/architecture.md).
-
-    ``single_svm`` ignores every kind. ``flat_multi_svm`` ignores Neutron's and nova-network's ids
-    and uses the backend's own range; share networks that bring addresses are served only where
-    the backend says so. ``managed_multi_svm`` serves what its helpers serve.
-    """
-    if settings.mode is DriverMode.SINGLE_SVM:
-        return frozenset(NetworkKind)
-    helpers = frozenset(kind for helper in networks for kind in helper.kinds)
-    if settings.mode is DriverMode.MANAGED_MULTI_SVM:
-        return helpers - {NetworkKind.NONE}
-    ignored = {NetworkKind.NEUTRON, NetworkKind.NOVA}
-    brought = {NetworkKind.FLAT_POOL, NetworkKind.DHCP}
-    return frozenset(ignored | (helpers & brought if settings.share_network_addresses else set()))
+        return service(
+            self.mode,
+            self.networks,
+            kind,
+            share_network_addresses=self.settings.share_network_addresses,
+        ).helper
 
 
 @cache

@@ -15,14 +15,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Final, Literal
 from urllib.parse import urlsplit
 
+from kombu.exceptions import OperationalError
 from kombu.transport import redis
 from kombu.utils.json import loads
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from redis.exceptions import RedisError
 
 from worker.config import BrokerSettings, describe
 
 KEPT_BODY_BYTES: Final = 16384
 """How much of a poisonous message's body is kept."""
+
+UNREACHABLE: Final = (OSError, OperationalError, RedisError)
+"""What publishing, storing a result or asking for a depth raises when broker or store is away."""
 
 FAULT_HEADER: Final = "sharewright-fault"
 SIZE_HEADER: Final = "sharewright-size"

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine
 
+from worker.broker import UNREACHABLE
 from worker.config import Config
 from worker.db import journal
 from worker.db.engine import patiently, reading, transaction
@@ -38,17 +39,20 @@ class Runtime:
 
     def ring(self, bells: list[Dispatch]) -> None:
         """Publish what was committed; a failure is logged, the reconciler heals it."""
-        for bell in bells:
+        for number, bell in enumerate(bells):
             try:
                 self.publish(bell)
-            except OSError as error:  # kombu's and redis-py's connection errors are OSErrors
+            except UNREACHABLE as error:
+                left = len(bells) - number  # each further try would wait for the same broker
                 _log.warning(
-                    "Operation %s is committed, its message could not be published (%s); "
+                    "Operation %s%s is committed, its message could not be published (%s); "
                     "the reconciler publishes it again.",
                     bell.operation_id,
+                    f" (and {left - 1} more)" if left > 1 else "",
                     type(error).__name__,
                 )
-                self.keeper.count("publish_failures_total")
+                self.keeper.count("publish_failures_total", left)
+                return
 
     def deliver(
         self,
@@ -69,7 +73,7 @@ class Runtime:
         try:
             for request_id in (operation_id, *others):
                 self.store_result(request_id, result, error)
-        except OSError as failure:
+        except UNREACHABLE as failure:
             _log.warning(
                 "The result of operation %s could not be stored (%s); it is stored again later.",
                 operation_id,

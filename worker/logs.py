@@ -4,12 +4,38 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import MappingProxyType
 
 from pythonjsonlogger.json import JsonFormatter
 
 from worker.config import LogSettings
 
+_about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
+_IDS = ("operation", "request", "project")
 _TEXT = "%(asctime)s %(levelname)-7s %(processName)s %(name)s: %(message)s"
+
+
+@contextmanager
+def about(**ids: str) -> Iterator[None]:
+    """Put ``operation``, ``request`` and ``project`` on every record that is logged inside."""
+    token = _about.set(ids)
+    try:
+        yield
+    finally:
+        _about.reset(token)
+
+
+class _Ids(logging.Filter):
+    """Puts the ids of the step in hand on each record."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        ids = _about.get()
+        for name in _IDS:
+            setattr(record, name, ids.get(name, ""))
+        return True
 
 
 def set_up_logging(settings: LogSettings) -> None:
@@ -18,12 +44,14 @@ def set_up_logging(settings: LogSettings) -> None:
     if settings.format == "json":
         handler.setFormatter(
             JsonFormatter(
-                "%(asctime)s %(levelname)s %(name)s %(process)d %(message)s",
+                "%(asctime)s %(levelname)s %(name)s %(process)d %(message)s"
+                " %(operation)s %(request)s %(project)s",
                 rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
             )
         )
     else:
         handler.setFormatter(logging.Formatter(_TEXT))
+    handler.addFilter(_Ids())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())

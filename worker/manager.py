@@ -6,12 +6,13 @@ for. It knows no rows, no operations and no messages.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from worker.backend import Backend, served_kinds
+from worker.backend import Backend
 from worker.drivers.base import Resize
 from worker.errors import ErrorCode, Fatal
+from worker.helpers.network.base import AddressPools
 from worker.model import (
     AccessRule,
     ExportLocation,
@@ -36,6 +37,7 @@ class Report:
     network_kinds: tuple[str, ...]
     can_extend: bool
     pools: tuple[StoragePool, ...]
+    address_pools: Mapping[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,7 +152,13 @@ class ShareManager:
         return Report(
             mode=str(backend.mode),
             protocols=tuple(sorted(backend.driver.protocols)),
-            network_kinds=tuple(sorted(served_kinds(backend.settings, backend.networks))),
+            network_kinds=tuple(sorted(backend.network_kinds)),
             can_extend=isinstance(backend.driver, Resize),
             pools=backend.driver.storage_pools(),
+            address_pools={
+                domain: size
+                for helper in backend.networks
+                if isinstance(helper, AddressPools)
+                for domain, size in helper.address_pools().items()
+            },
         )

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import Any
 
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
@@ -203,6 +204,11 @@ SERVER_TRANSITIONS: dict[tuple[_V, _V], str] = {
     (_V.ERROR_DELETING, _V.DELETING): "the deletion is tried again",
     (_V.DELETING, _V.ERROR): "its build failed and its undo could not be finished",
 }
+
+
+def sources(transitions: Mapping[tuple[Any, Any], str], status: StrEnum) -> list[str]:
+    """The statuses that an object may come from to be ``status``, which it may have already."""
+    return [str(old) for old, new in transitions if new == status] + [str(status)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ from worker.errors import (
 from worker.failpoints import failpoint
 from worker.job import Job, Outcome, Parked, Runtime, Writing, check_patience, write
 from worker.keeper import Lease
+from worker.logs import about
 from worker.model import OperationState, Phase, RequestContext
 from worker.saga import Act, Commit, Saga, Step
 
@@ -51,7 +52,10 @@ def run(runtime: Runtime, act: Act, operation_id: str, number: int) -> bool:
         )
     if operation is None:
         return _unclaimed(runtime, act, operation_id, number)
-    with runtime.keeper.holding(operation.id, operation.fence, before, act.timeout) as lease:
+    with (
+        about(operation=operation.id, request=operation.request_id, project=operation.project_id),
+        runtime.keeper.holding(operation.id, operation.fence, before, act.timeout) as lease,
+    ):
         try:
             return _run_claimed(runtime, act, operation, lease)
         except LeaseLost as lost:

@@ -20,7 +20,7 @@ _COMMANDS: Final = {
     "share": ("objects:share", "Shares: create, delete, extend, show, list."),
     "snapshot": ("objects:snapshot", "Snapshots: create, delete, show, list."),
     "access": ("objects:access", "Who may mount a share: allow, deny, list."),
-    "share-network": ("infrastructure:share_network", "Where share servers get addresses from."),
+    "share-network": ("networks:share_network", "Where share servers get addresses from."),
     "share-type": ("infrastructure:share_type", "Named demands on a backend."),
     "share-server": ("infrastructure:share_server", "Share servers: show, list."),
     "backend": ("infrastructure:backend", "Backends: show, list, disable, enable."),

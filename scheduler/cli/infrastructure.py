@@ -1,4 +1,4 @@
-"""Share networks, share types, share servers and backends."""
+"""Share types, share servers and backends."""
 
 from __future__ import annotations
 
@@ -6,72 +6,12 @@ from typing import Any, Final
 
 import click
 
-from scheduler.cli.options import changing, described, listing, pairs
+from scheduler.cli.options import changing, listing, pairs
 from scheduler.cli.session import Session, pass_session
 
-_NETWORKS: Final = ("id", "name", "kind", "flat_network_ip_pool", "flat_network_subnet")
 _TYPES: Final = ("id", "name", "extra_specs", "description")
 _SERVERS: Final = ("id", "status", "share_network_id", "backend", "shares", "gib", "server_id")
 _BACKENDS: Final = ("name", "enabled", "state", "reported_at", "report_error")
-
-
-@click.group()
-def share_network() -> None:
-    """Where share servers get their addresses from: create, delete, show, list."""
-
-
-@share_network.command("create")
-@click.option(
-    "--flat-network-ip-pool",
-    multiple=True,
-    metavar="CIDR|ADDRESS",
-    help="What may be given out; may be given several times.",
-)
-@click.option("--flat-network-subnet", metavar="CIDR")
-@click.option("--flat-network-gateway", metavar="ADDRESS")
-@described
-@changing
-@pass_session
-def create_share_network(
-    session: Session,
-    metadata: tuple[str, ...],
-    flat_network_ip_pool: tuple[str, ...],
-    **options: Any,
-) -> None:
-    """Make a share network; its options make its kind."""
-    session.change(
-        "create_share_network",
-        metadata=pairs(metadata, "--metadata"),
-        flat_network_ip_pool=list(flat_network_ip_pool) or None,
-        **options,
-    )
-
-
-@share_network.command("delete")
-@click.argument("share_network_id")
-@changing
-@pass_session
-def delete_share_network(session: Session, **options: Any) -> None:
-    """Remove a share network that no share uses."""
-    session.change("delete_share_network", **options)
-
-
-@share_network.command("show")
-@click.argument("share_network_id")
-@pass_session
-def show_share_network(session: Session, share_network_id: str) -> None:
-    """Show a share network."""
-    session.print(session.read("show_share_network", share_network_id=share_network_id))
-
-
-@share_network.command("list")
-@click.option("--name")
-@click.option("--kind")
-@listing
-@pass_session
-def list_share_networks(session: Session, **filters: Any) -> None:
-    """List share networks, oldest first."""
-    session.print_list(session.read("list_share_networks", **filters), _NETWORKS)
 
 
 @click.group()

@@ -10,7 +10,8 @@ import click
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _apply(command: _F, *options: Callable[[_F], _F]) -> _F:
+def apply(command: _F, *options: Callable[[_F], _F]) -> _F:
+    """Give a command options, the first one first in its help."""
     for option in reversed(options):
         command = option(command)
     return command
@@ -18,7 +19,7 @@ def _apply(command: _F, *options: Callable[[_F], _F]) -> _F:
 
 def changing(command: _F) -> _F:
     """How long to wait for a change, and how to send it once only."""
-    return _apply(
+    return apply(
         command,
         click.option("--wait/--no-wait", default=True, help="Wait for the end (default)."),
         click.option(
@@ -36,7 +37,7 @@ def changing(command: _F) -> _F:
 
 def listing(command: _F) -> _F:
     """One page, of whose objects."""
-    return _apply(
+    return apply(
         command,
         click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True),
         click.option("--marker", help="The last id of the page before."),
@@ -46,7 +47,7 @@ def listing(command: _F) -> _F:
 
 def described(command: _F) -> _F:
     """What every object of a project may have."""
-    return _apply(
+    return apply(
         command,
         click.option("--name", help="A name, need not be unique."),
         click.option("--description", help="A text."),

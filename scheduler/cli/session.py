@@ -50,9 +50,11 @@ class Session:
         default = Home.at(DEFAULT_HOME)
         return default.config() if default.service() is not None else load()
 
-    def payload(self, verb: Verb, values: Mapping[str, Any]) -> dict[str, Any]:
+    def payload(
+        self, verb: Verb, values: Mapping[str, Any], *, admin: bool = False
+    ) -> dict[str, Any]:
         """A request's payload; options that were not given are left out."""
-        admin = verb.admin or values.get("all_projects")
+        admin = admin or verb.admin or bool(values.get("all_projects"))
         return {
             "version": 1,
             "context": {
@@ -124,15 +126,25 @@ class Session:
             client.close()
 
     def change(
-        self, verb_name: str, *, wait: bool, timeout: float, key: str | None, **values: Any
+        self,
+        verb_name: str,
+        *,
+        wait: bool,
+        timeout: float,
+        key: str | None,
+        admin: bool = False,
+        **values: Any,
     ) -> None:
-        """Send a request by message, show its steps as they are done, and print its result."""
+        """Send a request by message, show its steps as they are done, and print its result.
+
+        ``admin``: to the administrators' queue, also where the verb is everybody's.
+        """
         verb = VERBS[verb_name]
-        payload = self.payload(verb, {**values, "idempotency_key": key})
+        payload = self.payload(verb, {**values, "idempotency_key": key}, admin=admin)
         parse(verb, payload)
         with self.client() as client:
             operation_id = client.submit(
-                verb_name, payload, admin=verb.admin, timeout=_ANSWER_SECONDS
+                verb_name, payload, admin=admin or verb.admin, timeout=_ANSWER_SECONDS
             )
         if not wait:
             self.print({"operation_id": operation_id})

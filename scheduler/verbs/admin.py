@@ -8,18 +8,22 @@ from typing import Any
 from sqlalchemy import Row, delete, func, insert, select, update
 
 from scheduler.dispatch import Acceptance
+from scheduler.filters import MODE_SPEC
 from scheduler.requests import BackendOnly, CreateShareType, DisableBackend
+from scheduler.resolve import NETWORK_SPEC
 from scheduler.verbs import lookup
 from worker.db.documents import shown
 from worker.db.engine import db_now
-from worker.db.tables import backends, share_types, shares
-from worker.errors import Conflict, NotFound
+from worker.db.tables import backends, share_networks, share_types, shares
+from worker.errors import Conflict, InvalidRequest, NotFound
+from worker.model import DriverMode
 
 
 def create_share_type(acceptance: Acceptance) -> None:
     """Write a share type under a name that is not taken."""
     request: CreateShareType = acceptance.request
     connection = acceptance.connection
+    _check_network(acceptance, request)
     taken = connection.execute(select(share_types.c.id).where(share_types.c.name == request.name))
     if taken.first() is not None:
         raise Conflict(
@@ -41,6 +45,27 @@ def create_share_type(acceptance: Acceptance) -> None:
         .returning(*share_types.c)
     ).one()
     acceptance.finish(("share_type", row.id), shown(row))
+
+
+def _check_network(acceptance: Acceptance, request: CreateShareType) -> None:
+    """Refuse a share network of the type's own that its shares could never be on."""
+    network_id = request.extra_specs.get(NETWORK_SPEC)
+    if network_id is None:
+        return
+    if request.extra_specs.get(MODE_SPEC) == DriverMode.SINGLE_SVM:
+        raise InvalidRequest(
+            f"{MODE_SPEC} = {DriverMode.SINGLE_SVM} ignores share networks; leave {NETWORK_SPEC} "
+            f"or {MODE_SPEC} out of the extra specs.",
+            field="extra_specs",
+        )
+    n = share_networks.c
+    known = select(n.id).where(n.id == network_id)
+    if acceptance.connection.execute(known).first() is None:
+        raise NotFound(
+            f"The extra spec {NETWORK_SPEC} names share network {network_id}, and there is none.",
+            object=f"share network {network_id}",
+            field="extra_specs",
+        )
 
 
 def delete_share_type(acceptance: Acceptance) -> None:

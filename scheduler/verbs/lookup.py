@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, Table, or_, select
 
+from scheduler.filters import MODE_SPEC
+from scheduler.resolve import NETWORK_SPEC, Named, Standing, resolve
 from worker.db.tables import access_rules, share_networks, share_types, shares, snapshots
 from worker.errors import Conflict, NotFound
+from worker.model import DriverMode
 
 
 def _one(
@@ -43,17 +48,61 @@ def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:
     return _one(connection, statement, "access rule", rule_id, field="access_id")
 
 
-def network(connection: Connection, network_id: str, project_id: str) -> Row[Any]:
-    """Return a share network that the project may use, kept from deletion until the commit."""
-    statement = (
-        select(share_networks)
-        .where(
-            share_networks.c.id == network_id,
-            or_(share_networks.c.project_id == project_id, share_networks.c.is_public),
+def share_network(
+    connection: Connection,
+    project_id: str,
+    *,
+    named: str | None,
+    configured: str | None = None,
+    extra_specs: Mapping[str, str] = MappingProxyType({}),
+) -> Row[Any] | None:
+    """Return the share network that a request comes to, kept from deletion until the commit.
+
+    Raises as :func:`scheduler.resolve.resolve`.
+    """
+    of_type = extra_specs.get(NETWORK_SPEC)
+    n = share_networks.c
+    mentioned = [name for name in (named, of_type, configured) if name is not None]
+    while True:
+        seen: dict[str, Any] = {
+            row.id: row
+            for row in connection.execute(
+                select(n.id, n.project_id, n.is_public, n.is_default).where(
+                    or_(n.id.in_(mentioned), n.is_default)
+                )
+            )
+        }
+        chosen = resolve(
+            request=_named(named, seen, project_id),
+            share_type=_named(of_type, seen, project_id),
+            configuration=_named(configured, seen, project_id),
+            default=_named(
+                next((row.id for row in seen.values() if row.is_default), None), seen, project_id
+            ),
+            asks_single_svm=extra_specs.get(MODE_SPEC) == DriverMode.SINGLE_SVM,
         )
-        .with_for_update(read=True)
-    )
-    return _one(connection, statement, "share network", network_id, field="share_network_id")
+        if chosen is None:
+            return None
+        held = connection.execute(
+            select(share_networks).where(n.id == chosen.id).with_for_update(read=True)
+        ).first()
+        # An administrator may have changed or removed it since the first look: look again.
+        if _standing(held, project_id) is chosen.standing:
+            return held
+
+
+def _named(network_id: str | None, seen: Mapping[str, Any], project_id: str) -> Named | None:
+    if network_id is None:
+        return None
+    return Named(network_id, _standing(seen.get(network_id), project_id))
+
+
+def _standing(row: Row[Any] | None, project_id: str) -> Standing:
+    if row is None:
+        return Standing.MISSING
+    if row.is_public:
+        return Standing.PUBLIC
+    return Standing.OWN if row.project_id == project_id else Standing.FOREIGN
 
 
 def share_type(connection: Connection, named: str) -> Row[Any]:

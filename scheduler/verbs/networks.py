@@ -3,33 +3,35 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Any, Final
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, Select, Table, insert, or_, select, true, update
 from sqlalchemy import delete as sql_delete
 
 from scheduler.dispatch import Acceptance
-from scheduler.requests import CreateShareNetwork
-from worker.addressing import parse_pool
+from scheduler.requests import CreateShareNetwork, UpdateShareNetwork
 from worker.db import addresses
 from worker.db.documents import shown
 from worker.db.engine import db_now
-from worker.db.tables import share_networks, share_servers, shares
-from worker.errors import Conflict, NotFound
+from worker.db.tables import operations, share_networks, share_servers, shares
+from worker.errors import Conflict, Forbidden, NotFound
+from worker.model import OperationState
+from worker.queues import ADMIN_REQUESTS
 
-_NAMED_USERS = 5
+_NAMED_USERS: Final = 5
+_LIVE: Final = [state.value for state in OperationState if not state.has_ended]
+_n = share_networks.c
 
 
 def create(acceptance: Acceptance) -> None:
-    """Check the options against each other and write the share network."""
+    """Write the share network; its options were checked against each other."""
     request: CreateShareNetwork = acceptance.request
-    if request.flat_network_ip_pool is not None:
-        parse_pool(
-            request.flat_network_ip_pool,
-            subnet=request.flat_network_subnet,
-            gateway=request.flat_network_gateway,
+    if request.is_public and not acceptance.is_admin:
+        raise Forbidden(
+            f"Only an administrator makes public share networks, on the queue {ADMIN_REQUESTS}; "
+            f"leave is_public out.",
+            field="is_public",
         )
-    pool = request.flat_network_ip_pool
     row = acceptance.connection.execute(
         insert(share_networks)
         .values(
@@ -38,29 +40,94 @@ def create(acceptance: Acceptance) -> None:
             name=request.name,
             description=request.description,
             metadata=request.metadata,
-            kind=request.kind.value,
-            flat_network_ip_pool=list(pool) if pool is not None else None,
-            flat_network_subnet=request.flat_network_subnet,
-            flat_network_gateway=request.flat_network_gateway,
+            is_public=request.is_public,
             created_at=db_now(),
             updated_at=db_now(),
+            **request.columns(),
         )
-        .returning(*share_networks.c)
+        .returning(*_n)
     ).one()
     acceptance.finish(("share_network", row.id), shown(row))
+
+
+def change(acceptance: Acceptance) -> None:
+    """Describe a share network anew; give an unused one other options."""
+    request: UpdateShareNetwork = acceptance.request
+    row = _changeable(acceptance)
+    values = request.described
+    if request.options_given:
+        _check_unused(acceptance, row, then="its options stay as they are until these are deleted")
+        values.update(request.columns())
+    _finish(acceptance, row, **values)
 
 
 def delete(acceptance: Acceptance) -> None:
     """Remove a share network that nothing refers to."""
     connection = acceptance.connection
-    network_id = acceptance.request.share_network_id
-    row = connection.execute(
-        select(share_networks)
-        .where(
-            share_networks.c.id == network_id,
-            share_networks.c.project_id == acceptance.project_id,
+    row = _changeable(acceptance)
+    _check_not_default(row, to="deleted")
+    _check_unused(acceptance, row, then="delete these first")
+    connection.execute(sql_delete(share_networks).where(_n.id == row.id))
+    addresses.forget(connection, f"share_network:{row.id}")
+    acceptance.finish(("share_network", row.id), {"id": row.id, "status": "deleted"})
+
+
+def publish(acceptance: Acceptance) -> None:
+    """Let every project see and use a share network."""
+    _finish(acceptance, _changeable(acceptance), is_public=True)
+
+
+def unpublish(acceptance: Acceptance) -> None:
+    """Give a share network back to its project, unless another one uses it."""
+    row = _changeable(acceptance)
+    _check_not_default(row, to="made private")
+    _check_unused(
+        acceptance,
+        row,
+        then="it stays public until these, of other projects, are deleted",
+        but_for=row.project_id,
+    )
+    _finish(acceptance, row, is_public=False)
+
+
+def set_default(acceptance: Acceptance) -> None:
+    """Make a public share network the one for requests that name none, instead of another."""
+    row = _changeable(acceptance)
+    if not row.is_public:
+        raise Conflict(
+            f"The share network {row.id} is not public, so not every project could use it as "
+            f"the default; publish it first.",
+            object=f"share network {row.id}",
+            field="share_network_id",
         )
-        .with_for_update()
+    acceptance.connection.execute(
+        update(share_networks)
+        .where(_n.is_default, _n.id != row.id)
+        .values(is_default=False, updated_at=db_now())
+    )
+    _finish(acceptance, row, is_default=True)
+
+
+def unset_default(acceptance: Acceptance) -> None:
+    """Let requests that name no share network have none again."""
+    row = _changeable(acceptance)
+    if not row.is_default:
+        raise Conflict(
+            f"The share network {row.id} is not the default.",
+            object=f"share network {row.id}",
+            field="share_network_id",
+        )
+    _finish(acceptance, row, is_default=False)
+
+
+def _changeable(acceptance: Acceptance) -> Row[Any]:
+    """The share network that is asked for, held until the commit, if the asker may change it."""
+    network_id = acceptance.request.share_network_id
+    seen = (
+        true() if acceptance.is_admin else or_(_n.project_id == acceptance.project_id, _n.is_public)
+    )
+    row = acceptance.connection.execute(
+        select(share_networks).where(_n.id == network_id, seen).with_for_update()
     ).first()
     if row is None:
         raise NotFound(
@@ -68,22 +135,69 @@ def delete(acceptance: Acceptance) -> None:
             object=f"share network {network_id}",
             field="share_network_id",
         )
-    _check_unused(acceptance, row)
-    connection.execute(sql_delete(share_networks).where(share_networks.c.id == row.id))
-    addresses.forget(connection, f"share_network:{row.id}")
-    acceptance.finish(("share_network", row.id), {"id": row.id, "status": "deleted"})
-
-
-def _check_unused(acceptance: Acceptance, row: Row[Any]) -> None:
-    users = [
-        f"{kind} {user}"
-        for kind, table in (("share", shares), ("share server", share_servers))
-        for (user,) in acceptance.connection.execute(
-            select(table.c.id).where(table.c.share_network_id == row.id).limit(_NAMED_USERS)
+    if row.is_public and not acceptance.is_admin:
+        raise Forbidden(
+            f"The share network {row.id} is public: only an administrator changes it, on the "
+            f"queue {ADMIN_REQUESTS}.",
+            object=f"share network {row.id}",
+            field="share_network_id",
         )
-    ][:_NAMED_USERS]
+    return row
+
+
+def _finish(acceptance: Acceptance, row: Row[Any], **values: Any) -> None:
+    changed = acceptance.connection.execute(
+        update(share_networks)
+        .where(_n.id == row.id)
+        .values(**values, updated_at=db_now())
+        .returning(*_n)
+    ).one()
+    acceptance.finish(("share_network", row.id), shown(changed))
+
+
+def _check_not_default(row: Row[Any], *, to: str) -> None:
+    if row.is_default:
+        raise Conflict(
+            f"The share network {row.id} is the default and cannot be {to}; name another one the "
+            f"default first, or none.",
+            object=f"share network {row.id}",
+            field="share_network_id",
+        )
+
+
+def _check_unused(
+    acceptance: Acceptance, row: Row[Any], *, then: str, but_for: str | None = None
+) -> None:
+    """Refuse while anything uses the network: of any project, or of any but one."""
+    users: list[str] = []
+    for kind, using in (
+        ("share", _using(shares, row, but_for)),
+        ("share server", _using(share_servers, row, but_for)),
+        ("operation", _live(row, but_for)),
+    ):
+        found = acceptance.connection.execute(using.limit(_NAMED_USERS - len(users)))
+        users += [f"{kind} {user}" for (user,) in found]
     if users:
         raise Conflict(
-            f"The share network {row.id} is in use by {', '.join(users)}; delete these first.",
+            f"The share network {row.id} is in use by {', '.join(users)}; {then}.",
             object=f"share network {row.id}",
+            field="share_network_id",
         )
+
+
+def _using(table: Table, row: Row[Any], but_for: str | None) -> Select[tuple[str]]:
+    found = select(table.c.id).where(table.c.share_network_id == row.id)
+    return found if but_for is None else found.where(table.c.project_id != but_for)
+
+
+def _live(row: Row[Any], but_for: str | None) -> Select[tuple[str]]:
+    """Operations that have not ended, on shares and share servers of the network."""
+    objects = (_using(table, row, but_for) for table in (shares, share_servers))
+    return (
+        select(operations.c.id)
+        .where(
+            operations.c.state.in_(_LIVE),
+            or_(*(operations.c.resource_id.in_(found) for found in objects)),
+        )
+        .order_by(operations.c.seq)
+    )

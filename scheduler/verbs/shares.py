@@ -29,8 +29,7 @@ def create(acceptance: Acceptance) -> None:
     _check_size(acceptance, request.size, "size")
     share_type = lookup.share_type(connection, request.share_type) if request.share_type else None
     source = _source(acceptance, request)
-    network_id = _network_id(request, source)
-    network = lookup.network(connection, network_id, acceptance.project_id) if network_id else None
+    network = _network(acceptance, request, source, share_type)
     pool = _place(
         acceptance,
         Wanted(
@@ -54,7 +53,7 @@ def create(acceptance: Acceptance) -> None:
             size=request.size,
             share_proto=request.share_proto,
             share_type_id=share_type.id if share_type is not None else None,
-            share_network_id=network_id,
+            share_network_id=network.id if network is not None else None,
             snapshot_id=request.snapshot_id,
             backend=pool.backend,
             pool=pool.name,
@@ -86,9 +85,21 @@ def _source(acceptance: Acceptance, request: CreateShare) -> Row[Any] | None:
     ).one()
 
 
-def _network_id(request: CreateShare, source: Row[Any] | None) -> str | None:
+def _network(
+    acceptance: Acceptance,
+    request: CreateShare,
+    source: Row[Any] | None,
+    share_type: Row[Any] | None,
+) -> Row[Any] | None:
+    """The share network that the share is made on, held until the commit."""
     if source is None:
-        return request.share_network_id
+        return lookup.share_network(
+            acceptance.connection,
+            acceptance.project_id,
+            named=request.share_network_id,
+            configured=acceptance.config.default_share_network_id,
+            extra_specs=share_type.extra_specs if share_type is not None else {},
+        )
     if request.share_network_id not in {None, source.share_network_id}:
         raise InvalidRequest(
             f"A share from snapshot {request.snapshot_id} is made on its share network; "
@@ -96,7 +107,11 @@ def _network_id(request: CreateShare, source: Row[Any] | None) -> str | None:
             object=f"share {source.id}",
             field="share_network_id",
         )
-    return str(source.share_network_id) if source.share_network_id else None
+    if source.share_network_id is None:
+        return None
+    return lookup.share_network(
+        acceptance.connection, acceptance.project_id, named=source.share_network_id
+    )
 
 
 def _check_size(acceptance: Acceptance, size: int, field: str) -> None:
@@ -124,6 +139,7 @@ def _place(acceptance: Acceptance, wanted: Wanted) -> Pool:
             raise
         for pool in choice:
             if reserve(acceptance.connection, pool, wanted.size, wanted.over_subscription):
+                acceptance.pools.chosen(pool, wanted.size)
                 return pool
     raise no_capacity(wanted, {"every pool": "was taken by other requests meanwhile"})
 

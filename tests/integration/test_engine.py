@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select
 
+from scheduler.health import holdings
 from tests.deployment import FAKE_BACKEND, Deployment
 from tests.services import RedisServer, wait_until
+from worker.config import load
 from worker.db.engine import reading
 from worker.db.tables import (
     operation_steps,
@@ -302,3 +304,40 @@ def test_groups_keep_to_themselves(
             assert pids <= allowed
     finally:
         deployment.close()
+
+
+def test_address_pools_are_counted(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    """Held, resting and free addresses of a share network's pool and of a backend's own."""
+    flat = 'network_helpers = ["flat_network"]'
+    settings = FAKE_BACKEND.replace('network_helpers = ["fake"]', flat)
+    own = '[backends.fake.network.flat_network]\nsubnet = "10.8.0.0/28"\n'
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, settings + own)
+    try:
+        deployment.start()
+        network = deployment.network(cidr="10.7.0.0/29")
+        made = deployment.client.result(deployment.create(network), timeout=30)
+        assert _addresses(deployment) == {
+            (f"share_network:{network}", "held"): 1,
+            (f"share_network:{network}", "resting"): 0,
+            (f"share_network:{network}", "free"): 5,
+            ("flat:fake", "free"): 14,
+        }
+        deployment.ask("delete_share", share_id=made["id"])
+        deployment.settle()
+        counted = _addresses(deployment)
+        assert counted[f"share_network:{network}", "resting"] == 1
+        assert counted[f"share_network:{network}", "free"] == 5
+    finally:
+        deployment.close()
+
+
+def _addresses(deployment: Fakes) -> dict[tuple[str, str], int]:
+    config = load(deployment.config_path)
+    with reading(deployment.engine) as connection:
+        families = {metric.name: metric for metric in holdings(connection, config)}
+    return {
+        (sample.labels["pool"], sample.labels["state"]): int(sample.value)
+        for sample in families["sharewright_addresses"].samples
+    }

@@ -64,7 +64,9 @@ def a_loop(directory: Path, mark: str) -> Iterator[None]:
 
 @contextmanager
 def a_process(_directory: Path, mark: str) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", mark])
+    process = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(60)", f"sharewright-{mark}"]
+    )
     try:
         yield
     finally:

@@ -9,8 +9,8 @@ import pytest
 from pydantic import Field
 
 from worker import backend as module
-from worker.backend import COMPUTE, DRIVERS, NETWORK, assemble, served_kinds
-from worker.config import BackendSettings, Config
+from worker.backend import COMPUTE, DRIVERS, NETWORK, assemble
+from worker.config import Config
 from worker.drivers.base import ShareDriver
 from worker.errors import ConfigurationError
 from worker.helpers.compute.base import ComputeHelper, Reachable
@@ -358,24 +358,6 @@ def test_the_larger_number_of_ports_wins(
 
 
 K = NetworkKind
-
-
-@pytest.mark.parametrize(
-    ("mode", "helpers", "brought", "kinds"),
-    [
-        (SINGLE, (), False, set(K)),
-        (FLAT, (Network,), False, {K.NEUTRON, K.NOVA}),
-        (FLAT, (Network,), True, {K.NEUTRON, K.NOVA, K.FLAT_POOL}),
-        (FLAT, (Network, DhcpNetwork), True, {K.NEUTRON, K.NOVA, K.FLAT_POOL, K.DHCP}),
-        (MANAGED, (Network,), False, {K.FLAT_POOL}),
-        (MANAGED, (Network, NeutronNetwork), False, {K.FLAT_POOL, K.NEUTRON, K.NOVA}),
-    ],
-)
-def test_kinds_that_are_served(
-    mode: DriverMode, helpers: tuple[type[NetworkHelper], ...], brought: bool, kinds: set[K]
-) -> None:
-    settings = BackendSettings(mode=mode, share_driver="any", share_network_addresses=brought)
-    assert served_kinds(settings, helpers) == kinds
 
 
 def test_the_kind_picks_the_helper(tmp_path: Path) -> None:

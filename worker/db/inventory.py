@@ -43,6 +43,7 @@ from worker.model import (
     ShareStatus,
     Snapshot,
     SnapshotStatus,
+    sources,
 )
 
 _WANTED: Final = (
@@ -119,10 +120,6 @@ def _row(connection: Connection, table: Table, object_id: str, kind: str) -> Row
     return row
 
 
-def _sources(transitions: Mapping[tuple[Any, Any], str], status: StrEnum) -> list[str]:
-    return [str(old) for old, new in transitions if new == status] + [str(status)]
-
-
 def set_share(
     connection: Connection, share_id: str, status: ShareStatus, **values: Any
 ) -> Row[Any]:
@@ -150,7 +147,7 @@ def _move(
 ) -> Row[Any]:
     row = connection.execute(
         update(table)
-        .where(table.c.id == object_id, table.c.status.in_(_sources(transitions, status)))
+        .where(table.c.id == object_id, table.c.status.in_(sources(transitions, status)))
         .values(status=str(status), updated_at=db_now(), **values)
         .returning(*table.c)
     ).first()

@@ -80,13 +80,18 @@ def accept_done(
 
 
 def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
-    """Whether an object has a live operation, behind which others must be queued."""
+    """Whether an object has a live operation, behind which others must be queued.
+
+    The live one is held until the commit: it then ends after it, and promotes what is queued.
+    """
     live = connection.execute(
-        select(_o.seq).where(
+        select(_o.seq)
+        .where(
             _o.resource_kind == resource_kind,
             _o.resource_id == resource_id,
             _o.state.in_(_LIVE),
         )
+        .with_for_update(read=True)
     )
     return live.first() is not None
 

@@ -32,7 +32,14 @@ from worker.db.documents import network_info, plain, server_details
 from worker.db.engine import db_now
 from worker.db.tables import share_server_failures, share_server_refs, share_servers
 from worker.errors import ErrorCode, Fatal
-from worker.model import NetworkInfo, ServerStatus, ShareServer, ShareServerDetails
+from worker.model import (
+    SERVER_TRANSITIONS,
+    NetworkInfo,
+    ServerStatus,
+    ShareServer,
+    ShareServerDetails,
+    sources,
+)
 
 _s = share_servers.c
 _r = share_server_refs.c
@@ -217,7 +224,7 @@ def built(connection: Connection, server_id: str, details: ShareServerDetails) -
     """The server serves; failures of earlier builders no longer count."""
     row = connection.execute(
         update(share_servers)
-        .where(_s.id == server_id)
+        .where(_s.id == server_id, _s.status == ServerStatus.BUILDING.value)
         .values(
             status=ServerStatus.ACTIVE.value,
             server_id=details.server_id,
@@ -225,7 +232,13 @@ def built(connection: Connection, server_id: str, details: ShareServerDetails) -
             updated_at=db_now(),
         )
         .returning(*share_servers.c)
-    ).one()
+    ).first()
+    if row is None:
+        raise Fatal(
+            f"The share server {server_id} is not being built any more.",
+            object=f"share server {server_id}",
+            code=ErrorCode.SHARE_SERVER_FAILED,
+        )
     key = key_of(row)
     connection.execute(delete(share_server_failures).where(_f.key == key.digest))
     return key
@@ -338,7 +351,7 @@ def mark(connection: Connection, server_id: str, status: ServerStatus, error: An
     """Make a failed deletion visible."""
     connection.execute(
         update(share_servers)
-        .where(_s.id == server_id)
+        .where(_s.id == server_id, _s.status.in_(sources(SERVER_TRANSITIONS, status)))
         .values(status=status.value, error=error, updated_at=db_now())
     )
 

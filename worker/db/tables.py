@@ -191,8 +191,11 @@ share_networks = Table(
     Column("dhcp_endpoint", String(255)),
     Column("cidr", String(64)),
     Column("is_public", Boolean, nullable=False, server_default=text("false")),
+    # Where requests go that name none; there is at most one.
+    Column("is_default", Boolean, nullable=False, server_default=text("false")),
     CheckConstraint(
-        "(kind = 'neutron') = (neutron_net_id IS NOT NULL)"
+        "kind IN ('neutron', 'nova', 'flat_pool', 'dhcp', 'managed', 'none')"
+        " AND (kind = 'neutron') = (neutron_net_id IS NOT NULL)"
         " AND (neutron_net_id IS NULL) = (neutron_subnet_id IS NULL)"
         " AND (kind = 'nova') = (nova_network_id IS NOT NULL)"
         " AND (kind = 'flat_pool') = (flat_network_ip_pool IS NOT NULL)"
@@ -202,7 +205,14 @@ share_networks = Table(
         " AND (kind = 'managed' OR cidr IS NULL)",
         name="one_kind",
     ),
+    CheckConstraint("is_public OR NOT is_default", name="default_is_public"),
     Index("ix_share_networks_project", "project_id", "created_at", "id"),
+)
+_partial(
+    "uq_share_networks_default",
+    share_networks.c.is_default,
+    where=share_networks.c.is_default,
+    unique=True,
 )
 
 share_servers = Table(

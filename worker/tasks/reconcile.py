@@ -17,6 +17,7 @@ from typing import Final
 from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError
 
+from worker.broker import UNREACHABLE
 from worker.db import overdue, servers
 from worker.db.engine import db_now, reading, transaction
 from worker.db.operation import Operation
@@ -55,7 +56,7 @@ class Reconciler:
             began = time.monotonic()
             try:
                 self.one_pass()
-            except (DBAPIError, OSError) as error:
+            except (DBAPIError, *UNREACHABLE) as error:
                 _log.warning(
                     "This pass ended early (%s: %.200s); the next one tries again.",
                     type(error).__name__,

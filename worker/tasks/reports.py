@@ -75,6 +75,7 @@ def _write(connection: Connection, name: str, report: Report, capabilities: dict
                 "protocols": list(report.protocols),
                 "network_kinds": list(report.network_kinds),
                 "can_extend": report.can_extend,
+                "address_pools": dict(report.address_pools),
             },
             reported_at=db_now(),
             reporting_until=None,

@@ -39,10 +39,8 @@ def _create_snapshot(job: Job) -> Commit:
 
 def _delete_snapshot(job: Job) -> Commit | None:
     with job.reading() as connection:
-        if job.operation.undoing and not inventory.has_snapshot(
-            connection, job.operation.payload["snapshot_id"]
-        ):
-            return None  # an undo that had failed, and a delete that went through meanwhile
+        if not inventory.has_snapshot(connection, job.operation.payload["snapshot_id"]):
+            return None  # this had failed before, and another delete went through meanwhile
         row, share, server = _objects(connection, job)
     job.manager.delete_snapshot(
         job.context, inventory.snapshot_of(row), inventory.share_of(share), server

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from worker.model import (
@@ -66,6 +66,9 @@ class NetworkHelper(ABC):
     """The share network kinds that it serves from the share network's own options."""
     modes: ClassVar[frozenset[DriverMode]]
     """The driver modes that it can be configured in."""
+    has_own_addresses: bool = True
+    """Whether the backend's options give it addresses, whatever the share network says. A flat
+    backend serves share networks whose options it ignores from these."""
     host_bound: ClassVar[bool] = False
     """Whether it works only on the host that its backend names."""
 
@@ -92,3 +95,11 @@ class NetworkHelper(ABC):
     @abstractmethod
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
         """Release all that the share server holds; holding nothing is fine."""
+
+
+class AddressPools(ABC):
+    """The power of a network helper that knows how many addresses its backend's own pools have."""
+
+    @abstractmethod
+    def address_pools(self) -> Mapping[str, int]:
+        """Return how many addresses may be given out in all, by address book domain."""

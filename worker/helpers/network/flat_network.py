@@ -7,13 +7,14 @@ from the backend's own ``subnet`` and ``ranges``, or, where the backend says
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar
 
 from pydantic import Field
 
 from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, share_network_pool
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
-from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.helpers.network.base import AddressBook, AddressPools, NetworkHelper
 from worker.model import (
     DriverMode,
     NetworkInfo,
@@ -52,7 +53,7 @@ class FlatNetworkOptions(Options):
     )
 
 
-class FlatNetworkHelper(NetworkHelper):
+class FlatNetworkHelper(NetworkHelper, AddressPools):
     """Gives share servers addresses of a flat network."""
 
     OptionsModel: ClassVar[type[Options]] = FlatNetworkOptions
@@ -65,6 +66,7 @@ class FlatNetworkHelper(NetworkHelper):
         super().__init__(setting, options, addresses)
         self._domain = f"flat:{options.name or setting.backend}"
         self._pool = _own_pool(setting, options)
+        self.has_own_addresses = self._pool is not None
 
     def allocate_network(
         self,
@@ -94,6 +96,10 @@ class FlatNetworkHelper(NetworkHelper):
                 code=ErrorCode.NETWORK_FAILED,
             )
         return network_info(pool, taken, attributes={"domain": domain})
+
+    def address_pools(self) -> Mapping[str, int]:
+        """As :meth:`AddressPools.address_pools`; share networks' own pools are not counted."""
+        return {} if self._pool is None else {self._domain: self._pool.size}
 
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
         """Give all addresses of the share server back."""

@@ -256,8 +256,10 @@ def upgrade() -> None:
         sa.Column("dhcp_endpoint", sa.String(length=255), nullable=True),
         sa.Column("cidr", sa.String(length=64), nullable=True),
         sa.Column("is_public", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("is_default", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.CheckConstraint(
-            "(kind = 'neutron') = (neutron_net_id IS NOT NULL)"
+            "kind IN ('neutron', 'nova', 'flat_pool', 'dhcp', 'managed', 'none')"
+            " AND (kind = 'neutron') = (neutron_net_id IS NOT NULL)"
             " AND (neutron_net_id IS NULL) = (neutron_subnet_id IS NULL)"
             " AND (kind = 'nova') = (nova_network_id IS NOT NULL)"
             " AND (kind = 'flat_pool') = (flat_network_ip_pool IS NOT NULL)"
@@ -267,6 +269,9 @@ def upgrade() -> None:
             " AND (kind = 'managed' OR cidr IS NULL)",
             name=op.f("ck_share_networks_one_kind"),
         ),
+        sa.CheckConstraint(
+            "is_public OR NOT is_default", name=op.f("ck_share_networks_default_is_public")
+        ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_share_networks")),
     )
     op.create_index(
@@ -274,6 +279,14 @@ def upgrade() -> None:
         "share_networks",
         ["project_id", "created_at", "id"],
         unique=False,
+    )
+    op.create_index(
+        "uq_share_networks_default",
+        "share_networks",
+        ["is_default"],
+        unique=True,
+        postgresql_where=sa.text("is_default"),
+        sqlite_where=sa.text("is_default"),
     )
     op.create_table(
         "share_server_failures",

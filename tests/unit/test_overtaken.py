@@ -1,0 +1,70 @@
+"""A delete that is accepted while another step is at the driver: that step ends, at once."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import insert, select
+
+from tests.intake import BACKENDS, take_in
+from tests.tables import tables
+from worker.app import make_app
+from worker.config import load
+from worker.db.engine import db_now, transaction
+from worker.db.tables import operations, shares
+from worker.runner import run
+from worker.tasks.sagas import ACTS
+
+
+def test_a_delete_during_an_extend_does_not_wait_for_its_lease(
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tables(sqlite_url)
+    path = tmp_path / "sharewright.toml"
+    path.write_text(
+        f'state_dir = "{tmp_path}"\n[database]\nurl = "{sqlite_url}"\n'
+        '[broker]\nurl = "memory://"\nresult_backend = "cache+memory://"\n' + BACKENDS
+    )
+    config = load(path)
+    share = str(uuid.uuid4())
+    with transaction(engine) as connection:
+        connection.execute(
+            insert(shares).values(
+                id=share,
+                project_id="p1",
+                metadata={},
+                size=1,
+                share_proto="NFS",
+                backend="small",
+                pool="pool",
+                allocated_gib=2,
+                status="available",
+                export_locations=[],
+                created_at=db_now(),
+                updated_at=db_now(),
+            )
+        )
+    context = {"version": 1, "context": {"project_id": "p1"}, "share_id": share}
+    take_in(config, "extend_share", {**context, "new_size": 2}, "extend")
+    runtime: Any = make_app(config).sharewright_runtime()
+    monkeypatch.setattr(type(runtime.manager("small")), "extend_share", lambda *_: _delete())
+    monkeypatch.setattr(type(runtime.manager("small")), "share_size", lambda *_: 2)
+
+    def _delete() -> None:
+        take_in(config, "delete_share", context, "delete")
+
+    try:
+        run(runtime, ACTS["extend_share"], "extend", 1)
+    finally:
+        runtime.keeper.stop()
+    with transaction(engine) as connection:
+        states = {
+            row.id: row.state
+            for row in connection.execute(select(operations.c.id, operations.c.state))
+        }
+        status = connection.execute(select(shares.c.status)).scalar_one()
+    assert status == "deleting"
+    assert states["delete"] == "running", "the extend has ended, and the delete has begun"

@@ -1,0 +1,269 @@
+"""Sharing a server on both databases: one builder, limits that hold, and no way back."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from sqlalchemy import Engine, func, select, update
+
+from tests.tables import tables
+from worker.db import servers
+from worker.db.engine import db_now, transaction
+from worker.db.servers import Joined, Limits, ServerKey
+from worker.db.tables import share_server_refs, share_servers
+from worker.errors import ErrorCode, Fatal
+from worker.model import NetworkInfo, ServerStatus, ShareServerDetails
+
+KEY = ServerKey("p1", "n1", "b1")
+INFO = NetworkInfo("10.0.0.0/24", "255.255.255.0", 24, 4, None, None, ("10.0.0.2",))
+ERROR = {"code": "share_server_failed", "message": "It burnt.", "object": "x", "field": ""}
+
+
+@pytest.fixture
+def engine(database_url: str) -> Any:
+    made = tables(database_url)
+    yield made
+    made.dispose()
+
+
+def write(engine: Engine, function: Any, *args: Any, **named: Any) -> Any:
+    with transaction(engine) as connection:
+        return function(connection, *args, **named)
+
+
+def join(
+    engine: Engine,
+    share: str = "",
+    *,
+    operation: str = "",
+    limits: Limits = Limits(),  # noqa: B008 - frozen
+    gib: int = 1,
+    key: ServerKey = KEY,
+    accepted_at: float | None = None,
+) -> Joined | None:
+    share = share or str(uuid.uuid4())
+    with transaction(engine) as connection:
+        now = connection.execute(select(db_now())).scalar_one()
+        return servers.join(
+            connection,
+            key,
+            share_id=share,
+            gib=gib,
+            operation_id=operation or f"op-{share}"[:64],
+            accepted_at=now if accepted_at is None else accepted_at,
+            limits=limits,
+            tolerated_failures=3,
+        )
+
+
+def joined(engine: Engine, share: str = "", **named: Any) -> Joined:
+    found = join(engine, share, **named)
+    assert found is not None
+    return found
+
+
+def build(engine: Engine, server_id: str) -> None:
+    write(engine, servers.allocated, server_id, INFO)
+    write(engine, servers.built, server_id, ShareServerDetails(f"vm-{server_id}", ("10.0.0.2",)))
+
+
+def rows(engine: Engine) -> list[Any]:
+    with transaction(engine) as connection:
+        return list(connection.execute(select(share_servers)))
+
+
+def references(engine: Engine, server_id: str) -> tuple[int, int]:
+    r = share_server_refs.c
+    with transaction(engine) as connection:
+        counted = connection.execute(
+            select(func.count(), func.coalesce(func.sum(r.gib), 0)).where(
+                r.share_server_id == server_id
+            )
+        ).one()
+    return int(counted[0]), int(counted[1])
+
+
+def test_many_at_once_make_one_building_server(engine: Engine) -> None:
+    with ThreadPoolExecutor(5) as threads:
+        found = list(threads.map(lambda _: joined(engine), range(30)))
+    (server,) = rows(engine)
+    assert {one.server.id for one in found} == {server.id}
+    assert [one.is_builder for one in found].count(True) == 1
+    assert (server.shares, server.gib) == references(engine, server.id) == (30, 30)
+
+
+def test_other_keys_have_servers_of_their_own(engine: Engine) -> None:
+    keys = [
+        KEY,
+        ServerKey("p2", "n1", "b1"),
+        ServerKey("p1", "n2", "b1"),
+        ServerKey("p1", "n1", "b2"),
+        ServerKey("p1", "n1", "b1", "ldap"),
+    ]
+    found = [joined(engine, key=key) for key in keys]
+    assert len({one.server.id for one in found}) == len(keys)
+    assert all(one.is_builder for one in found)
+    assert len({key.digest for key in keys}) == len(keys)
+
+
+def test_a_repeated_join_finds_its_reference(engine: Engine) -> None:
+    first = joined(engine, "s1")
+    again = joined(engine, "s1")
+    assert again == first
+    assert references(engine, first.server.id) == (1, 1)
+
+
+@pytest.mark.parametrize("limits", [Limits(shares=4), Limits(gib=4)], ids=str)
+def test_limits_are_never_overrun(engine: Engine, limits: Limits) -> None:
+    def once(number: int) -> Joined | None:
+        return join(engine, f"s{number}", limits=limits)
+
+    waiting = list(range(18))
+    for _ in range(10):
+        with ThreadPoolExecutor(5) as threads:
+            found = list(threads.map(once, waiting))
+        building = [row for row in rows(engine) if row.status == "new"]
+        assert len(building) <= 1
+        for server in rows(engine):
+            assert server.shares <= 4
+            assert (server.shares, server.gib) == references(engine, server.id)
+        for server in building:
+            build(engine, server.id)
+        waiting = [n for n, one in zip(waiting, found, strict=True) if one is None]
+        if not waiting:
+            break
+    assert not waiting
+    assert len(rows(engine)) == 5
+
+
+def test_a_share_larger_than_the_limit_has_a_server_to_itself(engine: Engine) -> None:
+    large = joined(engine, gib=10, limits=Limits(gib=4))
+    assert large.is_builder
+    assert join(engine, gib=1, limits=Limits(gib=4)) is None, "full, and another is being built"
+    build(engine, large.server.id)
+    small = joined(engine, gib=1, limits=Limits(gib=4))
+    assert small.server.id != large.server.id
+
+
+def test_the_last_reference_makes_it_deleting(engine: Engine) -> None:
+    one, two = joined(engine, "s1"), joined(engine, "s2")
+    build(engine, one.server.id)
+    first = write(engine, servers.release, "s1", deleter_id="d1")
+    assert (first.status, first.deleter_id, first.shares) == ("active", None, 1)
+    last = write(engine, servers.release, "s2", deleter_id="d2")
+    assert (last.status, last.deleter_id, last.shares, last.gib) == ("deleting", "d2", 0, 0)
+    assert write(engine, servers.release, "s2", deleter_id="d3") is None
+    assert write(engine, servers.deleted_by, "d2").id == two.server.id
+    other = joined(engine, "s3")
+    assert other.server.id != one.server.id, "what is being deleted cannot be joined"
+    assert other.is_builder
+
+
+def test_releases_at_once_have_one_deleter(engine: Engine) -> None:
+    server = joined(engine, "s0").server.id
+    build(engine, server)
+    for number in range(1, 10):
+        joined(engine, f"s{number}")
+    with ThreadPoolExecutor(5) as threads:
+        released = list(
+            threads.map(
+                lambda n: write(engine, servers.release, f"s{n}", deleter_id=f"d{n}"), range(10)
+            )
+        )
+    assert [row.status for row in released].count("deleting") == 1
+    assert len({row.deleter_id for row in released} - {None}) == 1
+
+
+def test_an_idle_server_waits_and_may_be_joined_until_it_is_doomed(engine: Engine) -> None:
+    server = joined(engine, "s1").server.id
+    build(engine, server)
+    idle = write(engine, servers.release, "s1", deleter_id=None, idle_after=True)
+    assert (idle.status, idle.idle_since is not None) == ("active", True)
+    assert write(engine, servers.idle, 3600.0, 10) == []
+    with transaction(engine) as connection:
+        connection.execute(update(share_servers).values(idle_since=db_now() - 7200))
+    assert write(engine, servers.idle, 3600.0, 10) == [server]
+    assert joined(engine, "s2").server.id == server
+    assert write(engine, servers.idle, 3600.0, 10) == []
+    assert write(engine, servers.doom, server, "d1") is None, "somebody joined at the last moment"
+    write(engine, servers.release, "s2", deleter_id=None, idle_after=True)
+    assert write(engine, servers.doom, server, "d2").status == "deleting"
+    assert write(engine, servers.doom, server, "d3") is None
+    assert joined(engine, "s3").server.id != server
+
+
+def test_a_builder_that_gives_up_takes_the_references_with_it(engine: Engine) -> None:
+    builder = joined(engine, "s1", operation="o1")
+    joined(engine, "s2", operation="o2")
+    write(engine, servers.remember, "o1", "vm-7")
+    gone = write(engine, servers.abandon, "o1")
+    assert (gone.status, gone.deleter_id, gone.shares, gone.gib) == ("deleting", "o1", 0, 0)
+    assert gone.server_id == "vm-7"
+    assert references(engine, builder.server.id) == (0, 0)
+    assert write(engine, servers.abandon, "o1") is None
+    assert write(engine, servers.abandon, "o2") is None, "it built nothing"
+    anew = joined(engine, "s2", operation="o2")
+    assert anew.is_builder
+    assert anew.server.id != builder.server.id
+
+
+def test_a_server_that_serves_is_not_abandoned(engine: Engine) -> None:
+    server = joined(engine, "s1", operation="o1").server.id
+    build(engine, server)
+    assert write(engine, servers.abandon, "o1") is None
+    (row,) = rows(engine)
+    assert (row.status, row.shares) == ("active", 1)
+
+
+def test_a_deleted_server_is_never_built(engine: Engine) -> None:
+    server = joined(engine, "s1", operation="o1").server.id
+    write(engine, servers.abandon, "o1")
+    write(engine, servers.allocated, server, INFO)
+    assert rows(engine)[0].status == ServerStatus.DELETING
+
+
+def test_a_late_builder_does_not_revive_a_deleted_server(engine: Engine) -> None:
+    server = joined(engine, "s1", operation="o1").server.id
+    write(engine, servers.abandon, "o1")
+    with pytest.raises(Fatal, match="not being built any more"):
+        write(engine, servers.built, server, ShareServerDetails("vm", ("10.0.0.2",)))
+    assert rows(engine)[0].status == ServerStatus.DELETING
+
+
+def test_after_too_many_failures_who_waited_fails_with_the_last_reason(engine: Engine) -> None:
+    for number in range(1, 4):
+        assert write(engine, servers.count_failure, KEY, ERROR) == number
+    with pytest.raises(Fatal, match=r"It burnt\.") as caught:
+        join(engine, "old", accepted_at=0.0)
+    assert caught.value.code is ErrorCode.SHARE_SERVER_FAILED
+    assert not rows(engine)
+    assert joined(engine, key=ServerKey("p2", "n1", "b1"), accepted_at=0.0).is_builder
+
+
+def test_who_asks_after_the_failures_begins_a_new_run(engine: Engine) -> None:
+    for _ in range(3):
+        write(engine, servers.count_failure, KEY, ERROR)
+    assert joined(engine, "new").is_builder
+    assert write(engine, servers.count_failure, KEY, ERROR) == 1
+
+
+def test_fewer_failures_are_tolerated_and_a_success_forgets_them(engine: Engine) -> None:
+    for _ in range(2):
+        write(engine, servers.count_failure, KEY, ERROR)
+    found = joined(engine, "s1", accepted_at=0.0)
+    build(engine, found.server.id)
+    assert write(engine, servers.count_failure, KEY, ERROR) == 1
+
+
+def test_what_was_written_is_read_back(engine: Engine) -> None:
+    server = joined(engine, "s1").server.id
+    build(engine, server)
+    found = write(engine, servers.get, server)
+    assert found.network_info == INFO
+    assert found.details == ShareServerDetails(f"vm-{server}", ("10.0.0.2",))
+    assert (found.status, found.server_id) == (ServerStatus.ACTIVE, f"vm-{server}")
+    write(engine, servers.remove, server)
+    assert write(engine, servers.get, server) is None
