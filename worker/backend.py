@@ -143,7 +143,8 @@ def check(backend: Backend) -> None:
     Raises :class:`~worker.errors.ConfigurationError` for what is not there. An outside that
     cannot be asked now is no reason not to start: its steps will be tried again.
     """
-    for part in (backend.driver, backend.compute, *backend.networks):
+    parts: tuple[object, ...] = (backend.driver, backend.compute, *backend.networks)
+    for part in parts:
         if not isinstance(part, Checked):
             continue
         try:

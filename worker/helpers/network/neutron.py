@@ -16,7 +16,6 @@ from netaddr import IPAddress, IPNetwork
 from openstack.connection import Connection
 from openstack.network.v2.network import Network
 from openstack.network.v2.port import Port
-from openstack.network.v2.subnet import Subnet
 from pydantic import Field
 
 from worker.addressing import Pool, network_info

@@ -62,7 +62,7 @@ class ManagedOptions(OpenStackOptions):
     @field_validator("managed_cidrs")
     @classmethod
     def _are_cidrs(cls, given: tuple[str, ...]) -> tuple[str, ...]:
-        networks = []
+        networks: list[IPNetwork] = []
         for text in given:
             try:
                 network = IPNetwork(text)
@@ -317,7 +317,7 @@ class ManagedNetworks:
                 failpoint("neutron.after_router")
             connection.network.set_tags(router, [TAG, tag])
             if not list(connection.network.ports(device_id=router.id, network_id=network.id)):
-                connection.network.add_interface_to_router(router, subnet_id=subnet.id)
+                connection.network.add_interface_to_router(router, subnet=subnet.id)
 
         self._neutron.change(
             f"make a router for network {network.id}", connect, about=about, guard=context.guard
@@ -368,7 +368,7 @@ class ManagedNetworks:
             neutron = connection.network
             for router in _routers(connection, network):
                 for port in neutron.ports(device_id=router.id, network_id=network.id):
-                    neutron.remove_interface_from_router(router, port_id=port.id)
+                    neutron.remove_interface_from_router(router, port=port.id)
                 neutron.delete_router(router.id, ignore_missing=True)
             failpoint("neutron.after_router_deleted")
             for subnet in neutron.subnets(network_id=network.id):
