@@ -77,6 +77,4 @@ user_domain_id = default
 project_domain_id = default
 region_name = RegionOne
 interface = internal
-# A token that is revoked is refused at once.
-token_cache_time = -1
 """
