@@ -102,27 +102,6 @@ class TestTenantsNetwork(NetworkHelperContract):
         )
 
 
-class TestOwnNetwork(TestTenantsNetwork):
-    @pytest.fixture
-    def helper(
-        self,
-        openstack: OpenStack,
-        book: DatabaseAddressBook,
-        admin: Connection,
-        tenant_network: tuple[str, str],
-    ) -> NeutronNetworkHelper:
-        name = admin.network.get_network(tenant_network[0]).name
-        return make_helper(
-            *(openstack, book, DriverMode.FLAT_MULTI_SVM),
-            neutron_net=name,
-            neutron_subnet=tenant_network[1],
-        )
-
-    @pytest.fixture
-    def share_network(self) -> ShareNetwork:
-        return ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.NOVA)
-
-
 class TestManagedNetwork(NetworkHelperContract):
     @pytest.fixture
     def helper(self, openstack: OpenStack, book: DatabaseAddressBook) -> NeutronNetworkHelper:

@@ -229,10 +229,12 @@ def test_two_backends_with_a_network_each(cloud: Cloud, flat_networks: list[str]
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_managed_network_lives_as_long_as_its_servers(cloud: Cloud, killed: bool) -> None:
+    token = cloud.tokens / "neutron.after_subnet@1"
     if killed:
-        (cloud.tokens / "neutron.after_subnet@1").touch()
+        token.touch()
     network = cloud.share_network(managed=True, cidr="10.77.0.0/26")
     share = cloud.deployment.client.result(cloud.create(network, "tenants"), timeout=60)
+    assert not token.exists(), "no worker was killed"
     (made,) = cloud.admin.network.networks(name=f"sharewright-{network}")
     (subnet,) = cloud.admin.network.subnets(network_id=made.id)
     (router,) = cloud.admin.network.routers(name=made.name)

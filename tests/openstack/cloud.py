@@ -47,13 +47,14 @@ class OpenStack:
     """Keystone and Neutron with an administrator, and a member of the project ``tenant``."""
 
     def __init__(self) -> None:
-        self._cache = venv.cache()
-        with venv.locked(self._cache):
-            self._bin = venv.install(self._cache, venv.RECIPE / "requirements.txt")
-            if not (self._cache / "prepared").exists():
+        requirements = venv.RECIPE / "requirements.txt"
+        self._prepared = venv.cache("tables", requirements, *venv.RECIPE.rglob("*.py"))
+        with venv.locked(self._prepared.parent):
+            self._bin = venv.install(requirements)
+            if not self._prepared.exists():
                 self._prepare()
         self.home = Path(tempfile.mkdtemp(prefix="sw-openstack-"))
-        shutil.copytree(self._cache / "prepared", self.home, dirs_exist_ok=True)
+        shutil.copytree(self._prepared, self.home, dirs_exist_ok=True)
         self.ports = {name: free_port() for name in SERVICES}
         self.processes = {name: self._process(name) for name in SERVICES}
 
@@ -66,7 +67,7 @@ class OpenStack:
 
     def _prepare(self) -> None:
         """Fill a directory with tables and keys; it takes its name when it is complete."""
-        home = self._cache / "preparing"
+        home = self._prepared.with_suffix(".part")
         shutil.rmtree(home, ignore_errors=True)
         (home / "neutron").mkdir(parents=True)
         shutil.copy(self._bin.parent / "etc/neutron/api-paste.ini", home)
@@ -92,7 +93,7 @@ class OpenStack:
                 command, capture_output=True, text=True, timeout=120, check=False, cwd=home
             )
             assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
-        home.rename(self._cache / "prepared")
+        home.rename(self._prepared)
 
     @staticmethod
     def _configure(home: Path, keystone_port: int) -> None:

@@ -1,7 +1,7 @@
 """The virtual environment that OpenStack's services run in: their needs conflict with ours.
 
-It and the prepared databases are kept in ``.run/openstack/<digest of the recipe>``, so a changed
-recipe makes new ones and a second run starts at once.
+It and the prepared databases are kept in ``.run/openstack`` under a digest of what they are made
+from, so a changed recipe makes new ones and a second run starts at once.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ INSIDE: Final = RECIPE / "inside"
 INSTALL_SECONDS: Final = 150
 
 
-def cache() -> Path:
-    """The directory that belongs to this recipe and this Python."""
+def cache(kind: str, *files: Path) -> Path:
+    """The directory for what is made from these files with this Python."""
     digest = hashlib.sha256(sys.version.encode())
-    for file in sorted(RECIPE.rglob("*")):
-        if file.is_file() and "__pycache__" not in file.parts:
-            digest.update(str(file.relative_to(RECIPE)).encode())
-            digest.update(file.read_bytes())
-    return ROOT / ".run" / "openstack" / digest.hexdigest()[:16]
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return ROOT / ".run" / "openstack" / f"{kind}-{digest.hexdigest()[:16]}"
 
 
 @contextmanager
@@ -43,9 +41,10 @@ def locked(directory: Path) -> Iterator[None]:
         yield
 
 
-def install(directory: Path, requirements: Path) -> Path:
+def install(requirements: Path) -> Path:
     """Make the environment unless it is there; return its ``bin``."""
-    venv, complete = directory / "venv", directory / "venv" / ".complete"
+    venv = cache("venv", requirements)
+    complete = venv / ".complete"
     if not complete.exists():
         shutil.rmtree(venv, ignore_errors=True)
         beside = str(Path(sys.executable).parent)

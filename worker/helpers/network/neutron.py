@@ -90,8 +90,9 @@ class NeutronNetworkHelper(NetworkHelper, Checked):
         self._managed = ManagedNetworks(options, self._neutron, addresses)
 
     def check(self) -> None:
-        """Look for the networks that the options name."""
+        """Log in, and look for the networks that the options name."""
         about = f"backend {self.setting.backend}"
+        self._neutron.ask("log in", lambda c: c.authorize(), about=about)
         if self._flat:
             self._configured(about)
         else:
