@@ -16,7 +16,7 @@ from typing import Any, Final
 from celery import Celery, signals
 from celery.app.task import Task
 
-from worker.backend import Backend, assemble
+from worker.backend import Backend, assemble, check
 from worker.broker import queue_depth, transport_options
 from worker.config import Config
 from worker.db.addresses import DatabaseAddressBook
@@ -217,7 +217,7 @@ def run_worker(
             f"No backend belongs to worker group {group!r}; the configuration has: {known}."
         )
     for backend in mine:
-        backend_here(config, backend)
+        check(backend_here(config, backend))
     engine_for(config.database.url).dispose()
     app = make_app(config)
 
