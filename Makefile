@@ -18,7 +18,8 @@ run: setup  ## the whole way once: a share from a message to files over NFS, and
 	@$(python) -m tests.story
 
 test: setup  ## all tests, with real Redis, PostgreSQL and workers
-	$(python) -m pytest tests -n $(processes) --dist loadfile
+	$(python) -m pytest tests --ignore tests/crash -n $(processes) --dist loadfile
+	$(python) -m pytest tests/crash
 
 crash: setup  ## only the tests that kill things
 	$(python) -m pytest tests/crash

@@ -330,7 +330,14 @@ class PostgresServer:
                 cwd=self.directory,
                 timeout=60,
             )
-        self._process.start(self._answers)
+        try:
+            self._process.start(self._answers)
+        except AssertionError:
+            # The kernel may not have let go of a killed one's shared memory yet.
+            if "shared memory block" not in self._process.output():
+                raise
+            time.sleep(1.0)
+            self._process.start(self._answers)
         return self
 
     def _answers(self) -> bool:

@@ -92,7 +92,7 @@ def test_a_client_notices_nothing(home: Path) -> None:
         command = client.nfs_command(path, "loop", "file", "150")
         loop = subprocess.Popen(command, stdout=subprocess.PIPE)
         try:
-            time.sleep(1)
+            wait_until(lambda: any(home.glob("**/mounts/*/data/file")), "the client writes")
             assert service.process.terminate() == 0
             service.close()
             services.append(Service.up(home))
