@@ -1,7 +1,7 @@
 """What one address costs, by how many are taken: CPU of the taker and of PostgreSQL.
 
-Each filling is a database of its own, filled through the address book itself; a round takes
-addresses for new share servers and keeps them.
+Each filling is a database of its own; a round takes addresses for new share servers and keeps
+them. The rows that are there before are written as the address book would have.
 """
 
 from __future__ import annotations
@@ -10,17 +10,20 @@ import uuid
 from dataclasses import dataclass
 from functools import partial
 
-from netaddr import IPNetwork
+from netaddr import IPAddress, IPNetwork
+from sqlalchemy import insert
 
 from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.engine import engine_for
+from worker.db.addresses import DatabaseAddressBook, _hex, _Taking
+from worker.db.engine import engine_for, transaction
 from worker.db.schema import upgrade
+from worker.db.tables import address_cursors, addresses
 
 FILLINGS = (100, 6_000, 60_000)
-AT_ONCE = 1_000
-"""Addresses that one share server takes while the database is filled."""
 BOTTOM = 100
+AT_ONCE = 5_000
+"""Rows of one insert while a database is filled."""
+DOMAIN = "flat:bench"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +37,7 @@ class Filled:
     def take(self, count: int = 1) -> tuple[str, ...]:
         """Addresses for a new share server."""
         server = str(uuid.uuid4())
-        return self.book.take("flat:bench", self.ranges, self.ip_version, server, count)
+        return self.book.take(DOMAIN, self.ranges, self.ip_version, server, count)
 
 
 def run(bed: Bed) -> Figures:
@@ -49,7 +52,9 @@ def run(bed: Bed) -> Figures:
         }
         servers = [postgres.pid] if kind == "postgresql" else []
         sides = {
-            str(taken): partial(_cost, _filled(bed, urls[kind](), "10.0.0.0/16", taken), takes, servers)
+            str(taken): partial(
+                _cost, _filled(bed, urls[kind](), "10.0.0.0/16", taken), takes, servers
+            )
             for taken in FILLINGS
         }
         sides["ipv6"] = partial(
@@ -71,10 +76,36 @@ def _filled(bed: Bed, url: str, cidr: str, taken: int) -> Filled:
         ((network.first + 1, network.last - 1),),
         network.version,
     )
-    left = taken
-    while left:
-        left -= len(filled.take(min(left, AT_ONCE)))
+    _write_taken(url, filled, taken)
+    following = network[taken + 1]
+    # Else the book did not take what was written for its own, and an empty one is measured.
+    assert filled.take() == (str(following),), f"the first free address is not {following}"
     return filled
+
+
+def _write_taken(url: str, filled: Filled, taken: int) -> None:
+    """The rows that as many takes by one share server each would have left."""
+    taking = _Taking(DOMAIN, filled.ranges, filled.ip_version, "", 0)
+    numbers = range(filled.ranges[0][0], filled.ranges[0][0] + taken)
+    rows = [
+        {
+            "domain": DOMAIN,
+            "number": _hex(number),
+            "address": str(IPAddress(number, filled.ip_version)),
+            "share_server_id": str(uuid.uuid4()),
+            "ordinal": 0,
+            "rests_until": 0.0,
+        }
+        for number in numbers
+    ]
+    with transaction(engine_for(url)) as connection:
+        for first in range(0, len(rows), AT_ONCE):
+            connection.execute(insert(addresses), rows[first : first + AT_ONCE])
+        connection.execute(
+            insert(address_cursors).values(
+                domain=DOMAIN, ranges=taking.digest, last_number=_hex(numbers[-1])
+            )
+        )
 
 
 def _cost(filled: Filled, takes: int, servers: list[int]) -> float:
