@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import psutil
 
@@ -49,7 +49,7 @@ class Bed:
     scale: Scale
     _stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
-    def __enter__(self) -> Bed:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -155,7 +155,7 @@ class Raw:
     def _start(self, name: str, *arguments: str) -> None:
         before = self.side.processes.get(name)
         if before is not None:
-            before.terminate()
+            before.close()  # idle: there is nothing to finish, and a warm stop takes seconds
         process = Process(
             python("benchmarks.raw_worker", *arguments),
             log=self._directory / f"{name}.log",
@@ -203,7 +203,7 @@ class Ours:
 
     def start_worker(self, concurrency: int) -> None:
         """Start the steps' worker, instead of the one before; the next batch waits for it."""
-        self.deployment.processes["worker-0"].terminate()
+        self.deployment.processes["worker-0"].close()
         self.deployment.worker("worker-0", concurrency=concurrency)
 
     def request(self, verb: str, **fields: Any) -> Publish:
