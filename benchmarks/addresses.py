@@ -91,7 +91,7 @@ def _write_taken(url: str, filled: Filled, taken: int) -> None:
         {
             "domain": DOMAIN,
             "number": _hex(number),
-            "address": str(IPAddress(number, filled.ip_version)),
+            "address": str(IPAddress(number, 4 if filled.ip_version == 4 else 6)),
             "share_server_id": str(uuid.uuid4()),
             "ordinal": 0,
             "rests_until": 0.0,

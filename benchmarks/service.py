@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -42,7 +43,7 @@ def run(bed: Bed) -> Figures:
         home = bed.directory()
         up = _up(home)
         bed.ends_with(up.close)
-        starts.append(seconds(lambda up=up: up.start("ready:", 60)))  # type: ignore[misc] - bound now
+        starts.append(seconds(partial(up.start, "ready:", 60)))
         time.sleep(IDLE_SECONDS)
         idle.append(_pss(up))
         if len(starts) < bed.scale.rounds:
