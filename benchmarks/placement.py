@@ -40,7 +40,7 @@ WANTED = Wanted(
 def run(bed: Bed) -> Figures:
     """Measure the median of single choices, and of reading the snapshot."""
     postgres = bed.postgres()
-    choices = bed.scale.pick(60, 20)
+    choices = bed.scale.pick(30, 10)
     caches: dict[int, PoolCache] = {}
     sides = {}
     for count in POOLS:
