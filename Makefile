@@ -5,6 +5,8 @@
 python := .venv/bin/python
 # The longest that a Python module may be.
 lines := 500
+# How many test files run at once: most of their time is waiting.
+processes := 3
 
 help:  ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -16,7 +18,7 @@ run: setup  ## the whole way once: a share from a message to files over NFS, and
 	@$(python) -m tests.story
 
 test: setup  ## all tests, with real Redis, PostgreSQL and workers
-	$(python) -m pytest tests
+	$(python) -m pytest tests -n $(processes) --dist loadfile
 
 crash: setup  ## only the tests that kill things
 	$(python) -m pytest tests/crash

@@ -15,6 +15,7 @@ import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,10 +28,12 @@ import worker.model
 from scheduler.cli import cli
 from scheduler.health import make_wsgi
 from scheduler.requests import VERBS, Context, Kind, Payload
+from scheduler.resolve import Named, Standing, resolve
 from worker.app import HARD_LIMIT_GRACE
 from worker.config import Config
 from worker.db.engine import engine_for
 from worker.db.schema import upgrade
+from worker.errors import Refused
 from worker.helpers.network.base import NetworkHelper
 from worker.kinds import service
 from worker.model import (
@@ -155,6 +158,49 @@ def _kinds_row(
     return [code(mode), name + with_it, *uses]
 
 
+def resolution() -> str:
+    """Which share network a share is made on, from the function that decides."""
+    rows = list(_resolved(()))
+    head = ("request", "share type has `driver_mode` `single_svm`", "share type's extra spec")
+    return table((*head, "configuration", "default", "the share is made on"), rows)
+
+
+_ANSWERS: Final = ("-", *(str(standing) for standing in Standing))
+_NAMED_BY: Final[tuple[tuple[str, ...], ...]] = (
+    *(_ANSWERS, ("yes", "no"), _ANSWERS, _ANSWERS),
+    ("-", str(Standing.PUBLIC)),
+)
+
+
+def _resolved(known: tuple[str, ...]) -> Iterator[Sequence[str]]:
+    """The rows that begin so; what does not count any more is left blank."""
+    rest = _NAMED_BY[len(known) :]
+    outcomes = {_outcome((*known, *others)) for others in product(*rest)}
+    if len(outcomes) == 1:
+        yield (*known, *("" for _ in rest), *outcomes)
+        return
+    for answer in rest[0]:
+        yield from _resolved((*known, answer))
+
+
+def _outcome(case: tuple[str, ...]) -> str:
+    def named(standing: str, by: str) -> Named | None:
+        return None if standing == "-" else Named(by, Standing(standing))
+
+    request, single, share_type, configuration, default = case
+    try:
+        found = resolve(
+            request=named(request, "the request's"),
+            share_type=named(share_type, "the share type's"),
+            configuration=named(configuration, "the configuration's"),
+            default=named(default, "the default"),
+            asks_single_svm=single == "yes",
+        )
+    except Refused as refused:
+        return f"refused: {code(refused.code)}"
+    return "none" if found is None else found.id
+
+
 def described(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
     """What a JSON Schema accepts, in words."""
     if "$ref" in schema:
@@ -168,7 +214,8 @@ def described(schema: Mapping[str, Any], defs: Mapping[str, Any]) -> str:
         return "one of " + ", ".join(code(value) for value in schema["enum"])
     match schema.get("type"):
         case "array":
-            items = described(schema.get("items", {}), defs)
+            first = next(iter(schema.get("prefixItems", ())), {})
+            items = described(schema.get("items", first), defs)
             return f"list of {items}" + _limits(schema, "minItems", "maxItems", "entries")
         case "object":
             inner = schema.get("additionalProperties")
@@ -346,6 +393,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "sagas": sagas,
     "steps": steps,
     "kinds": kinds,
+    "resolution": resolution,
     "settings": settings,
     "plugin-options": plugin_options,
     "verbs": verbs,

@@ -39,7 +39,7 @@ from scheduler.requests import (
     SnapshotOnly,
 )
 from worker.config import Config
-from worker.db.documents import moment, shown
+from worker.db.documents import moment, network_info, server_details, shown
 from worker.db.engine import db_now
 from worker.db.tables import (
     access_rules,
@@ -56,6 +56,7 @@ from worker.db.tables import (
     storage_pools,
 )
 from worker.errors import Forbidden, InvalidRequest, NotFound
+from worker.model import ServerStatus
 
 Read = Callable[[Connection, Any, Config], dict[str, Any]]
 """Answers a validated payload; raises :class:`~worker.errors.Refused`."""
@@ -196,10 +197,41 @@ def list_access(connection: Connection, request: ListAccess, _config: Config) ->
 def show_share_network(
     connection: Connection, request: ShareNetworkOnly, _config: Config
 ) -> dict[str, Any]:
-    """Return one share network, the project's own or a public one."""
-    return _show(
-        connection, share_networks, "share network", request.context, request.share_network_id
+    """Return one share network, the project's own or a public one, and what to attach to."""
+    network_id, context = request.share_network_id, request.context
+    found = _show(connection, share_networks, "share network", context, network_id)
+    return {**found, "attachments": _attachments(connection, network_id, context)}
+
+
+def _attachments(connection: Connection, network_id: str, context: Context) -> list[dict[str, Any]]:
+    """What the project's share servers are on, so what its clients must be on to reach them."""
+    s = share_servers.c
+    servers = connection.execute(
+        select(s.backend, s.network_info, s.details)
+        .where(
+            s.share_network_id == network_id,
+            s.status == ServerStatus.ACTIVE.value,
+            _mine(share_servers, context),
+        )
+        .order_by(s.backend, s.created_at)
     )
+    different: list[dict[str, Any]] = []
+    for server in servers:
+        info, details = network_info(server.network_info), server_details(server.details)
+        assert info is not None, "an active server has its addresses"
+        assert details is not None, "an active server was found to serve"
+        attachment = {
+            "backend": server.backend,
+            "cidr": info.cidr,
+            "gateway": info.gateway,
+            "segmentation_type": info.segmentation_type,
+            "segmentation_id": info.segmentation_id,
+            "mtu": info.mtu,
+            "bridge": details.attributes.get("bridge"),
+        }
+        if attachment not in different:
+            different.append(attachment)
+    return different
 
 
 def list_share_networks(

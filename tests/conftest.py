@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.openstack.cloud import OpenStack
 from tests.services import PostgresServer, Process, RedisServer
 
 
@@ -74,6 +75,16 @@ def database_url(request: pytest.FixtureRequest) -> str:
     kind = {"sqlite": "sqlite_url", "postgresql": "postgres_url"}[request.param]
     url: str = request.getfixturevalue(kind)
     return url
+
+
+@pytest.fixture(scope="session")
+def openstack() -> Iterator[OpenStack]:
+    """Keystone and Neutron for the whole run; tests leave in them what was there."""
+    cloud = OpenStack()
+    try:
+        yield cloud.start()
+    finally:
+        cloud.close()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Workers that are up again a moment after they were killed: forked where all is imported.
 
 Run it as ``python -m tests.forked GROUP NUMBER DIRECTORY``; the workers are its children, each
-with one step at a time and a log in the directory.
+with one step at a time and a log in the directory. It prints how each one ended.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def main(group: str, number: str, directory: str) -> None:
 
     running = {begin(name): name for name in (f"worker-{one}" for one in range(int(number)))}
     while True:
-        pid, _ = os.wait()
+        pid, status = os.wait()
+        print("ended:", os.waitstatus_to_exitcode(status), flush=True)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         name = running.pop(pid)

@@ -21,6 +21,7 @@ KEPT_TABLES = frozenset(
         "storage_pools",
         "address_cursors",
         "addresses",
+        "segments",
         "share_server_failures",
     }
 )
@@ -53,6 +54,7 @@ def of_tables(engine: Engine) -> Iterator[str]:
         if count:
             yield f"tables: {name} still has {count} row{'s' if count > 1 else ''}"
     pools, addresses = metadata.tables["storage_pools"], metadata.tables["addresses"]
+    segments = metadata.tables["segments"]
     with reading(engine) as connection:
         promised = connection.execute(
             select(pools.c.backend).where((pools.c.allocated_gib != 0) | (pools.c.shares != 0))
@@ -60,6 +62,13 @@ def of_tables(engine: Engine) -> Iterator[str]:
         held = connection.execute(
             select(addresses.c.address).where(addresses.c.share_server_id.is_not(None))
         ).all()
+        in_use = connection.execute(
+            select(segments.c.domain, segments.c.segmentation_id).where(
+                segments.c.rests_until.is_(None)
+            )
+        ).all()
+    for row in in_use:
+        yield f"tables: segment {row.segmentation_id} of {row.domain} is still in use"
     for row in promised:
         yield f"tables: a pool of backend {row.backend} is still promised to a share"
     for row in held:

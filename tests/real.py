@@ -21,7 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tests import leftovers
 from tests.deployment import Deployment
-from tests.services import Process, RedisServer
+from tests.services import Process, RedisServer, python
 from tests.tenants import Machine, Tenant, run
 from worker.backend import assemble
 from worker.config import load, this_host
@@ -67,6 +67,16 @@ class RealDeployment(Deployment):
     def worker(self, name: str, *, group: str = GROUP, concurrency: int = 2, **env: str) -> Process:
         """Start a worker of this host's group."""
         return super().worker(name, group=group, concurrency=concurrency, **env)
+
+    def forked(self, number: int, **env: str) -> Process:
+        """Start workers that are up again a moment after they were killed."""
+        process = Process(
+            python("tests.forked", GROUP, str(number), str(self.directory)),
+            log=self.directory / "forked.log",
+            env={**self.env, **env},
+        )
+        self.processes["forked"] = process.start()
+        return process
 
     def network(self, project: str = "p1", cidr: str = CIDR, **fields: Any) -> str:
         """Make a share network; its bridge is looked for at the end."""

@@ -127,10 +127,12 @@ class Process:
             )
         _started.append(self)
         if ready is not None:
-            self._wait_ready(ready, seconds)
+            self.await_ready(ready, seconds)
         return self
 
-    def _wait_ready(self, ready: str | Callable[[], bool], seconds: float) -> None:
+    def await_ready(self, ready: str | Callable[[], bool], seconds: float = 30.0) -> None:
+        """Waits for one that was started without waiting; it ends where it does not come up."""
+
         def is_ready() -> bool:
             if not self.running:
                 raise AssertionError(f"{self.command} ended at once.")

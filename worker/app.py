@@ -10,13 +10,13 @@ import functools
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from celery import Celery, signals
 from celery.app.task import Task
 
-from worker.backend import Backend, assemble
+from worker.backend import Backend, assemble, check
 from worker.broker import queue_depth, transport_options
 from worker.config import Config
 from worker.db.addresses import DatabaseAddressBook
@@ -29,10 +29,11 @@ from worker.keeper import Keeper
 from worker.logs import set_up_logging
 from worker.manager import ShareManager
 from worker.poison import PoisonMessage, install
-from worker.queues import groups, queues_of
+from worker.queues import groups, queue_for, queues_of
 from worker.results import storer
 from worker.runner import run
 from worker.saga import Act
+from worker.tasks import renewals
 from worker.tasks.reconcile import Reconciler
 from worker.tasks.reports import REPORT_TIMEOUT, TASK, report_pools
 from worker.tasks.sagas import ACTS, SAGAS
@@ -85,6 +86,17 @@ def make_app(config: Config) -> Celery:
 
     app.task(
         report, name=PREFIX + TASK, ignore_result=True, time_limit=REPORT_TIMEOUT * 2, shared=False
+    )
+
+    def renew(servers: list[str]) -> None:
+        renewals.renew_leases(runtime_of(), servers)
+
+    app.task(
+        renew,
+        name=PREFIX + renewals.TASK,
+        ignore_result=True,
+        time_limit=renewals.TIMEOUT * 2,
+        shared=False,
     )
     app.sharewright_runtime = runtime_of
     return app
@@ -167,7 +179,17 @@ def run_reconciler(config: Config, stopped: threading.Event) -> None:
                 retry=False,
             )
 
-    Reconciler(runtime, depth, ask_for_reports).run(stopped)
+    def send_renewals(backend: str, servers: Sequence[str]) -> None:
+        app.send_task(
+            PREFIX + renewals.TASK,
+            args=(servers,),
+            queue=queue_for(config, backend),
+            expires=renewals.ASK_AGAIN,
+            ignore_result=True,
+            retry=False,
+        )
+
+    Reconciler(runtime, depth, ask_for_reports, send_renewals).run(stopped)
 
 
 def check_pool(pool: str) -> None:
@@ -195,7 +217,7 @@ def run_worker(
             f"No backend belongs to worker group {group!r}; the configuration has: {known}."
         )
     for backend in mine:
-        backend_here(config, backend)
+        check(backend_here(config, backend))
     engine_for(config.database.url).dispose()
     app = make_app(config)
 

@@ -7,6 +7,7 @@ validated by their own models. Whatever does not fit raises a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -17,18 +18,20 @@ from pydantic import ValidationError
 
 from worker.config import BackendSettings, Config, describe, this_host
 from worker.drivers.base import ShareDriver
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, Fatal, Retryable
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.helpers.network.base import AddressBook, NetworkHelper
 from worker.kinds import served_kinds, service
 from worker.model import DriverMode, NetworkKind, ShareServer
-from worker.plugin import Options, Setting
+from worker.plugin import Checked, Options, Setting
 from worker.systems.local import LocalShell
 from worker.systems.shell import Shell
 
 DRIVERS: Final = "sharewright.share_drivers"
 COMPUTE: Final = "sharewright.compute_helpers"
 NETWORK: Final = "sharewright.network_helpers"
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,6 +135,24 @@ def assemble(config: Config, name: str, addresses: AddressBook) -> Backend:
         shell_for,
     )
     return Backend(name, settings, driver, compute, networks)
+
+
+def check(backend: Backend) -> None:
+    """Have the parts look outside for what their options name, before a worker consumes anything.
+
+    Raises :class:`~worker.errors.ConfigurationError` for what is not there. An outside that
+    cannot be asked now is no reason not to start: its steps will be tried again.
+    """
+    parts: tuple[object, ...] = (backend.driver, backend.compute, *backend.networks)
+    for part in parts:
+        if not isinstance(part, Checked):
+            continue
+        try:
+            part.check()
+        except Fatal as error:
+            raise ConfigurationError(f"Backend {backend.name!r}: {error.message}") from error
+        except Retryable as error:
+            _log.warning("Backend %s could not be checked: %s", backend.name, error.message)
 
 
 def _options(model: type[Options], given: Mapping[str, Any], backend: str, part: str) -> Options:

@@ -19,7 +19,7 @@ from sqlalchemy import Engine, insert, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.db import journal
-from worker.db.engine import transaction
+from worker.db.engine import statement, transaction
 from worker.db.tables import counters, operations
 from worker.errors import LeaseLost
 
@@ -152,7 +152,7 @@ class Keeper:
         if lease.lost or now >= lease.ends_at or now - lease.renewed_at < self.lease_seconds / 3:
             return
         try:
-            with transaction(self.engine) as connection:
+            with statement(self.engine) as connection:
                 kept = journal.renew(
                     connection, lease.operation_id, lease.fence, self.lease_seconds
                 )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from worker.backend import Backend
 from worker.drivers.base import Resize
 from worker.errors import ErrorCode, Fatal
-from worker.helpers.network.base import AddressPools
+from worker.helpers.network.base import AddressPools, Renewing
 from worker.model import (
     AccessRule,
     ExportLocation,
@@ -64,6 +64,12 @@ class ShareManager:
         """Release what a share server holds, with whichever helper it was allocated by."""
         for helper in self.backend.networks:
             helper.deallocate_network(context, server)
+
+    def renew_network(self, context: RequestContext, server: ShareServer) -> None:
+        """Renew what runs out of what a share server holds."""
+        for helper in self.backend.networks:
+            if isinstance(helper, Renewing):
+                helper.renew_network(context, server)
 
     def get_share_server(
         self,

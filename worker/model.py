@@ -261,6 +261,46 @@ class NetworkInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Segment:
+    """What keeps a share network apart from others: a VNI or VLAN id, and its subnet."""
+
+    domain: str
+    segmentation_id: int
+    share_network_id: str
+    cidr: str
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentSource:
+    """Where segments come from.
+
+    Segment ids are unique in a domain. ``ids`` are the first and last that may be given out;
+    ``subnets`` is cut into subnets of ``prefix_length`` for share networks that name none.
+    """
+
+    domain: str
+    ids: tuple[int, int]
+    subnets: str | None
+    prefix_length: int
+
+
+@dataclass(frozen=True, slots=True)
+class DhcpLease:
+    """An address that a share server has, or is about to take, from a DHCP server.
+
+    ``endpoint`` is the DHCP server as host:port, ``dhcp_server`` the name (an address) that it
+    gives itself. ``ordinal`` is which of the share server's addresses it is.
+    """
+
+    share_server_id: str
+    ordinal: int
+    endpoint: str
+    address: str
+    mac: str
+    dhcp_server: str
+
+
+@dataclass(frozen=True, slots=True)
 class ShareNetwork:
     """Where a project's share servers get their addresses from."""
 

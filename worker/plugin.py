@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,3 +39,15 @@ class Setting:
     state_dir: Path
     share_network_addresses: bool = False
     """Whether a flat backend uses the addresses that a share network brings."""
+
+
+class Checked(ABC):
+    """The power of a driver or helper that can ask the outside whether its options fit it."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """Look for what the options name, when a worker starts; nothing is changed.
+
+        Raises :class:`~worker.errors.Fatal` when it is not there or not unambiguous: the worker
+        then does not start; :class:`~worker.errors.Retryable` when the outside cannot be asked.
+        """

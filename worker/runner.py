@@ -15,7 +15,7 @@ from typing import Any
 
 from worker.config import Config
 from worker.db import journal, servers
-from worker.db.engine import is_passing, reading, transaction
+from worker.db.engine import is_passing, reading, statement
 from worker.db.operation import Operation
 from worker.errors import (
     ErrorCode,
@@ -41,7 +41,7 @@ PARKED_SECONDS = 30.0
 def run(runtime: Runtime, act: Act, operation_id: str, number: int) -> bool:
     """Do one act for one message; True when the chain's next link is due."""
     before = time.monotonic()
-    with transaction(runtime.engine) as connection:
+    with statement(runtime.engine) as connection:
         operation = journal.claim(
             connection,
             operation_id,

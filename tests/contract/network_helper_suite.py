@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import time
 import traceback
 import uuid
 from multiprocessing.queues import Queue
@@ -18,7 +19,7 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
-from worker.errors import ErrorCode, Fatal, LeaseLost, StepError
+from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, StepError
 from worker.helpers.network.base import NetworkHelper
 from worker.model import NetworkInfo, ServerStatus, ShareNetwork, ShareServer
 
@@ -203,6 +204,20 @@ class NetworkHelperContract:
         helper.deallocate_network(context(), first)
 
 
+def patiently(
+    helper: NetworkHelper, server: ShareServer, share_network: ShareNetwork, amount: int
+) -> NetworkInfo:
+    """Allocate as the engine does: a wait is not a failure."""
+    deadline = time.monotonic() + ANSWER_SECONDS
+    while True:
+        try:
+            return helper.allocate_network(context(), server, share_network, amount)
+        except NotReady as wait:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(wait.retry_after)
+
+
 def _allocate_all(
     helper: NetworkHelper,
     servers: list[ShareServer],
@@ -215,9 +230,7 @@ def _allocate_all(
             [
                 address
                 for server in servers
-                for address in helper.allocate_network(
-                    context(), server, share_network, 2
-                ).addresses
+                for address in patiently(helper, server, share_network, 2).addresses
             ]
         )
     except BaseException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import signal
 import socket
@@ -18,11 +19,11 @@ from tests.contract.compute_helper_suite import ComputeHelperContract, NetworkFo
 from tests.contract.share_driver_suite import context
 from tests.services import require_root_datapath
 from tests.tenants import Machine, Tenant, run
-from worker.errors import Fatal, NotReady
-from worker.helpers.compute import namespace
+from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
 from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions, bridge_name
-from worker.model import DriverMode, NetworkInfo, ShareNetwork, ShareServer
+from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer
 from worker.plugin import Setting
+from worker.systems.bridges import short
 
 
 def network(number: int) -> NetworkInfo:
@@ -79,7 +80,7 @@ class TestNamespaceComputeHelper(ComputeHelperContract):
         def new(number: int) -> ShareServer:
             server = a_server(network_for(number), share_network)
             made.append(server)
-            outside.marks += [server.id, namespace._short(server.id)]
+            outside.marks += [server.id, short(server.id)]
             return server
 
         yield new
@@ -97,6 +98,7 @@ from tests.contract.test_namespace_compute import network
 from worker.helpers.compute.namespace import *
 from worker.model import *
 from worker.plugin import Setting
+from worker.systems.bridges import short
 setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
 helper = NamespaceComputeHelper(setting, NamespaceOptions())
 server = ShareServer({server.id!r}, "project", "backend", {share_network.id!r}, "building")
@@ -185,3 +187,118 @@ os.killpg(0, signal.SIGKILL)
         object.__setattr__(evil, "gateway", "10.71.0.1\nlink del eth0")
         with pytest.raises((Fatal, NotReady), match="neither an address"):
             helper.get_share_server(context(), server, share_network, evil, ())
+
+
+VNI = uuid.uuid4().int % 10_000_000 + 1_000_000
+UDP_PORT = 20_000 + os.getpid() % 20_000
+
+
+def managed(tmp_path: Path, **options: Any) -> NamespaceComputeHelper:
+    setting = Setting("backend", DriverMode.MANAGED_MULTI_SVM, tmp_path)
+    return NamespaceComputeHelper(setting, NamespaceOptions.model_validate(options))
+
+
+def segmented(number: int, kind: str = "vxlan", segment: int = VNI) -> NetworkInfo:
+    return dataclasses.replace(
+        network(number), segmentation_type=kind, segmentation_id=segment, mtu=1450
+    )
+
+
+class TestNamespacesOnVxlan(TestNamespaceComputeHelper):
+    """The same with a tunnel, which comes with the first server and goes with the last."""
+
+    @pytest.fixture
+    def network_for(self) -> NetworkFor:
+        return segmented
+
+    @pytest.fixture
+    def helper(self, tmp_path: Path) -> NamespaceComputeHelper:
+        require_root_datapath()
+        return managed(tmp_path, underlay_address="127.0.0.1", vxlan_port=UDP_PORT)
+
+    @pytest.fixture
+    def outside(self, tmp_path: Path, share_network: ShareNetwork) -> Outside:
+        outside = Outside(tmp_path)
+        outside.marks += [bridge_name(share_network.id), f"swx{VNI}"]
+        return outside
+
+    def test_a_segment_that_is_taken_on_the_host_is_refused(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        self.get(helper, new_server(0), share_network)
+        other = ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.MANAGED)
+        server = a_server(segmented(0), other)
+        try:
+            with pytest.raises(Fatal, match=f"swx{VNI}.* used by something else"):
+                self.get(helper, server, other)
+        finally:
+            helper.delete_share_server(context(), server)
+
+    def test_one_bridge_never_joins_two_segments(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        self.get(helper, new_server(0), share_network)
+        server = new_server(1)
+        moved = dataclasses.replace(server, network_info=segmented(1, segment=VNI + 1))
+        with pytest.raises(Fatal, match="has another segment on this host already"):
+            self.get(helper, moved, share_network)
+
+
+class TestSegmentsThatCannotBeBuilt:
+    @pytest.fixture(autouse=True)
+    def _needs_root(self) -> None:
+        require_root_datapath()
+
+    def refused(self, helper: NamespaceComputeHelper, info: NetworkInfo) -> Fatal:
+        share_network = ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.MANAGED)
+        server = a_server(info, share_network)
+        try:
+            with pytest.raises(Fatal) as caught:
+                helper.get_share_server(context(), server, share_network, info, ())
+        finally:
+            helper.delete_share_server(context(), server)
+        assert Machine.look([server.id, bridge_name(share_network.id)]) == Machine(
+            *[frozenset()] * 5
+        )
+        assert caught.value.code is ErrorCode.CONFIGURATION
+        return caught.value
+
+    @pytest.mark.parametrize(
+        ("options", "info", "words"),
+        [
+            ({}, segmented(0), "set compute.underlay_address"),
+            ({}, segmented(0, "vlan", 5), "set compute.vlan_parent"),
+            ({}, segmented(0, "geneve"), "of type geneve, which the namespace helper cannot"),
+            ({"underlay_address": "192.0.2.77"}, segmented(0), "does not have the address 192.0"),
+            ({"vlan_parent": "sgnone"}, segmented(0, "vlan", 5), "trunk sgnone does not exist"),
+        ],
+    )
+    def test_what_is_missing_is_named(
+        self, tmp_path: Path, options: dict[str, Any], info: NetworkInfo, words: str
+    ) -> None:
+        assert words in self.refused(managed(tmp_path, **options), info).message
+
+    def test_vlan_where_the_kernel_has_it_and_a_sentence_where_not(self, tmp_path: Path) -> None:
+        trunk = f"sgt{uuid.uuid4().hex[:8]}"
+        run("ip", "link", "add", "name", trunk, "type", "veth", "peer", "name", f"{trunk}p")
+        probe = ["ip", "link", "add", "link", trunk, "name", f"{trunk}v", "type", "vlan", "id", "9"]
+        has_vlan = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+        helper = managed(tmp_path, vlan_parent=trunk)
+        info = segmented(0, "vlan", 5)
+        try:
+            if not has_vlan:
+                assert "no 802.1Q" in self.refused(helper, info).message
+                return
+            share_network = ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.MANAGED)
+            server = a_server(info, share_network)
+            ComputeHelperContract.get(helper, server, share_network)
+            bridge = bridge_name(share_network.id)
+            assert "802.1Q id 5" in run("ip", "-d", "link", "show", "master", bridge)
+            helper.delete_share_server(context(), server)
+            assert f"@{trunk}:" not in run("ip", "link").replace(f"{trunk}v@{trunk}:", "")
+        finally:
+            run("ip", "link", "del", "dev", trunk)
+
+    def test_one_bridge_for_all_is_refused_in_managed_mode(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigurationError, match="one bridge would join them all"):
+            managed(tmp_path, bridge="br0")

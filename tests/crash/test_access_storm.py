@@ -17,8 +17,8 @@ import psutil
 from sqlalchemy import select
 
 from scheduler.client import Client
-from tests.real import GROUP, RealDeployment
-from tests.services import Process, RedisServer, python, require_root_datapath, wait_until
+from tests.real import RealDeployment
+from tests.services import Process, RedisServer, require_root_datapath, wait_until
 from tests.tenants import Tenant
 from worker.db.engine import reading
 from worker.db.tables import access_rules, operation_steps, operations, shares
@@ -173,12 +173,7 @@ def test_the_last_word_wins_whatever_dies(
     try:
         site.role("scheduler")
         site.role("reconciler")
-        workers = Process(
-            python("tests.forked", GROUP, str(WORKERS), str(tmp_path)),
-            log=tmp_path / "forked.log",
-            env=site.env,
-        )
-        site.processes["forked"] = workers.start()
+        workers = site.forked(WORKERS)
         site.wait_reported()
         network_id = site.network()
         share_id = site.ask("create_share", size=1, share_network_id=network_id)["id"]

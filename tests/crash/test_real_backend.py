@@ -6,69 +6,30 @@ The outside is looked at by itself (:meth:`RealDeployment.check_outside`), not t
 from __future__ import annotations
 
 import functools
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from tests.real import TENANT, RealDeployment
-from tests.services import Process, RedisServer, require_root_datapath
+from tests.services import RedisServer, require_root_datapath
 from worker.db.tables import shares
 
-STEPS = ("allocate_network", "get_share_server", "create_share")
-STAGES = ("after_effect",) * 4 + ("before_commit",) * 3 + ("after_commit",) * 3
-"""Where the ten kills of a step strike: the effect is there and not written, or written and the
-next message not sent."""
+AFTER = ("after_effect",) * 3 + ("before_commit",) * 2 + ("after_commit",) * 2
+STAGES = {
+    "allocate_network": ("after_join",) * 3 + AFTER,
+    "get_share_server": ("after_plug", "after_plug", "after_address", *AFTER),
+    "create_share": ("after_storage",) * 3 + AFTER,
+}
+"""Where the ten kills of a step strike: half of the effect is there; all of it, and not written;
+or it is written, and the next message not sent."""
 WITHIN = 45.0
 
 
-class Supervised:
-    """Workers that die at failpoints; each is started again as soon as it is found dead."""
-
-    def __init__(self, site: RealDeployment, tokens: Path) -> None:
-        self.site = site
-        self.tokens = tokens
-        self.deaths = 0
-        self._workers: list[Process] = []
-        tokens.mkdir()
-
-    def arm(self, failpoints: Sequence[str]) -> None:
-        for number, failpoint in enumerate(failpoints):
-            (self.tokens / f"{failpoint}@{number}").touch()
-
-    def start(self, workers: int) -> None:
-        points = {f"{step}.{stage}" for step in STEPS for stage in STAGES}
-        for number in range(workers):
-            process = self.site.worker(
-                f"worker-{number}",
-                # One step a worker: a kill then strikes one operation, and can be counted.
-                concurrency=1,
-                SHAREWRIGHT_FAILPOINTS=";".join(f"{point}=kill_main" for point in sorted(points)),
-                SHAREWRIGHT_FAILPOINT_TOKENS=str(self.tokens),
-            )
-            self._workers.append(process)
-
-    @contextmanager
-    def watching(self) -> Iterator[None]:
-        over = threading.Event()
-
-        def watch() -> None:
-            while not over.wait(0.1):
-                for worker in self._workers:
-                    if not worker.running:
-                        assert worker.returncode == -9, worker.output()[-4000:]
-                        self.deaths += 1
-                        worker.start()
-
-        with ThreadPoolExecutor(1) as pool:
-            watcher = pool.submit(watch)
-            try:
-                yield
-            finally:
-                over.set()
-            watcher.result()
+def arm(tokens: Path, failpoints: Sequence[str]) -> None:
+    """One kill at each of these, of whichever worker comes by first."""
+    for number, failpoint in enumerate(failpoints):
+        (tokens / f"{failpoint}@{number}").touch()
 
 
 def killed_creates(
@@ -83,21 +44,26 @@ def killed_creates(
     """One create a kill, each on a share network of its own, those of a round at once."""
     require_root_datapath()
     site = RealDeployment(tmp_path, database_url, redis, engine={"lease": lease})
-    supervised = Supervised(site, tmp_path / "tokens")
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    points = {f"{step}.{stage}" for step, stages in STAGES.items() for stage in stages}
     try:
         site.role("scheduler")
         site.role("reconciler")
-        supervised.start(workers)
+        forked = site.forked(
+            workers,
+            SHAREWRIGHT_FAILPOINTS=";".join(f"{point}=kill_main" for point in sorted(points)),
+            SHAREWRIGHT_FAILPOINT_TOKENS=str(tokens),
+        )
         site.wait_reported()
         networks = []
-        with supervised.watching():
-            for failpoints in rounds:
-                made = [site.network() for _ in failpoints]
-                networks += made
-                supervised.arm(failpoints)
-                create_all(site, made)
-                assert list(supervised.tokens.iterdir()) == [], "some kills never happened"
-        assert supervised.deaths == len(networks)
+        for failpoints in rounds:
+            made = [site.network() for _ in failpoints]
+            networks += made
+            arm(tokens, failpoints)
+            create_all(site, made)
+            assert list(tokens.iterdir()) == [], "some kills never happened"
+        assert forked.output().split("ended: ")[1:] == ["-9\n"] * len(networks)
         site.settle()
         site.check_outside()
         with ThreadPoolExecutor(4) as pool:
@@ -138,12 +104,12 @@ def test_thirty_kills_in_the_middle_of_steps(
 ) -> None:
     """Ten a step. With a lease of 3 s, so that the thirty do not take minutes: what is waited for
     is the lease, and the next test waits for it at its default."""
-    rounds = [[f"{step}.{stage}" for stage in STAGES] for step in STEPS]
+    rounds = [[f"{step}.{stage}" for stage in stages] for step, stages in STAGES.items()]
     killed_creates(tmp_path, postgres_url, redis_server, rounds, lease=3.0, workers=3)
 
 
 def test_a_kill_in_each_step_at_the_default_lease(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer
 ) -> None:
-    rounds = [[f"{step}.after_effect" for step in STEPS]]
+    rounds = [[f"{step}.after_effect" for step in STAGES]]
     killed_creates(tmp_path, sqlite_url, redis_server, rounds, lease=20.0, workers=1)

@@ -5,71 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import select
 
 from scheduler.health import holdings
-from tests.deployment import FAKE_BACKEND, Deployment
+from tests.deployment import FAKE_BACKEND
+from tests.fakes import Fakes
 from tests.services import RedisServer, wait_until
 from worker.config import load
 from worker.db.engine import reading
 from worker.db.tables import (
-    operation_steps,
     operations,
     share_server_refs,
-    share_servers,
     shares,
 )
-from worker.errors import RequestFailed
 from worker.fake_world import World
-
-
-class Fakes(Deployment):
-    """A deployment whose outside is the fakes' world."""
-
-    @property
-    def world(self) -> World:
-        return World(self.directory / "backends" / "fake" / "world.db")
-
-    def steps_of(self, operation_id: str) -> list[tuple[str, str]]:
-        with reading(self.engine) as connection:
-            rows = connection.execute(
-                select(operation_steps.c.task, operation_steps.c.outcome)
-                .where(operation_steps.c.operation_id == operation_id)
-                .order_by(operation_steps.c.seq)
-            )
-            return [(row.task, row.outcome) for row in rows]
-
-    def count(self, table: Any) -> int:
-        with reading(self.engine) as connection:
-            return int(connection.execute(select(func.count()).select_from(table)).scalar_one())
-
-    def count_available(self) -> int:
-        with reading(self.engine) as connection:
-            available = shares.c.status == "available"
-            return int(
-                connection.execute(
-                    select(func.count()).select_from(shares).where(available)
-                ).scalar_one()
-            )
-
-    def create(self, network: str, **fields: Any) -> str:
-        return self.client.submit(
-            "create_share", self.payload(size=1, share_network_id=network, **fields)
-        )
-
-    def failure(self, operation_id: str) -> RequestFailed:
-        with pytest.raises(RequestFailed) as caught:
-            self.client.result(operation_id, timeout=30)
-        return caught.value
-
-    def assert_nothing_outside(self) -> None:
-        world = self.world
-        assert (world.shares(), world.servers(), world.ports()) == ([], [], [])
-        assert self.count(share_servers) == 0
-        assert self.count(share_server_refs) == 0
 
 
 @pytest.fixture
@@ -341,3 +292,21 @@ def _addresses(deployment: Fakes) -> dict[tuple[str, str], int]:
         (sample.labels["pool"], sample.labels["state"]): int(sample.value)
         for sample in families["sharewright_addresses"].samples
     }
+
+
+def test_a_rule_that_is_refused_costs_no_earlier_one(fakes: Fakes) -> None:
+    """What was asked for first is handed to the driver alone when the whole set is refused."""
+    share = fakes.client.result(fakes.create(fakes.network()), timeout=30)
+    fakes.world.arm("extend_share", "hang", seconds=1.5)
+    fakes.world.arm("update_access", "fatal", times=1)
+    fakes.client.submit("extend_share", fakes.payload(share_id=share["id"], new_size=2))
+    # Both are queued behind the extend, so the first one's step is handed both.
+    asked = [
+        fakes.client.submit(
+            "allow_access", fakes.payload(share_id=share["id"], access_to=f"10.0.0.{number}")
+        )
+        for number in (1, 2)
+    ]
+    assert [fakes.client.result(one, timeout=30)["state"] for one in asked] == ["active"] * 2
+    assert sorted(rule[0] for rule in fakes.world.shares()[0]["rules"]) == ["10.0.0.1", "10.0.0.2"]
+    assert [call.outcome for call in fakes.world.calls("update_access")][:2] == ["Fatal", "ok"]

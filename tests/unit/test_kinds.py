@@ -36,6 +36,8 @@ HELPERS: Final = {
         # A flat helper that has no subnet in the configuration.
         Helper("bare", frozenset({K.FLAT_POOL, K.DHCP}), has_own_addresses=False),
         Helper("neutron", frozenset({K.NEUTRON, K.MANAGED})),
+        # The same in a backend that configures no network of its own.
+        Helper("unset", frozenset({K.NEUTRON, K.MANAGED}), has_own_addresses=False),
         Helper("nova", frozenset({K.NOVA})),
         Helper("segments", frozenset({K.MANAGED})),
         Helper("all", frozenset(K) - {K.NONE}),
@@ -68,6 +70,12 @@ flat+neutron+nova (neutron) (nova)  -          -        -         -
 bare+neutron+nova (neutron) (nova)  -          -        -         -
 flat+nova+segments (flat) (nova)    -          -        -         -
 bare+nova+segments (nova) (nova)    -          -        -         -
+unset           -         -         -          -        -         -
+flat+unset      (flat)    (flat)    -          -        -         -
+bare+unset      -         -         -          -        -         -
+unset+nova      (nova)    (nova)    -          -        -         -
+flat+unset+nova (flat)    (nova)    -          -        -         -
+bare+unset+nova (nova)    (nova)    -          -        -         -
 """
 FLAT_WITH_SHARE_NETWORK_ADDRESSES: Final = """
 helpers         neutron   nova      flat_pool  dhcp     managed   none
@@ -89,6 +97,12 @@ flat+neutron+nova (neutron) (nova)  flat       flat     -         -
 bare+neutron+nova (neutron) (nova)  bare       bare     -         -
 flat+nova+segments (flat) (nova)    flat       flat     -         -
 bare+nova+segments (nova) (nova)    bare       bare     -         -
+unset           -         -         -          -        -         -
+flat+unset      (flat)    (flat)    flat       flat     -         -
+bare+unset      -         -         bare       bare     -         -
+unset+nova      (nova)    (nova)    -          -        -         -
+flat+unset+nova (flat)    (nova)    flat       flat     -         -
+bare+unset+nova (nova)    (nova)    bare       bare     -         -
 """
 MANAGED: Final = """
 helpers         neutron   nova      flat_pool  dhcp     managed   none
@@ -110,6 +124,12 @@ flat+neutron+nova neutron nova      flat       flat     neutron   -
 bare+neutron+nova neutron nova      bare       bare     neutron   -
 flat+nova+segments -      nova      flat       flat     segments  -
 bare+nova+segments -      nova      bare       bare     segments  -
+unset           unset     -         -          -        unset     -
+flat+unset      unset     -         flat       flat     unset     -
+bare+unset      unset     -         bare       bare     unset     -
+unset+nova      unset     nova      -          -        unset     -
+flat+unset+nova unset     nova      flat       flat     unset     -
+bare+unset+nova unset     nova      bare       bare     unset     -
 """
 TABLES: Final = (
     # single_svm asks nobody, whatever share_network_addresses says.

@@ -13,6 +13,7 @@ from scheduler.queries import READS
 from scheduler.requests import VERBS, Kind, parse
 from worker.config import Config
 from worker.db import schema
+from worker.db.documents import plain
 from worker.db.engine import db_now, open_engine, reading, transaction
 from worker.db.tables import (
     backends,
@@ -21,11 +22,13 @@ from worker.db.tables import (
     operation_steps,
     operations,
     share_networks,
+    share_servers,
     share_types,
     shares,
     storage_pools,
 )
 from worker.errors import Forbidden, InvalidRequest, NotFound
+from worker.model import NetworkInfo, ShareServerDetails
 
 CONFIG = Config()
 
@@ -184,6 +187,65 @@ def test_a_public_network_is_everybodys(engine: Engine) -> None:
     assert [network["id"] for network in found] == ["open"]
     with pytest.raises(NotFound):
         ask(engine, "show_share_network", share_network_id="closed")
+
+
+def add_server(engine: Engine, server_id: str, backend: str, **values: Any) -> None:
+    info = NetworkInfo(
+        cidr="10.0.0.0/24",
+        netmask="255.255.255.0",
+        prefix_length=24,
+        ip_version=4,
+        broadcast="10.0.0.255",
+        gateway="10.0.0.1",
+        addresses=("10.0.0.10",),
+        segmentation_type="vxlan",
+        segmentation_id=5000,
+        mtu=1450,
+    )
+    details = ShareServerDetails(server_id, info.addresses, {"bridge": "swb1"})
+    given = {
+        "id": server_id,
+        "project_id": "mine",
+        "share_network_id": "net",
+        "backend": backend,
+        "status": "active",
+        "builder_id": "op",
+        "network_info": plain(info),
+        "details": plain(details),
+        "created_at": 1.0,
+        "updated_at": 1.0,
+    }
+    add(engine, share_servers, **{**given, **values})
+
+
+def test_a_share_network_tells_its_tenant_what_to_attach_to(engine: Engine) -> None:
+    add(
+        engine,
+        share_networks,
+        id="net",
+        project_id="theirs",
+        kind="managed",
+        is_public=True,
+        metadata={},
+        created_at=1.0,
+        updated_at=1.0,
+    )
+    assert ask(engine, "show_share_network", share_network_id="net")["attachments"] == []
+    add_server(engine, "theirs", "b3", project_id="theirs")
+    add_server(engine, "leaving", "b3", status="deleting")
+    add_server(engine, "second", "b2")
+    for number in range(3):
+        add_server(engine, f"first-{number}", "b1")
+    expected = {
+        "cidr": "10.0.0.0/24",
+        "gateway": "10.0.0.1",
+        "segmentation_type": "vxlan",
+        "segmentation_id": 5000,
+        "mtu": 1450,
+        "bridge": "swb1",
+    }
+    found = ask(engine, "show_share_network", share_network_id="net")["attachments"]
+    assert found == [{"backend": backend, **expected} for backend in ("b1", "b2")]
 
 
 def test_an_operation_shows_its_timeline_and_no_payload(engine: Engine) -> None:

@@ -17,10 +17,10 @@ from typing import Final
 from netaddr import IPAddress
 from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import IntegrityError
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random
 
-from worker.db.engine import db_now, engine_for, is_passing, reading, transaction
+from worker.db.engine import db_now, engine_for, racing, reading, transaction
+from worker.db.leases import DatabaseLeaseBook
+from worker.db.segments import DatabaseSegmentBook
 from worker.db.tables import address_cursors, addresses
 from worker.errors import ErrorCode, Fatal, NotReady
 
@@ -32,8 +32,6 @@ WORTH_WAITING: Final = 60.0
 """Seconds: a rest that ends sooner is waited for, with a longer one the pool is exhausted."""
 SHORTEST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
-BLIP: Final = 5.0
-"""Seconds for which a lost race or a restarting database is tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +78,8 @@ class DatabaseAddressBook:
     def __init__(self, url: str, *, rest: float) -> None:
         self._url = url
         self._rest = rest
+        self.segments = DatabaseSegmentBook(url, rest=rest)
+        self.leases = DatabaseLeaseBook(url)
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
         """Return the addresses that the share server holds, in the order they were taken."""
@@ -100,11 +100,11 @@ class DatabaseAddressBook:
         promises.
         """
         taking = _Taking(domain, tuple(sorted(ranges)), ip_version, server_id, count)
-        return _retrying()(self._take, taking)
+        return racing()(self._take, taking)
 
     def release(self, server_id: str) -> None:
         """Give back all that the server holds in any domain; it rests from now on."""
-        _retrying()(self._release, server_id)
+        racing()(self._release, server_id)
 
     def _take(self, taking: _Taking) -> tuple[str, ...]:
         engine = engine_for(self._url)
@@ -252,16 +252,6 @@ def _refusal(connection: Connection, taking: _Taking) -> Fatal | NotReady:
         f"({rest}); add addresses to the pool or delete shares.",
         object=about,
         code=ErrorCode.ADDRESSES_EXHAUSTED,
-    )
-
-
-def _retrying() -> Retrying:
-    """Around a whole transaction: outages of seconds, and two attempts of one server at once."""
-    return Retrying(
-        retry=retry_if_exception(lambda e: isinstance(e, IntegrityError) or is_passing(e)),
-        stop=stop_after_delay(BLIP),
-        wait=wait_random(0.01, 0.1),
-        reraise=True,
     )
 
 

@@ -15,10 +15,16 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Float, create_engine, event
 from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from tenacity import Retrying, retry_if_exception, stop_after_delay, wait_random_exponential
+from tenacity import (
+    Retrying,
+    retry_if_exception,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 RECONNECT_SECONDS: Final = 5.0
@@ -51,7 +57,8 @@ def engine_for(url: str) -> Engine:
     found = _engines.get(key)
     if found is None:
         # Engines inherited over a fork share sockets with the parent: forget, never dispose.
-        _engines.clear()
+        for inherited in [known for known in _engines if known[0] != key[0]]:
+            del _engines[inherited]
         found = _engines[key] = open_engine(make_url(url))
     return found
 
@@ -92,10 +99,29 @@ def transaction(engine: Engine) -> Iterator[Connection]:
 
 
 @contextmanager
+def statement(engine: Engine) -> Iterator[Connection]:
+    """One statement that is a transaction by itself: PostgreSQL is asked once, not three times."""
+    if engine.dialect.name == "sqlite":
+        with engine.begin() as connection:
+            yield connection
+    else:
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            yield connection
+
+
+@contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A consistent look that changes nothing and, on SQLite, does not wait for writers."""
-    with engine.connect().execution_options(read_only=True) as connection, connection.begin():
-        yield connection
+    """A look that changes nothing.
+
+    On SQLite it sees one state and does not wait for writers; on PostgreSQL each of its
+    statements sees what is committed by then, as in any transaction at READ COMMITTED.
+    """
+    if engine.dialect.name == "sqlite":
+        with engine.connect().execution_options(read_only=True) as connection, connection.begin():
+            yield connection
+    else:
+        with statement(engine) as connection:
+            yield connection
 
 
 def is_passing(error: BaseException) -> bool:
@@ -120,5 +146,15 @@ def patiently(seconds: float = RECONNECT_SECONDS) -> Retrying:
         retry=retry_if_exception(is_passing),
         stop=stop_after_delay(seconds),
         wait=wait_random_exponential(multiplier=0.05, max=1.0),
+        reraise=True,
+    )
+
+
+def racing(seconds: float = RECONNECT_SECONDS) -> Retrying:
+    """As :func:`patiently`, and for races too: what loses to a unique constraint looks again."""
+    return Retrying(
+        retry=retry_if_exception(lambda e: isinstance(e, IntegrityError) or is_passing(e)),
+        stop=stop_after_delay(seconds),
+        wait=wait_random(0.01, 0.1),
         reraise=True,
     )

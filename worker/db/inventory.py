@@ -297,19 +297,24 @@ def snapshots_of(connection: Connection, share_id: str) -> int:
 # Access rules: rows with states, handed to the driver as a whole with a generation.
 
 
-def begin_access(connection: Connection, share_id: str) -> tuple[list[AccessRule], int]:
+def begin_access(
+    connection: Connection, share_id: str, *, up_to: int | None = None
+) -> tuple[list[AccessRule], int]:
     """Mark what is queued as being handed over; return the wanted set and its generation.
 
-    A rule in error is left out: it would make every later set fail with it.
+    A rule in error is left out: it would make every later set fail with it. With ``up_to``, what
+    was asked for after that generation is left out too.
     """
-    generation = connection.execute(
+    newest = connection.execute(
         select(shares.c.access_generation).where(shares.c.id == share_id).with_for_update()
     ).scalar_one()
+    generation = newest if up_to is None else min(newest, up_to)
     rule = access_rules.c
     connection.execute(
         update(access_rules)
         .where(
             rule.share_id == share_id,
+            rule.generation <= generation,
             rule.state.in_((AccessState.QUEUED_TO_APPLY.value, AccessState.QUEUED_TO_DENY.value)),
         )
         .values(
@@ -322,7 +327,7 @@ def begin_access(connection: Connection, share_id: str) -> tuple[list[AccessRule
     )
     rows = connection.execute(
         select(rule.id, rule.access_type, rule.access_to, rule.access_level)
-        .where(rule.share_id == share_id, rule.state.in_(_WANTED))
+        .where(rule.share_id == share_id, rule.generation <= generation, rule.state.in_(_WANTED))
         .order_by(rule.created_at, rule.id)
     )
     return [AccessRule(*row) for row in rows], generation

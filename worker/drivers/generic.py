@@ -18,6 +18,7 @@ from pydantic import Field, IPvAnyAddress
 
 from worker.drivers.base import Decommission, Resize, ShareDriver
 from worker.errors import ConfigurationError, Conflict, ErrorCode, Fatal
+from worker.failpoints import failpoint
 from worker.model import (
     AccessRule,
     DriverMode,
@@ -214,6 +215,7 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
     def _exported(
         self, context: RequestContext, share: Share, server: ShareServer | None, storage: Storage
     ) -> tuple[ExportLocation, ...]:
+        failpoint("create_share.after_storage")
         self._serving(context, server).add_export(share.id, storage.path(share.id))
         return tuple(
             ExportLocation(path=f"{_in_path(address)}:/shares/{share.id}", preferred=number == 0)

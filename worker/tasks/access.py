@@ -11,7 +11,7 @@ from typing import Any
 
 from worker.db import inventory
 from worker.db.documents import shown
-from worker.errors import StepError
+from worker.errors import Fatal, StepError
 from worker.job import Job, Writing
 from worker.saga import Act, Commit
 from worker.tasks.shares import share_and_server
@@ -26,7 +26,16 @@ def _update_access(job: Job) -> Commit:
             rules, generation = inventory.begin_access(writing.connection, row.id)
     if not pending:
         return _answer
-    job.manager.update_access(job.context, inventory.share_of(row), server, rules, generation)
+    share = inventory.share_of(row)
+    try:
+        job.manager.update_access(job.context, share, server, rules, generation)
+    except Fatal:
+        if generation <= asked:
+            raise
+        # A rule that was asked for later may be what the driver refuses: that is not ours.
+        with job.transaction() as writing:
+            rules, generation = inventory.begin_access(writing.connection, row.id, up_to=asked)
+        job.manager.update_access(job.context, share, server, rules, generation)
 
     def commit(writing: Writing) -> None:
         inventory.end_access(writing.connection, row.id, generation)

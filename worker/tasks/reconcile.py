@@ -18,13 +18,14 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.broker import UNREACHABLE
-from worker.db import overdue, servers
+from worker.db import leases, overdue, servers
 from worker.db.engine import db_now, reading, transaction
 from worker.db.operation import Operation
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.job import Runtime
 from worker.model import Phase
 from worker.tasks.clean_up import start_clean_up
+from worker.tasks.renewals import Send, ask_for_renewals
 
 TICK_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 30.0
@@ -46,6 +47,7 @@ class Reconciler:
     runtime: Runtime
     depth: Depth
     ask_for_reports: AskForReports
+    send_renewals: Send
     _next_reports: float = 0.0
     _next_housekeeping: float = 0.0
     passes: int = field(default=0)
@@ -70,6 +72,7 @@ class Reconciler:
         taken_up = self._redrive_overdue()
         self._store_results()
         self._clean_up_idle()
+        ask_for_renewals(self.runtime, self.send_renewals)
         now = time.monotonic()
         if now >= self._next_reports:
             self._next_reports = now + self.runtime.config.engine.report_interval
@@ -77,6 +80,7 @@ class Reconciler:
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             self._purge()
+            self._forget_orphans()
         self.runtime.keeper.flush()
         return taken_up
 
@@ -185,3 +189,9 @@ class Reconciler:
             )
             connection.execute(delete(operations).where(o.seq.in_([row.seq for row in rows])))
         _log.info("Forgot %d operations that ended long ago.", len(rows))
+
+    def _forget_orphans(self) -> None:
+        with transaction(self.runtime.engine) as connection:
+            gone = leases.forget_orphans(connection)
+        if gone:
+            _log.info("Forgot %d DHCP leases of share servers that are no more.", gone)

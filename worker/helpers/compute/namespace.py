@@ -10,21 +10,32 @@ Interface names have 15 characters at most, so bridges and ports are named by a 
 carries its share network's whole id as its alias; a port is ours exactly if our namespace has
 its other end. A collision of hashes is therefore found, and refused.
 
+In managed mode the bridge is joined to those of the share network on other hosts, by VXLAN or
+VLAN (:mod:`worker.systems.bridges`).
+
 To attach a client, put an interface on the bridge that the server's attribute ``bridge`` names.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from typing import ClassVar, Final, cast
 
-from pydantic import Field
+from pydantic import Field, IPvAnyAddress
 
-from worker.errors import Fatal, NotReady, Retryable, StepError
+from worker.errors import (
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    NotReady,
+    Retryable,
+    StepError,
+)
+from worker.failpoints import failpoint
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.model import (
+    DriverMode,
     NetworkInfo,
     RequestContext,
     SecurityService,
@@ -33,69 +44,14 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Options, Setting
+from worker.systems.bridges import Plug, Vlan, Vxlan, join, leave, short
 from worker.systems.ganesha import Ganesha
 from worker.systems.local import NAMESPACES, LocalShell
-from worker.systems.shell import Guarded, Shell, locked
+from worker.systems.shell import Guarded, Shell
 
 _PORT: Final = "swp"
 _BRIDGE: Final = "swb"
-_BRIDGES_LOCK: Final = "/run/lock/sharewright-bridges"
-"""One lock for all bridges of the host: several backends may serve one share network."""
-_COLLISION: Final = 65
-_MISSING: Final = 66
 _RETRY: Final = 2.0
-
-# A bridge without an address still takes in what is sent to the host's other addresses:
-# rp_filter drops all of it (no route leads back over the bridge), arp_ignore keeps it silent.
-_JOIN: Final = """
-bridge=$1 owner=$2 namespace=$3 port=$4 mtu=$5 mac=$6
-if [ -n "$owner" ]; then
-    if ! ip link show dev "$bridge" >/dev/null 2>&1; then
-        ip link add name "$bridge" type bridge
-    fi
-    alias=$(cat "/sys/class/net/$bridge/ifalias")
-    [ -z "$alias" ] || [ "$alias" = "$owner" ] || exit 65
-    sysctl -qw "net.ipv6.conf.$bridge.disable_ipv6=1"
-    for setting in forwarding=0 rp_filter=1 arp_ignore=8; do
-        sysctl -qw "net.ipv4.conf.$bridge.$setting"
-    done
-    ip link set dev "$bridge" alias "$owner" up
-fi
-ip link show dev "$bridge" >/dev/null 2>&1 || exit 66
-[ -e "/run/netns/$namespace" ] || ip netns add "$namespace"
-if ! ip -n "$namespace" link show dev eth0 >/dev/null 2>&1; then
-    ip link show dev "$port" >/dev/null 2>&1 && exit 65
-    ip link add name "$port" type veth peer name eth0 netns "$namespace"
-fi
-sysctl -qw "net.ipv6.conf.$port.disable_ipv6=1"
-if [ -n "$mtu" ]; then
-    ip link set dev "$port" mtu "$mtu"
-    ip -n "$namespace" link set dev eth0 mtu "$mtu"
-fi
-[ -z "$mac" ] || ip -n "$namespace" link set dev eth0 address "$mac"
-ip link set dev "$port" master "$bridge" up
-"""
-
-# Processes first: a live one would keep the link. The link next: with the namespace alone it
-# lingers, and its name with it. Bridges go with their last server's port.
-_LEAVE: Final = """
-namespace=$1 bridge=$2
-if [ -e "/run/netns/$namespace" ]; then
-    for _ in $(seq 200); do
-        pids=$(ip netns pids "$namespace")
-        [ -n "$pids" ] || break
-        kill -KILL $pids 2>/dev/null || :
-        sleep 0.01
-    done
-    if ip -n "$namespace" link show dev eth0 >/dev/null 2>&1; then
-        ip -n "$namespace" link del dev eth0
-    fi
-    ip netns del "$namespace"
-fi
-if [ -n "$bridge" ] && [ -e "/sys/class/net/$bridge" ]; then
-    ls "/sys/class/net/$bridge/brif" | grep -q '^swp' || ip link del dev "$bridge"
-fi
-"""
 
 
 class NamespaceOptions(Options):
@@ -106,6 +62,23 @@ class NamespaceOptions(Options):
         max_length=15,
         description="An existing bridge that every share server joins (a flat network that reaches "
         "the tenants). Without it, each share network gets an isolated bridge of its own.",
+    )
+    underlay_address: IPvAnyAddress | None = Field(
+        None,
+        description="This host's own address on the network that carries VXLAN between hosts. "
+        "Segments of type `vxlan` need it.",
+    )
+    peers: tuple[IPvAnyAddress, ...] = Field(
+        (),
+        description="The underlay addresses of the other hosts; this host's own among them is "
+        "passed over, so the list may be the same everywhere.",
+    )
+    vxlan_port: int = Field(4789, ge=1, le=65535, description="UDP port of VXLAN.")
+    vlan_parent: str | None = Field(
+        None,
+        max_length=15,
+        description="The interface that carries VLANs between hosts (a trunk). Segments of type "
+        "`vlan` need it.",
     )
 
 
@@ -118,6 +91,11 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
     def __init__(self, setting: Setting, options: Options) -> None:
         super().__init__(setting, options)
         self._options = cast("NamespaceOptions", options)
+        if self._options.bridge and setting.mode is DriverMode.MANAGED_MULTI_SVM:
+            raise ConfigurationError(
+                f"Backend {setting.backend}: in mode {setting.mode} each share network has a "
+                f"segment of its own, and one bridge would join them all; leave bridge out."
+            )
 
     def get_share_server(
         self,
@@ -134,8 +112,10 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
         host = Guarded(LocalShell(), context.guard)
         try:
             self._plug(host, bridge, share_server, share_network, network_info)
+            failpoint("get_share_server.after_plug")
             self._address(host, namespace, network_info)
             ganesha = self._ganesha(context, share_server, network_info)
+            failpoint("get_share_server.after_address")
             ganesha.ensure_running()
         except Retryable as error:
             raise NotReady(
@@ -144,7 +124,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
                 share_server_id=namespace,
             ) from error
         except StepError as error:
-            error.share_server_id = namespace
+            error.object, error.share_server_id = f"share_server {share_server.id}", namespace
             raise
         return ShareServerDetails(
             server_id=namespace,
@@ -161,15 +141,12 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
         """As :meth:`ComputeHelper.delete_share_server`."""
         host = Guarded(LocalShell(), context.guard)
         namespace = namespace_name(share_server.id)
-        own_bridge = self._options.bridge is None and share_server.share_network_id is not None
-        bridge = bridge_name(str(share_server.share_network_id)) if own_bridge else ""
-        done = locked(host, _BRIDGES_LOCK, _LEAVE, namespace, bridge)
-        if done.exit_code != 0:
-            raise Retryable(
-                f"Share server {share_server.id} could not be removed: {done.stderr.strip()}",
-                object=f"share_server {share_server.id}",
-                share_server_id=namespace,
-            )
+        owner = "" if self._options.bridge else share_server.share_network_id or ""
+        try:
+            leave(host, namespace, bridge_name(owner), owner)
+        except Retryable as error:
+            error.object, error.share_server_id = f"share_server {share_server.id}", namespace
+            raise
         host.run(["rm", "-rf", "--one-file-system", self._directory(share_server.id)])
 
     def shell(self, share_server: ShareServer) -> Shell:
@@ -184,31 +161,40 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
         share_network: ShareNetwork,
         network_info: NetworkInfo,
     ) -> None:
-        namespace = namespace_name(share_server.id)
-        owner = "" if self._options.bridge else share_network.id
-        mac = network_info.mac_addresses[0] if network_info.mac_addresses else ""
-        mtu = "" if network_info.mtu is None else str(network_info.mtu)
-        port = f"{_PORT}{_short(share_server.id)}"
-        done = locked(host, _BRIDGES_LOCK, _JOIN, bridge, owner, namespace, port, mtu, mac)
-        about = f"share_server {share_server.id}"
-        if done.exit_code == _COLLISION:
-            raise Fatal(
-                f"The interface name {bridge} or {port} of share server {share_server.id} is used "
-                f"by something else on this host; remove that, or ask again for a new server.",
-                object=about,
-            )
-        if done.exit_code == _MISSING:
-            raise Fatal(
-                f"The bridge {bridge} does not exist on this host; make it, or correct the "
-                f"backend's compute.bridge.",
-                object=about,
-            )
-        if done.exit_code != 0:
-            raise Fatal(
-                f"Share server {share_server.id} could not be connected to {bridge}: "
-                f"{done.stderr.strip()[-300:]}",
-                object=about,
-            )
+        plug = Plug(
+            bridge=bridge,
+            owner="" if self._options.bridge else share_network.id,
+            tunnel=self._tunnel(network_info),
+            mtu=network_info.mtu,
+            mac=network_info.mac_addresses[0] if network_info.mac_addresses else None,
+        )
+        join(host, namespace_name(share_server.id), f"{_PORT}{short(share_server.id)}", plug)
+
+    def _tunnel(self, network_info: NetworkInfo) -> Vxlan | Vlan | None:
+        """What carries the segment to other hosts; an operator's bridge has that already."""
+        options, number = self._options, network_info.segmentation_id
+        if options.bridge or number is None:
+            return None
+        match network_info.segmentation_type:
+            case Vxlan.type if options.underlay_address:
+                local = str(options.underlay_address)
+                peers = tuple(str(peer) for peer in options.peers if str(peer) != local)
+                return Vxlan(number, local, peers, options.vxlan_port)
+            case Vlan.type if options.vlan_parent:
+                return Vlan(number, options.vlan_parent)
+            case Vxlan.type | Vlan.type as known:
+                missing = "underlay_address" if known == Vxlan.type else "vlan_parent"
+                raise Fatal(
+                    f"Segment {number} is of type {known} and backend {self.setting.backend} "
+                    f"does not say what carries it; set compute.{missing}.",
+                    code=ErrorCode.CONFIGURATION,
+                )
+            case unknown:
+                raise Fatal(
+                    f"Segment {number} is of type {unknown}, which the namespace helper cannot "
+                    f"build; use vxlan or vlan, or name a bridge that reaches it.",
+                    code=ErrorCode.CONFIGURATION,
+                )
 
     def _address(self, host: Shell, namespace: str, network_info: NetworkInfo) -> None:
         """Give the server its addresses and routes; nothing else configures its namespace."""
@@ -250,11 +236,7 @@ def namespace_name(server_id: str) -> str:
 
 def bridge_name(share_network_id: str) -> str:
     """Return the name of a share network's bridge."""
-    return f"{_BRIDGE}{_short(share_network_id)}"
-
-
-def _short(identifier: str) -> str:
-    return hashlib.sha256(identifier.encode()).hexdigest()[:12]
+    return f"{_BRIDGE}{short(share_network_id)}"
 
 
 def _plain(value: str) -> str:

@@ -7,14 +7,84 @@ from collections.abc import Mapping, Sequence
 from typing import ClassVar, Protocol
 
 from worker.model import (
+    DhcpLease,
     DriverMode,
     NetworkInfo,
     NetworkKind,
     RequestContext,
+    Segment,
+    SegmentSource,
     ShareNetwork,
     ShareServer,
 )
 from worker.plugin import Options, Setting
+
+
+class SegmentBook(Protocol):
+    """Which share network has which segment, and which share servers are on it.
+
+    A share network has one segment in a domain for as long as a share server holds it. A segment
+    that nobody holds rests as addresses do; meanwhile its share network may have it back. The
+    uniqueness of ids and of chosen subnets is a database constraint. Every call is a transaction
+    of its own.
+    """
+
+    def take(
+        self, source: SegmentSource, share_network_id: str, server_id: str, cidr: str | None
+    ) -> Segment:
+        """Put the server on its share network's segment, which is given one if it has none.
+
+        ``cidr`` is the subnet that the share network names, if it does. Repeating the call returns
+        the same. Raises :class:`~worker.errors.Fatal` (``network_failed``) when no id or subnet is
+        left, and :class:`~worker.errors.NotReady` while another server is closing the segment.
+        """
+
+    def held(self, server_id: str) -> Segment | None:
+        """Return the segment that the server is on."""
+
+    def close(self, server_id: str) -> Segment | None:
+        """Return the server's segment if nobody else is on it; then nobody else gets on any more.
+
+        For helpers that dismantle something outside before they release the segment.
+        """
+
+    def release(self, server_id: str) -> None:
+        """Take the server off its segment, which rests if it was the last; none is fine."""
+
+
+class LeaseBook(Protocol):
+    """Which share server has which address from which DHCP server.
+
+    Rows come first: an address is written down before the DHCP server is asked to lease it, so
+    that whoever comes after a crash knows what to release. (Endpoint, address) is unique by a
+    database constraint. Every call is a transaction of its own.
+    """
+
+    def held(self, server_id: str) -> tuple[DhcpLease, ...]:
+        """Return what the share server has, or may have, by ordinal."""
+
+    def offered(self, lease: DhcpLease) -> bool:
+        """Write down what is going to be asked for, in place of an earlier row of that ordinal.
+
+        False, and nothing is written, when another share server has the address.
+        """
+
+    def acknowledged(
+        self, server_id: str, ordinal: int, *, seconds: float | None, renew_after: float | None
+    ) -> None:
+        """The DHCP server gave it, for so many seconds from now; None is for ever."""
+
+    def close(self, server_id: str) -> tuple[DhcpLease, ...]:
+        """As :meth:`held`, and from now on nobody renews them.
+
+        Raises :class:`~worker.errors.NotReady` while a renewal is under way.
+        """
+
+    def release_failed(self, server_id: str) -> int:
+        """Count an attempt to release that failed; return how many there were."""
+
+    def remove(self, server_id: str) -> None:
+        """Forget all that the share server had; nothing is fine."""
 
 
 class AddressBook(Protocol):
@@ -23,6 +93,14 @@ class AddressBook(Protocol):
     Uniqueness of (domain, address) is a database constraint. A domain is the flat network that
     addresses must be unique on. Every call is a transaction of its own.
     """
+
+    @property
+    def segments(self) -> SegmentBook:
+        """The part about segments."""
+
+    @property
+    def leases(self) -> LeaseBook:
+        """The part about addresses of DHCP servers."""
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
         """Return the addresses that the share server holds, in the order they were taken."""
@@ -50,6 +128,18 @@ class AddressBook(Protocol):
 
         A released address rests longer than a lease and the longest step before it is given out
         again, so that a worker that was stopped cannot use it beside its next holder.
+        """
+
+
+class Renewing(ABC):
+    """The power of a network helper whose allocations run out unless they are renewed."""
+
+    @abstractmethod
+    def renew_network(self, context: RequestContext, share_server: ShareServer) -> None:
+        """Renew all that the share server holds; holding nothing is fine.
+
+        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable`; it is called
+        again either way.
         """
 
 

@@ -1,20 +1,22 @@
-"""Addresses on a flat network that exists already: no outside system, only the address book.
+"""Addresses on a flat network that exists already: of a pool, or of a DHCP server.
 
 The flat network reaches the tenants; the operator set that up in advance. What is given out comes
 from the backend's own ``subnet`` and ``ranges``, or, where the backend says
-``share_network_addresses``, from the share network's pool.
+``share_network_addresses``, from the share network's pool or its DHCP server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from typing import ClassVar
 
 from pydantic import Field
 
 from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, share_network_pool
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
-from worker.helpers.network.base import AddressBook, AddressPools, NetworkHelper
+from worker.helpers.network.base import AddressBook, AddressPools, NetworkHelper, Renewing
+from worker.helpers.network.dhcp import DhcpAddresses
 from worker.model import (
     DriverMode,
     NetworkInfo,
@@ -24,6 +26,7 @@ from worker.model import (
     ShareServer,
 )
 from worker.plugin import Options, Setting
+from worker.systems.dhcp import Relay
 
 
 class FlatNetworkOptions(Options):
@@ -51,13 +54,31 @@ class FlatNetworkOptions(Options):
         description="Name of the flat network. Backends with the same name are on the same "
         "network and never give out the same address; empty: the backend's name.",
     )
+    dhcp_relay_address: IPv4Address | None = Field(
+        None,
+        description="`dhcp` share networks: the address of this host that DHCP servers are asked "
+        "from as a relay (giaddr), and by which they choose the subnet; port 67 of it must be "
+        "free. Without it the address that this host reaches the server from.",
+    )
+    dhcp_namespace: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="The network namespace that has that address; without it the host's own.",
+    )
+    dhcp_deadline: float = Field(
+        10.0,
+        gt=0,
+        le=60,
+        description="Seconds that a DHCP server may take for one answer. dnsmasq looks for 3 s "
+        "whether an address is in use before it offers it, unless it has `no-ping`.",
+    )
 
 
-class FlatNetworkHelper(NetworkHelper, AddressPools):
+class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing):
     """Gives share servers addresses of a flat network."""
 
     OptionsModel: ClassVar[type[Options]] = FlatNetworkOptions
-    kinds: ClassVar[frozenset[NetworkKind]] = frozenset({NetworkKind.FLAT_POOL})
+    kinds: ClassVar[frozenset[NetworkKind]] = frozenset({NetworkKind.FLAT_POOL, NetworkKind.DHCP})
     modes: ClassVar[frozenset[DriverMode]] = frozenset({DriverMode.FLAT_MULTI_SVM})
 
     def __init__(
@@ -67,6 +88,15 @@ class FlatNetworkHelper(NetworkHelper, AddressPools):
         self._domain = f"flat:{options.name or setting.backend}"
         self._pool = _own_pool(setting, options)
         self.has_own_addresses = self._pool is not None
+        relay = options.dhcp_relay_address
+        self._dhcp = DhcpAddresses(
+            addresses.leases,
+            Relay(
+                None if relay is None else str(relay),
+                options.dhcp_namespace,
+                options.dhcp_deadline,
+            ),
+        )
 
     def allocate_network(
         self,
@@ -79,8 +109,11 @@ class FlatNetworkHelper(NetworkHelper, AddressPools):
         """Take addresses for the share server, or find those that it holds.
 
         Raises :class:`~worker.errors.Fatal` when there is no pool for the share network or none
-        of its addresses is left, :class:`~worker.errors.NotReady` when some become free shortly.
+        of its addresses is left, :class:`~worker.errors.NotReady` when some become free shortly,
+        :class:`~worker.errors.Retryable` when its DHCP server does not answer.
         """
+        if self.setting.share_network_addresses and share_network.kind is NetworkKind.DHCP:
+            return self._dhcp.allocate(context, share_server, share_network, amount_of_ports)
         domain, pool = self._pool_for(share_network)
         context.guard()
         taken = self.addresses.take(
@@ -105,6 +138,11 @@ class FlatNetworkHelper(NetworkHelper, AddressPools):
         """Give all addresses of the share server back."""
         context.guard()
         self.addresses.release(share_server.id)
+        self._dhcp.release(context, share_server)
+
+    def renew_network(self, context: RequestContext, share_server: ShareServer) -> None:
+        """Renew the DHCP leases of the share server; a pool's addresses do not run out."""
+        self._dhcp.renew(context, share_server)
 
     def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
         """Return where the share network's servers get addresses from (DESIGN §5)."""

@@ -87,6 +87,31 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_counters")),
     )
     op.create_table(
+        "dhcp_leases",
+        sa.Column("share_server_id", sa.String(length=64), nullable=False),
+        sa.Column("ordinal", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("endpoint", sa.String(length=255), nullable=False),
+        sa.Column("address", sa.String(length=64), nullable=False),
+        sa.Column("mac", sa.String(length=17), nullable=False),
+        sa.Column("dhcp_server", sa.String(length=64), nullable=False),
+        sa.Column("renew_at", sa.Float(), nullable=True),
+        sa.Column("expires_at", sa.Float(), nullable=True),
+        sa.Column("asked_until", sa.Float(), server_default="0", nullable=False),
+        sa.Column("renewing_until", sa.Float(), server_default="0", nullable=False),
+        sa.Column("closing", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("failed_releases", sa.Integer(), server_default="0", nullable=False),
+        sa.PrimaryKeyConstraint("share_server_id", "ordinal", name=op.f("pk_dhcp_leases")),
+        sa.UniqueConstraint("endpoint", "address", name=op.f("uq_dhcp_leases_endpoint_address")),
+    )
+    op.create_index(
+        "ix_dhcp_leases_renew_at",
+        "dhcp_leases",
+        ["renew_at"],
+        unique=False,
+        postgresql_where=sa.text("renew_at IS NOT NULL"),
+        sqlite_where=sa.text("renew_at IS NOT NULL"),
+    )
+    op.create_table(
         "operation_aliases",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("operation_id", sa.String(length=64), nullable=False),
@@ -236,6 +261,34 @@ def upgrade() -> None:
         sa.Column("received_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_poison_messages")),
         sa.UniqueConstraint("fingerprint", name=op.f("uq_poison_messages_fingerprint")),
+    )
+    op.create_table(
+        "segment_holders",
+        sa.Column("share_server_id", sa.String(length=64), nullable=False),
+        sa.Column("domain", sa.String(length=255), nullable=False),
+        sa.Column("segmentation_id", sa.Integer(), nullable=False),
+        sa.PrimaryKeyConstraint("share_server_id", name=op.f("pk_segment_holders")),
+    )
+    op.create_index(
+        "ix_segment_holders_segment",
+        "segment_holders",
+        ["domain", "segmentation_id"],
+        unique=False,
+    )
+    op.create_table(
+        "segments",
+        sa.Column("domain", sa.String(length=255), nullable=False),
+        sa.Column("segmentation_id", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("share_network_id", sa.String(length=64), nullable=False),
+        sa.Column("cidr", sa.String(length=64), nullable=False),
+        sa.Column("chosen_cidr", sa.String(length=64), nullable=True),
+        sa.Column("closing_for", sa.String(length=64), nullable=True),
+        sa.Column("rests_until", sa.Float(), nullable=True),
+        sa.PrimaryKeyConstraint("domain", "segmentation_id", name=op.f("pk_segments")),
+        sa.UniqueConstraint(
+            "domain", "share_network_id", name=op.f("uq_segments_domain_share_network_id")
+        ),
+        sa.UniqueConstraint("domain", "chosen_cidr", name=op.f("uq_segments_domain_chosen_cidr")),
     )
     op.create_table(
         "share_networks",

@@ -1,0 +1,76 @@
+"""The virtual environment that OpenStack's services run in: their needs conflict with ours.
+
+It and the prepared databases are kept in ``.run/openstack`` under a digest of what they are made
+from, so a changed recipe makes new ones and a second run starts at once.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from tests.services import ROOT, missing
+
+RECIPE: Final = Path(__file__).resolve().parent
+INSIDE: Final = RECIPE / "inside"
+INSTALL_SECONDS: Final = 150
+
+
+def cache(kind: str, *files: Path) -> Path:
+    """The directory for what is made from these files with this Python."""
+    digest = hashlib.sha256(sys.version.encode())
+    for file in sorted(files):
+        digest.update(file.read_bytes())
+    return ROOT / ".run" / "openstack" / f"{kind}-{digest.hexdigest()[:16]}"
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One test run at a time fills the cache."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def install(requirements: Path) -> Path:
+    """Make the environment unless it is there; return its ``bin``."""
+    venv = cache("venv", requirements)
+    complete = venv / ".complete"
+    if not complete.exists():
+        shutil.rmtree(venv, ignore_errors=True)
+        beside = str(Path(sys.executable).parent)
+        uv = shutil.which("uv", path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
+        if uv is None:
+            missing("uv is not installed: OpenStack's services cannot be.")
+        for command in (
+            (uv, "venv", "-q", "--python", sys.executable, str(venv)),
+            (uv, "pip", "install", "-q", "--python", str(venv), "-r", str(requirements)),
+        ):
+            _run(command)
+        complete.touch()
+    return venv / "bin"
+
+
+def _run(command: tuple[str | None, ...]) -> None:
+    try:
+        done = subprocess.run(
+            [str(part) for part in command],
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        missing(f"OpenStack's services could not be installed within {INSTALL_SECONDS} s.")
+    else:
+        if done.returncode:
+            missing(f"OpenStack's services could not be installed: {done.stderr[-500:]}")

@@ -1,0 +1,233 @@
+"""OpenStack through openstacksdk: one client a backend, and the one place that reads its errors.
+
+A client logs in on first use, again in every process that it is forked into, and by itself when
+its token has expired. Outages of seconds are waited for here; longer ones are the engine's.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any, Final, NoReturn, Self, TypeVar
+
+import keystoneauth1.exceptions as keystone
+import openstack
+from openstack import exceptions as sdk
+from openstack.connection import Connection
+from pydantic import Field, SecretStr, model_validator
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
+
+from worker.errors import ErrorCode, Fatal, Retryable, StepError
+from worker.plugin import Options
+
+Answer = TypeVar("Answer")
+
+ATTEMPTS: Final = 3
+"""Of one call, within seconds; a service that is away for longer is tried again as a step."""
+_UNAUTHORIZED: Final = 401
+_BUSY: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_QUOTA: Final = frozenset({"OverQuota", "QuotaExceeded", "QuotaResourceUnknown"})
+_NO_ADDRESS: Final = frozenset(
+    {"IpAddressGenerationFailure", "IpAddressGenerationFailureNoMatchingSubnet"}
+)
+
+
+class Missing(Fatal):
+    """What the call names does not exist (404); the caller knows whether that is fine."""
+
+
+class Taken(Fatal):
+    """What the call wants is in use or exists already (409).
+
+    ``reason`` is the service's own word for it, such as ``MacAddressInUse``.
+    """
+
+    def __init__(self, message: str, *, reason: str, object: str, code: ErrorCode) -> None:
+        super().__init__(message, object=object, code=code)
+        self.reason = reason
+
+
+class Blip(Retryable):
+    """Not reached, or busy: often over within seconds."""
+
+
+class OpenStackOptions(Options):
+    """How a backend logs in."""
+
+    cloud: str | None = Field(
+        None, description="A cloud's name in clouds.yaml; then no other option of the login."
+    )
+    auth_url: str | None = Field(None, description="Keystone's URL, such as `https://host/v3`.")
+    username: str | None = Field(None, description="The service user.")
+    password: SecretStr | None = Field(None, description="The service user's password.")
+    project_name: str | None = Field(None, description="The service user's project.")
+    user_domain_name: str = Field("Default", description="The user's domain.")
+    project_domain_name: str = Field("Default", description="The project's domain.")
+    region_name: str | None = Field(None, description="The region; empty: the catalog's only one.")
+    interface: str = Field(
+        "internal", pattern="^(public|internal|admin)$", description="Which endpoints are used."
+    )
+    cafile: str | None = Field(None, description="CA certificates that the endpoints' are made by.")
+    timeout: float = Field(30.0, gt=0, description="Seconds that one call may take.")
+
+    @model_validator(mode="after")
+    def _one_way_to_log_in(self) -> Self:
+        login = ("auth_url", "username", "password", "project_name")
+        given = [name for name in login if getattr(self, name) is not None]
+        if self.cloud is not None and given:
+            raise ValueError(f"cloud is given, and {', '.join(given)} too; leave out either")
+        if self.cloud is None and len(given) < len(login):
+            absent = ", ".join(name for name in login if name not in given)
+            raise ValueError(f"give {absent}, or the name of a cloud in clouds.yaml")
+        return self
+
+
+class OpenStack:
+    """Calls OpenStack for one backend.
+
+    ``code`` is what failures are called for this client's user: ``network_failed`` or
+    ``compute_failed``. Every error is a :class:`~worker.errors.StepError` in a sentence that
+    contains no secret.
+    """
+
+    def __init__(self, options: OpenStackOptions, code: ErrorCode) -> None:
+        self._options = options
+        self._code = code
+
+    def ask(self, doing: str, call: Callable[[Connection], Answer], *, about: str) -> Answer:
+        """Make a call that changes nothing. ``doing`` completes "could not ...".
+
+        Raises :class:`Missing`, :class:`Taken`, :class:`~worker.errors.Fatal` or
+        :class:`~worker.errors.Retryable`, all about the object ``about``.
+        """
+        return self.change(doing, call, about=about, guard=lambda: None)
+
+    def change(
+        self,
+        doing: str,
+        call: Callable[[Connection], Answer],
+        *,
+        about: str,
+        guard: Callable[[], None],
+    ) -> Answer:
+        """Make a call that may be repeated; ``guard`` is asked before each attempt.
+
+        Raises as :meth:`ask`.
+        """
+
+        def once() -> Answer:
+            guard()
+            try:
+                return call(_connection(self._options, os.getpid()))
+            except (sdk.SDKException, keystone.ClientException) as error:
+                _translate(error, f"OpenStack could not {doing}", about, self._code)
+
+        return Retrying(
+            retry=retry_if_exception_type(Blip),
+            stop=stop_after_attempt(ATTEMPTS),
+            wait=wait_random_exponential(multiplier=0.3, max=2),
+            reraise=True,
+        )(once)
+
+
+@functools.lru_cache(maxsize=64)
+def _connection(options: OpenStackOptions, _process: int) -> Connection:
+    """Log in lazily; a child of a fork has a connection of its own."""
+    common: dict[str, Any] = {
+        "api_timeout": options.timeout,
+        "interface": options.interface,
+        "app_name": "sharewright",
+    }
+    if options.region_name is not None:
+        common["region_name"] = options.region_name
+    if options.cafile is not None:
+        common["cacert"] = options.cafile
+    if options.cloud is not None:
+        return openstack.connect(cloud=options.cloud, **common)
+    assert options.password is not None, "validated"
+    return openstack.connect(
+        load_yaml_config=False,
+        load_envvars=False,
+        auth={
+            "auth_url": options.auth_url,
+            "username": options.username,
+            "password": options.password.get_secret_value(),
+            "project_name": options.project_name,
+            "user_domain_name": options.user_domain_name,
+            "project_domain_name": options.project_domain_name,
+        },
+        **common,
+    )
+
+
+def _translate(error: Exception, failed: str, about: str, code: ErrorCode) -> NoReturn:
+    """Raise what an error of openstacksdk or keystoneauth means to the engine."""
+    raise _meaning(error, failed, about, code) from error
+
+
+def _meaning(error: Exception, failed: str, about: str, code: ErrorCode) -> StepError:
+    if isinstance(error, sdk.HttpException) and error.status_code is not None:
+        return _answered(error, error.status_code, failed, about, code)
+    if isinstance(error, keystone.Unauthorized | keystone.Forbidden):
+        return Fatal(
+            f"{failed}: Keystone refuses the login; correct the backend's user, password and "
+            f"project.",
+            object=about,
+            code=ErrorCode.CONFIGURATION,
+        )
+    if isinstance(error, keystone.ConnectTimeout):
+        return Retryable(f"{failed}: no answer came in time.", object=about, code=ErrorCode.TIMEOUT)
+    if isinstance(error, keystone.HttpError) and error.http_status not in _BUSY:
+        return Fatal(f"{failed}: Keystone answers {error.http_status}.", object=about, code=code)
+    if isinstance(error, sdk.ConfigException | keystone.EndpointNotFound | sdk.EndpointNotFound):
+        return Fatal(
+            f"{failed}: the cloud, region, interface or service that the backend is configured "
+            f"for is not there ({type(error).__name__}).",
+            object=about,
+            code=ErrorCode.CONFIGURATION,
+        )
+    return Blip(f"{failed}: it is not reached ({type(error).__name__}).", object=about)
+
+
+def _answered(
+    error: sdk.HttpException, status: int, failed: str, about: str, code: ErrorCode
+) -> StepError:
+    """Return what an answer with an HTTP status of 400 or more means."""
+    reason = _reason(error)
+    said = str(error.details or "").strip().splitlines()
+    sentence = f"{failed}: {said[0] if said else f'HTTP status {status}'}"
+    if status == _UNAUTHORIZED:
+        # keystoneauth has logged in again already, and that token was refused too.
+        return Retryable(f"{failed}: a token that was just issued is refused.", object=about)
+    if status in _BUSY:
+        return Blip(f"{failed}: it answers {status}.", object=about)
+    if reason in _QUOTA:
+        return Fatal(
+            f"{sentence} Raise the quota of the backend's project, or delete what is not needed.",
+            object=about,
+            code=code,
+        )
+    if reason in _NO_ADDRESS:
+        return Fatal(sentence, object=about, code=ErrorCode.ADDRESSES_EXHAUSTED)
+    if isinstance(error, sdk.NotFoundException):
+        return Missing(sentence, object=about, code=code)
+    if isinstance(error, sdk.ConflictException):
+        return Taken(sentence, reason=reason, object=about, code=code)
+    if isinstance(error, sdk.ForbiddenException):
+        return Fatal(
+            f"{sentence} Give the backend's user a role that may do it.", object=about, code=code
+        )
+    return Fatal(sentence, object=about, code=code)
+
+
+def _reason(error: sdk.HttpException) -> str:
+    """Return Neutron's name of the error, such as ``OverQuota``; empty where there is none."""
+    if error.response is None:
+        return ""
+    try:
+        document = error.response.json()
+    except ValueError:
+        return ""
+    detail = document.get("NeutronError") if isinstance(document, dict) else None
+    return str(detail.get("type", "")) if isinstance(detail, dict) else ""
