@@ -52,11 +52,11 @@ def refused(user: OpenStack, call: Callable[[Connection], Any]) -> StepError:
 
 def test_a_token_that_was_revoked_is_replaced(openstack: Cloud, admin: Connection) -> None:
     user = client(openstack, timeout=29.0)
-    token = user.ask("log in", lambda c: c.authorize(), about="backend b")
+    token = user.ask("log in", lambda c: c.session.get_token(), about="backend b")
     admin.identity.delete("/auth/tokens", headers={"X-Subject-Token": token})
     networks = user.ask("list", lambda c: list(c.network.networks()), about="backend b")
     assert isinstance(networks, list)
-    assert user.ask("log in", lambda c: c.authorize(), about="backend b") != token
+    assert user.ask("log in", lambda c: c.session.get_token(), about="backend b") != token
 
 
 def test_a_wrong_password(openstack: Cloud) -> None:

@@ -92,7 +92,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked):
     def check(self) -> None:
         """Log in, and look for the networks that the options name."""
         about = f"backend {self.setting.backend}"
-        self._neutron.ask("log in", lambda c: c.authorize(), about=about)
+        self._neutron.ask("log in", lambda c: c.session.get_token(), about=about)
         if self._flat:
             self._configured(about)
         else:
