@@ -80,6 +80,7 @@ def test_taken_renewed_by_whichever_worker_is_there_and_released(
     assert dnsmasq.leases() == {lease.address: lease.mac}
 
     moments = _acknowledgements(dnsmasq, lease.address, 3)
+    wait_until(lambda: one(site, dhcp_leases).renewing_until == 0, "nobody is at it")
     site.processes["worker-0"].kill()
     site.worker("worker-1")
     moments += _acknowledgements(dnsmasq, lease.address, 3 + 2)
@@ -110,6 +111,7 @@ def _acknowledgements(dnsmasq: Dnsmasq, address: str, count: int) -> list[float]
         wait_until(
             lambda seen=seen: dnsmasq.said("ACK", address) > seen,  # type: ignore[misc]
             f"{address} is renewed once more",
+            seconds=60,
         )
         moments.append(time.monotonic())
     return moments

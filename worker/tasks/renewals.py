@@ -22,10 +22,11 @@ from worker.job import Runtime
 from worker.model import RequestContext, ServerStatus, ShareServer
 
 TASK = "renew_leases"
-ASK_AGAIN = 60.0
+ASK_AGAIN = 30.0
 """After how many seconds a renewal that nobody began is asked for again."""
-CLAIM_SECONDS = 90.0
-"""How long one share server's leases may take; longer than the deadlines of a few ports."""
+CLAIM_SECONDS = 45.0
+"""How long one share server's leases may take. Whoever takes over from a worker that died waits
+as long: that is less than what is left of the shortest leases, of two minutes, at half time."""
 TIMEOUT = 300.0
 SERVERS_A_MESSAGE = 50
 
