@@ -51,7 +51,9 @@ def run(bed: Bed) -> Figures:
                 )
         app = make_app(bed.configuration(url, redis))
         bed.ends_with(app.close)
-        reconciler = Reconciler(app.sharewright_runtime(), lambda _queue: 0, lambda: None)
+        reconciler = Reconciler(
+            app.sharewright_runtime(), lambda _queue: 0, lambda: None, lambda: None
+        )
         reconciler.one_pass()  # connects, and does the housekeeping of the next 30 s
         sides[str(finished)] = partial(_cost, reconciler, postgres)
     costs = take_turns(bed.scale.rounds, sides)

@@ -47,8 +47,8 @@ def main() -> int:
         measure = cast("Measure", importlib.import_module(f"benchmarks.{name}"))
         with Bed(Scale(full=not options.quick)) as bed:
             figures |= measure.run(bed)
+        _write(figures, quick=options.quick)  # what was found stays, should a later measure fail
         print(f"{name}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    _write(figures, quick=options.quick)
     return _show(figures, quick=options.quick)
 
 

@@ -23,6 +23,7 @@ from worker.config import load
 from worker.db.engine import engine_for, transaction
 
 BATCH_SECONDS: Final = 300.0
+REPORTED_SECONDS: Final = 300.0
 SETTLE_SECONDS: Final = 0.3
 """After the last result: its message is acknowledged, its event sent."""
 RESULT_PREFIX: Final = "celery-task-meta-"
@@ -195,7 +196,7 @@ class Ours:
         }
         self.deployment = Deployment(bed.directory(), url, redis, settings, engine)
         bed.ends_with(self.deployment.close)
-        self.deployment.start(workers=1, concurrency=2).wait_reported(backends, 120)
+        self.deployment.start(workers=1, concurrency=2).wait_reported(backends, REPORTED_SECONDS)
         self.side = Side(redis, postgres, self.deployment.processes)
         self._app = Celery("producer", broker=redis.url(), backend=redis.url(1))
         self._app.conf.task_send_sent_event = True
