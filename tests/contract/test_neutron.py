@@ -21,6 +21,9 @@ from worker.helpers.network.neutron_managed import DEVICE_OWNER
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import Setting
 
+# The first test of a checkout installs OpenStack and prepares its tables.
+pytestmark = pytest.mark.timeout(420)
+
 
 def make_helper(
     openstack: OpenStack, book: DatabaseAddressBook, mode: DriverMode, **options: Any

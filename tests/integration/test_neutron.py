@@ -21,6 +21,9 @@ from worker.db.tables import share_servers
 from worker.errors import RequestFailed
 from worker.helpers.network.neutron_managed import DEVICE_OWNER
 
+# The first test of a checkout installs OpenStack and prepares its tables.
+pytestmark = pytest.mark.timeout(420)
+
 NETWORKS, SHARES = 5, 50
 
 

@@ -28,6 +28,9 @@ from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import Setting
 from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken
 
+# The first test of a checkout installs OpenStack and prepares its tables.
+pytestmark = pytest.mark.timeout(420)
+
 
 @pytest.fixture
 def admin(openstack: Cloud) -> Iterator[Connection]:
