@@ -13,7 +13,7 @@ from functools import partial
 from netaddr import IPAddress, IPNetwork
 from sqlalchemy import insert
 
-from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns
+from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns, tidy
 from worker.db.addresses import DatabaseAddressBook, _hex, _Taking
 from worker.db.engine import engine_for, transaction
 from worker.db.schema import upgrade
@@ -77,6 +77,7 @@ def _filled(bed: Bed, url: str, cidr: str, taken: int) -> Filled:
         network.version,
     )
     _write_taken(url, filled, taken)
+    tidy(url)
     following = network[taken + 1]
     # Else the book did not take what was written for its own, and an empty one is measured.
     assert filled.take() == (str(following),), f"the first free address is not {following}"

@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import select, text
 
-from benchmarks.bed import Bed, Figures, median, seconds, take_turns
+from benchmarks.bed import Bed, Figures, median, seconds, take_turns, tidy
 from scheduler.queries import READS
 from scheduler.requests import VERBS, parse
 from worker.config import Config
@@ -38,6 +38,7 @@ def run(bed: Bed) -> Figures:
         middle = connection.execute(
             select(shares.c.id).where(shares.c.created_at == COUNT / 2)
         ).scalar_one()
+    tidy(url)
     config = bed.configuration(url)
     sides = {
         "first": partial(_page, config, {}),

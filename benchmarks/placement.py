@@ -11,7 +11,7 @@ from typing import Any
 
 from sqlalchemy import Engine, insert
 
-from benchmarks.bed import Bed, Figures, median, own_cpu, take_turns
+from benchmarks.bed import Bed, Figures, median, own_cpu, take_turns, tidy
 from scheduler.dispatch import Acceptance
 from scheduler.filters import Wanted
 from scheduler.pools import PoolCache
@@ -49,6 +49,7 @@ def run(bed: Bed) -> Figures:
         engine = engine_for(url)
         bed.ends_with(engine.dispose)
         _fill(engine, count)
+        tidy(url)
         caches[count] = PoolCache(engine)
         sides[count] = partial(_choose, _config(bed, url, count), caches[count], choices)
     found = take_turns(bed.scale.rounds, {str(count): side for count, side in sides.items()})

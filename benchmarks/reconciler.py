@@ -6,7 +6,7 @@ from functools import partial
 
 from sqlalchemy import text
 
-from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns
+from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns, tidy
 from tests.services import PostgresServer
 from worker.app import make_app
 from worker.db.engine import engine_for, transaction
@@ -49,10 +49,14 @@ def run(bed: Bed) -> Figures:
                         "count": count,
                     },
                 )
+        tidy(url)
         app = make_app(bed.configuration(url, redis))
         bed.ends_with(app.close)
         reconciler = Reconciler(
-            app.sharewright_runtime(), lambda _queue: 0, lambda: None, lambda: None
+            app.sharewright_runtime(),
+            depth=lambda _queue: 0,
+            ask_for_reports=lambda: None,
+            send_renewals=lambda _queue, _names: None,
         )
         reconciler.one_pass()  # connects, and does the housekeeping of the next 30 s
         sides[str(finished)] = partial(_cost, reconciler, postgres)
