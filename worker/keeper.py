@@ -54,7 +54,7 @@ class Lease:
 
 @dataclass(slots=True)
 class Keeper:
-    """The thread and what it keeps; starts with the first lease, after the fork."""
+    """The thread and what it keeps; starts with the first of it, after the fork."""
 
     engine: Engine
     lease_seconds: float
@@ -86,11 +86,13 @@ class Keeper:
 
     def count(self, name: str, by: int = 1) -> None:
         """Add to a counter that ``/metrics`` shows."""
+        self.start()
         with self._lock:
             self._counts[name] += by
 
     def stored(self, operation_id: str) -> None:
         """Note that an operation's result is in the result backend."""
+        self.start()
         with self._lock:
             self._stored.append(operation_id)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from scheduler.health import holdings
 from tests.deployment import FAKE_BACKEND
@@ -16,6 +16,7 @@ from tests.services import RedisServer, wait_until
 from worker.config import load
 from worker.db.engine import reading
 from worker.db.tables import (
+    counters,
     operations,
     share_server_refs,
     shares,
@@ -310,3 +311,23 @@ def test_a_rule_that_is_refused_costs_no_earlier_one(fakes: Fakes) -> None:
     assert [fakes.client.result(one, timeout=30)["state"] for one in asked] == ["active"] * 2
     assert sorted(rule[0] for rule in fakes.world.shares()[0]["rules"]) == ["10.0.0.1", "10.0.0.2"]
     assert [call.outcome for call in fakes.world.calls("update_access")][:2] == ["Fatal", "ok"]
+
+
+def test_a_stored_result_is_noted(fakes: Fakes) -> None:
+    """Also by the scheduler, which runs no steps: the reconciler need not store it again."""
+    fakes.network()
+    fakes.client.result(fakes.create(fakes.network(cidr="10.5.0.0/24")), timeout=30)
+
+    def noted() -> bool:
+        with reading(fakes.engine) as connection:
+            due = connection.execute(
+                select(func.count())
+                .select_from(operations)
+                .where(operations.c.result_due_at.is_not(None))
+            )
+            return bool(due.scalar_one() == 0)
+
+    wait_until(noted, "every stored result is noted", 2.5)  # less than a lease
+    with reading(fakes.engine) as connection:
+        names = {row.name for row in connection.execute(select(counters.c.name))}
+    assert "requests_total:create_share:accepted" in names
