@@ -5,6 +5,9 @@ the environment::
 
     SHAREWRIGHT_FAILPOINTS="create_share.after_effect=kill;get_share_server.before=stop"
 
+Every act passes ``before``, ``after_effect``, ``before_commit``, ``after_commit`` and
+``after_publish``; acts with several effects have more of their own.
+
 Actions: ``kill`` (SIGKILL to this process, the pool child), ``kill_main`` (SIGKILL to its parent),
 ``raise`` (a retryable failure), ``fatal`` (a failure for good), ``lost`` (the effect is done and
 its reply is lost: as ``raise``), ``hang`` (sleep past any lease), ``stop`` (SIGSTOP; the test
@@ -26,9 +29,6 @@ from worker.errors import ErrorCode, Fatal, Retryable
 VARIABLE: Final = "SHAREWRIGHT_FAILPOINTS"
 TOKENS_VARIABLE: Final = "SHAREWRIGHT_FAILPOINT_TOKENS"
 HANG_SECONDS: Final = 3600.0
-
-STAGES: Final = ("before", "after_effect", "before_commit", "after_commit", "after_publish")
-"""Every act passes these, in this order; acts with several effects have more of their own."""
 
 
 def _parse(setting: str) -> dict[str, str]:

@@ -128,11 +128,6 @@ class OperationState(StrEnum):
     """Something could not be undone (or deleted) in its attempts; it is tried on, slowly."""
 
     @property
-    def is_live(self) -> bool:
-        """Whether it holds its object: later operations on it wait."""
-        return self in LIVE_STATES
-
-    @property
     def has_ended(self) -> bool:
         """Whether a result stands (``compensation_failed`` has one and is still tried)."""
         return self not in {self.PENDING, self.RUNNING, self.UNDOING}

@@ -93,8 +93,8 @@ def test_a_denied_rule_is_never_applied_again() -> None:
 
 @pytest.mark.parametrize("state", OperationState)
 def test_an_operation_is_queued_live_or_ended(state: OperationState) -> None:
-    assert state.is_live == (state in LIVE_STATES)
-    assert [state is OperationState.PENDING, state.is_live, state.has_ended].count(True) == 1
+    is_live = state in LIVE_STATES
+    assert [state is OperationState.PENDING, is_live, state.has_ended].count(True) == 1
 
 
 def test_no_step_is_named_like_a_status() -> None:

@@ -64,18 +64,6 @@ class Operation:
     error: Mapping[str, str] | None
     """Why it is being undone, while it is."""
 
-    @property
-    def doorbell(self) -> Dispatch:
-        """The dispatch as it stands."""
-        return Dispatch(
-            self.id,
-            self.dispatch,
-            self.saga,
-            self.position,
-            self.undoing,
-            self.queue,
-        )
-
 
 COLUMNS = tuple(
     (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name]

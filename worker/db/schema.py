@@ -21,7 +21,6 @@ from worker.db.engine import (
     BUSY_TIMEOUT_SECONDS,
     open_engine,
     patiently,
-    reading,
     transaction,
 )
 from worker.db.tables import metadata
@@ -110,12 +109,6 @@ def check_migrations() -> list[str]:
         return check(engine)
     finally:
         engine.dispose()
-
-
-def is_current(engine: Engine) -> bool:
-    """Whether a database is at this version's revision; raises when it cannot be reached."""
-    with reading(engine) as connection:
-        return revision(connection) == head()
 
 
 def _wanted_by_sqlite() -> set[str]:

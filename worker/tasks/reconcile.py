@@ -11,7 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
 from sqlalchemy import delete, select, update
@@ -50,7 +50,6 @@ class Reconciler:
     send_renewals: Send
     _next_reports: float = 0.0
     _next_housekeeping: float = 0.0
-    passes: int = field(default=0)
 
     def run(self, stopped: threading.Event) -> None:
         """Pass after pass, one a second, until told to stop; an outage is waited out."""
@@ -68,7 +67,6 @@ class Reconciler:
 
     def one_pass(self) -> int:
         """Do everything that is due; return how many operations were taken up again."""
-        self.passes += 1
         taken_up = self._redrive_overdue()
         self._store_results()
         self._clean_up_idle()
