@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, select
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 from tenacity import (
     retry,
@@ -28,7 +27,7 @@ from scheduler.pools import PoolCache
 from scheduler.requests import Payload, Verb
 from worker.config import Config
 from worker.db import journal
-from worker.db.engine import db_now, is_passing, transaction
+from worker.db.engine import db_now, insert_into, is_passing, transaction
 from worker.db.operation import Dispatch
 from worker.db.tables import operation_aliases, operations
 from worker.errors import Conflict, ErrorCode, InvalidRequest, Refused
@@ -295,9 +294,8 @@ def _repeat(acceptance: Acceptance, known: Row[Any]) -> bool:
 
 def _remember_alias(acceptance: Acceptance, operation_id: str) -> None:
     connection = acceptance.connection
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(
-        dialect.insert(operation_aliases)
+        insert_into(connection, operation_aliases)
         .values(id=acceptance.operation_id, operation_id=operation_id, created_at=db_now())
         .on_conflict_do_nothing()
     )

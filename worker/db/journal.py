@@ -22,9 +22,8 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.db.engine import db_now
+from worker.db.engine import db_now, insert_into
 from worker.db.operation import BELL, COLUMNS, Dispatch, Operation, bell_of, operation_of
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
@@ -41,11 +40,10 @@ def accept(
 
     Returns what to ring once it is committed; None when its id or its key exists already.
     """
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     state = OperationState.RUNNING if running else OperationState.PENDING
     due = {"dispatch": 1, **queued(patience)} if running else {}
     statement = (
-        dialect.insert(operations)
+        insert_into(connection, operations)
         .values(accepted_at=db_now(), state=state.value, **values, **due)
         .on_conflict_do_nothing()
         .returning(*BELL)
@@ -62,9 +60,8 @@ def accept_done(
     store_again: float,
 ) -> bool:
     """Insert an operation that its own rows complete; False when its id or key exists already."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement = (
-        dialect.insert(operations)
+        insert_into(connection, operations)
         .values(
             state=OperationState.SUCCEEDED.value,
             result=dict(result),

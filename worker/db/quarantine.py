@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from sqlalchemy import Connection
-from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.db.engine import db_now
+from worker.db.engine import db_now, insert_into
 from worker.db.tables import poison_messages
 from worker.poison import PoisonMessage
 
 
 def keep(connection: Connection, poison: PoisonMessage) -> None:
     """Keep a message; one that was delivered twice is kept once."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(
-        dialect.insert(poison_messages)
+        insert_into(connection, poison_messages)
         .values(
             fingerprint=poison.fingerprint,
             queue=poison.queue[:255],

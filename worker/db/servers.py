@@ -26,10 +26,9 @@ from sqlalchemy import (
     true,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
 from worker.db.documents import network_info, plain, server_details
-from worker.db.engine import db_now
+from worker.db.engine import db_now, insert_into
 from worker.db.tables import share_server_failures, share_server_refs, share_servers
 from worker.errors import ErrorCode, Fatal
 from worker.model import (
@@ -190,9 +189,8 @@ def _take_room(connection: Connection, key: ServerKey, gib: int, limits: Limits)
 
 
 def _insert(connection: Connection, key: ServerKey, gib: int, operation_id: str) -> Row[Any] | None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     return connection.execute(
-        dialect.insert(share_servers)
+        insert_into(connection, share_servers)
         .values(
             id=str(uuid.uuid4()),
             project_id=key.project_id,
@@ -309,8 +307,7 @@ def abandon(connection: Connection, operation_id: str) -> Row[Any] | None:
 
 def count_failure(connection: Connection, key: ServerKey, error: Mapping[str, str]) -> int:
     """Count one more failed builder in a row for a key; return how many there are now."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(share_server_failures).values(
+    statement = insert_into(connection, share_server_failures).values(
         key=key.digest, failures=1, error=dict(error), failed_at=db_now()
     )
     counted = connection.execute(

@@ -6,9 +6,8 @@ import logging
 from collections.abc import Sequence
 
 from sqlalchemy import Connection, delete, or_, update
-from sqlalchemy.dialects import postgresql, sqlite
 
-from worker.db.engine import db_now, transaction
+from worker.db.engine import db_now, insert_into, transaction
 from worker.db.tables import backends, storage_pools
 from worker.errors import SharewrightError
 from worker.job import Runtime
@@ -43,11 +42,10 @@ def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
 
 def _take(runtime: Runtime, name: str) -> bool:
     """Become the reporter of a backend for a while, unless it was reported a moment ago."""
-    dialect = postgresql if runtime.engine.dialect.name == "postgresql" else sqlite
     column = backends.c
     with transaction(runtime.engine) as connection:
         connection.execute(
-            dialect.insert(backends).values(name=name, report={}).on_conflict_do_nothing()
+            insert_into(connection, backends).values(name=name, report={}).on_conflict_do_nothing()
         )
         taken = connection.execute(
             update(backends)
@@ -65,7 +63,6 @@ def _take(runtime: Runtime, name: str) -> bool:
 
 
 def _write(connection: Connection, name: str, report: Report, capabilities: dict[str, str]) -> None:
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     connection.execute(
         update(backends)
         .where(backends.c.name == name)
@@ -90,7 +87,7 @@ def _write(connection: Connection, name: str, report: Report, capabilities: dict
             "reported_at": db_now(),
         }
         connection.execute(
-            dialect.insert(storage_pools)
+            insert_into(connection, storage_pools)
             .values(backend=name, name=pool.name, **fresh)
             .on_conflict_do_update(
                 index_elements=[storage_pools.c.backend, storage_pools.c.name], set_=fresh
