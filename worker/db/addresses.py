@@ -9,16 +9,15 @@ has about as many rows as it had servers at once.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
 from netaddr import IPAddress
-from sqlalchemy import ColumnElement, Connection, Table, and_, delete, func, or_, select, update
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
-from worker.db.engine import db_now, engine_for, racing, reading, transaction
+from worker.db.engine import db_now, engine_for, insert_into, racing, reading, transaction
 from worker.db.leases import DatabaseLeaseBook
 from worker.db.segments import DatabaseSegmentBook
 from worker.db.tables import address_cursors, addresses
@@ -144,9 +143,8 @@ def _from_free_rows(connection: Connection, taking: _Taking) -> tuple[str, ...] 
 
 def _behind_the_cursor(connection: Connection, taking: _Taking) -> tuple[str, ...] | None:
     """Move the cursor until enough rows are free; None (and nothing taken) at the ranges' end."""
-    insert = _inserts[connection.dialect.name]
     connection.execute(
-        insert(address_cursors)
+        insert_into(connection, address_cursors)
         .values(domain=taking.domain, ranges=taking.digest, last_number="")
         .on_conflict_do_nothing()
     )
@@ -162,7 +160,7 @@ def _behind_the_cursor(connection: Connection, taking: _Taking) -> tuple[str, ..
         if not numbers:
             return None
         connection.execute(
-            insert(addresses).on_conflict_do_nothing(),
+            insert_into(connection, addresses).on_conflict_do_nothing(),
             [
                 {
                     "domain": taking.domain,
@@ -261,12 +259,6 @@ def _text(number: int, ip_version: int) -> str:
 
 def _hex(number: int) -> str:
     return f"{number:032x}"
-
-
-_inserts: Final[dict[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]] = {
-    "postgresql": postgresql.insert,
-    "sqlite": sqlite.insert,
-}
 
 
 def forget(connection: Connection, domain: str) -> None:

@@ -13,7 +13,6 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
-    Table,
     and_,
     delete,
     exists,
@@ -22,10 +21,9 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import IntegrityError
 
-from worker.db.engine import db_now, engine_for, patiently, reading, transaction
+from worker.db.engine import db_now, engine_for, insert_into, patiently, reading, transaction
 from worker.db.tables import dhcp_leases, share_servers
 from worker.errors import NotReady
 from worker.model import DhcpLease
@@ -56,7 +54,7 @@ class DatabaseLeaseBook:
         values = {name: getattr(lease, name) for name in _FIELDS}
 
         def write(connection: Connection) -> None:
-            statement = _inserts[connection.dialect.name](dhcp_leases).values(values)
+            statement = insert_into(connection, dhcp_leases).values(values)
             connection.execute(
                 statement.on_conflict_do_update(
                     index_elements=[_l.share_server_id, _l.ordinal], set_=values
@@ -216,9 +214,3 @@ def _lease(row: Row[tuple[object, ...]]) -> DhcpLease:
 
 def _is_due() -> ColumnElement[bool]:
     return and_(_l.renew_at < db_now(), _l.closing.is_(False), _l.renewing_until < db_now())
-
-
-_inserts: Final[dict[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]] = {
-    "postgresql": postgresql.insert,
-    "sqlite": sqlite.insert,
-}
