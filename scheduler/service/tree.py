@@ -41,7 +41,8 @@ def alone(home: Path) -> Iterator[int]:
     lock = os.open(home / "up.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Of this process alone: unlike flock's, no child that outlives it keeps the lock.
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             other = os.pread(lock, 20, 0).decode().strip()
             raise Conflict(

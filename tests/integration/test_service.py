@@ -211,6 +211,24 @@ def test_what_a_killed_one_left_running_is_ended(make_up: Callable[[], Up]) -> N
     left.close()
 
 
+def test_a_child_that_outlives_a_killed_one_does_not_keep_the_lock(tmp_path: Path) -> None:
+    # As a worker does that waits for its disk: the kill reaches it later than its parents.
+    outlived = (
+        "import os, pathlib, signal, sys, time; from scheduler.service import tree\n"
+        "with tree.alone(pathlib.Path(sys.argv[1])):\n"
+        "    if os.fork() == 0:\n"
+        "        os.setsid(); print('here', flush=True); time.sleep(99)\n"
+        "    time.sleep(0.5); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    command = (sys.executable, "-c", outlived, str(tmp_path))
+    killed = Process(command, log=tmp_path / "log").start("here")
+    assert killed.wait(10) == -signal.SIGKILL
+    (left,) = tree.holders(tmp_path / "members")
+    with tree.alone(tmp_path):
+        assert not alive(left)
+    killed.close()
+
+
 def test_a_configuration_that_cannot_work_is_a_sentence(make_up: Callable[[], Up]) -> None:
     up = make_up()
     config = up.home / "sharewright.toml"
