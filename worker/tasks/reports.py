@@ -85,6 +85,7 @@ def _write(connection: Connection, name: str, report: Report, capabilities: dict
             "free_gib": pool.free_gib,
             "capabilities": {**pool.capabilities, **capabilities},
             "reported_at": db_now(),
+            "changed_at": db_now(),
         }
         connection.execute(
             insert_into(connection, storage_pools)
