@@ -1,0 +1,209 @@
+"""What is combined with what: one cell is one run, and is written ``verb:failpoint:fault``."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final
+
+from tests.crash.matrix.points import all_points
+
+SINGLE, FLAT, MANAGED = MODES = ("single", "flat", "managed")
+
+FAULTS: Final = {
+    "kill": "SIGKILL of the pool child",
+    "kill-main": "SIGKILL of the main process, and its child ends with it",
+    "raise": "an exception that may pass",
+    "fatal": "an exception for good",
+    "lost": "the effect is done and its answer is lost",
+    "hang": "a hang past the step's time and its lease",
+    "stop": "SIGSTOP past the lease; SIGCONT when another has ended the operation",
+    "stop-long": "SIGSTOP; SIGCONT when all that the run made is deleted again",
+    "kill-twice": "SIGKILL of the pool child, and of the next one at the same place",
+    "stale": "SIGSTOP after the commit; its old message comes when a newer one's worker is dead",
+}
+_ANYWHERE: Final = ("kill", "kill-main", "raise", "hang", "stop", "stop-long")
+_AROUND: Final[dict[str, Sequence[str]]] = {
+    "before": (*_ANYWHERE, "fatal"),
+    "after_join": (*_ANYWHERE, "fatal"),
+    "after_release": (*_ANYWHERE, "fatal"),
+    "after_effect": ("kill", "kill-main", "lost", "hang", "stop", "stop-long", "fatal"),
+    "before_commit": _ANYWHERE,
+    "after_commit": _ANYWHERE,
+    "after_publish": _ANYWHERE,
+    "failed": _ANYWHERE,
+    "turned_round": _ANYWHERE,
+}
+STAGES: Final = ("before", "after_effect", "before_commit", "after_commit", "after_publish")
+
+NOT_COMBINED: Final = {
+    "fatal at before_commit, after_commit, after_publish, failed, turned_round and at intake": (
+        "these lie outside of the step's own try: any exception there is the same as raise"
+    ),
+    "raise at after_effect": "it is what lost does, there by the fakes' own armed fault",
+    "lost elsewhere than at after_effect": "no effect has just been done there",
+    "kill-twice outside of undos": "the second kill is one more attempt of the same kind",
+    "stop-long at intake.before_commit": (
+        "the open transaction holds its rows: nobody else can accept it before it goes on"
+    ),
+    "stale elsewhere than after allocate_network's commit": "one old message is like another",
+    "a stop between guard() and the effect": (
+        "nothing can exclude it; what it leaves is the audit's, and its tests plant such things"
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verb:
+    """What a run asks for: the acts that are hit, and what turns the operation round first.
+
+    ``builds``: the run's operation makes its server (and passes ``after_join``); ``destroys``: it
+    is the one that deletes it (and passes ``after_release``).
+    """
+
+    name: str
+    mode: str
+    acts: Sequence[str]
+    undo_of: str | None = None
+    builds: bool = False
+    destroys: bool = False
+    intake: bool = False
+
+    @property
+    def full_name(self) -> str:
+        """As it stands in a cell's name."""
+        return f"{self.name}/{self.mode}"
+
+    @property
+    def action(self) -> str:
+        """What it does, without the way it comes to fail."""
+        return self.name.partition("-undone")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One run."""
+
+    verb: Verb
+    point: str
+    fault: str
+
+    def __str__(self) -> str:
+        return f"{self.verb.full_name}:{self.point}:{self.fault}"
+
+
+_SERVER: Final = ("allocate_network", "get_share_server")
+_UNDO_SERVER: Final = ("delete_share_server", "deallocate_network")
+
+
+def _verbs() -> Iterator[Verb]:
+    for mode in MODES:
+        served = mode != SINGLE
+        create = (*_SERVER, "create_share") if served else ("create_share",)
+        undo = ("delete_share", *_UNDO_SERVER) if served else ("delete_share",)
+        yield Verb("create", mode, create, builds=True, intake=True)
+        yield Verb("create-undone", mode, undo, undo_of="create_share", destroys=True)
+        yield Verb("cancel", mode, undo, destroys=True)
+        yield Verb("from-snapshot", mode, create, intake=mode == FLAT)
+        yield Verb("delete", mode, ("delete_share",), intake=mode == FLAT)
+        for name, act in (
+            ("extend", "extend_share"),
+            ("allow", "update_access"),
+            ("deny", "update_access"),
+            ("snapshot", "create_snapshot"),
+            ("delete-snapshot", "delete_snapshot"),
+        ):
+            yield Verb(name, mode, (act,), intake=mode == FLAT)
+        yield Verb("snapshot-undone", mode, ("delete_snapshot",), undo_of="create_snapshot")
+        if served:
+            yield Verb("clean-up", mode, _UNDO_SERVER, destroys=True)
+            yield Verb(
+                "create-undone-server",
+                mode,
+                _UNDO_SERVER,
+                undo_of="get_share_server",
+                destroys=True,
+            )
+            yield Verb(
+                "create-undone-network",
+                mode,
+                _UNDO_SERVER[1:],
+                undo_of="allocate_network",
+                destroys=True,
+            )
+    # What is only rows is made at once, by the request itself.
+    yield Verb("network", FLAT, (), intake=True)
+    yield Verb("delete-network", FLAT, (), intake=True)
+    yield Verb("join", FLAT, (*_SERVER, "create_share"))
+    yield Verb("join-undone", FLAT, ("delete_share", *_UNDO_SERVER), undo_of="create_share")
+
+
+VERBS: Final = {verb.full_name: verb for verb in _verbs()}
+_INTAKE: Final = ("intake.before_commit", "intake.after_commit", "intake.after_publish")
+
+
+def _cells_of(verb: Verb) -> Iterator[Cell]:
+    undoes = verb.undo_of is not None or verb.name == "cancel"
+    for act in verb.acts:
+        stages = [*STAGES, "failed"]
+        if act == "allocate_network" and verb.builds:
+            stages.append("after_join")
+        if act in _UNDO_SERVER and verb.destroys:
+            stages.append("after_release")
+        for stage in stages:
+            faults = [*_AROUND[stage]]
+            if undoes and stage in STAGES[:4]:
+                faults.append("kill-twice")
+            yield from (Cell(verb, f"{act}.{stage}", fault) for fault in faults)
+    if verb.undo_of is not None:
+        turned = f"{verb.acts[0]}.turned_round"
+        for point in (f"{verb.undo_of}.failed", turned):
+            yield from (Cell(verb, point, fault) for fault in _ANYWHERE)
+    if verb.intake:
+        for point in _INTAKE:
+            for fault in _ANYWHERE:
+                if (point, fault) != ("intake.before_commit", "stop-long"):
+                    yield Cell(verb, point, fault)
+    if verb.full_name == f"create/{FLAT}":
+        yield Cell(verb, "allocate_network.after_commit", "stale")
+
+
+ALL: Final = tuple(chain.from_iterable(_cells_of(verb) for verb in VERBS.values()))
+BY_NAME: Final = {str(cell): cell for cell in ALL}
+
+ELSEWHERE: Final = {
+    "get_share_server.after_plug": "the namespace helper's: tests/crash/test_real_backend.py",
+    "get_share_server.after_address": "the namespace helper's: tests/crash/test_real_backend.py",
+    "create_share.after_storage": "the generic driver's: tests/crash/test_real_backend.py",
+    **{
+        f"neutron.after_{place}": "the neutron helper's: tests/crash/test_real_neutron.py"
+        for place in (
+            *("leaving", "network", "port", "port_deleted", "router", "router_deleted", "subnet"),
+        )
+    },
+}
+"""Failpoints that only a real backend passes, and where they are tried."""
+
+
+def forgotten() -> set[str]:
+    """Failpoints of the source that no cell has, and that nobody says why."""
+    return all_points() - {cell.point for cell in ALL} - ELSEWHERE.keys()
+
+
+def sample(seed: int = 5) -> tuple[Cell, ...]:
+    """A fair part of them, always the same: each failpoint, fault and verb, and their pairs.
+
+    Each failpoint meets each of its faults somewhere, and each verb each of its faults.
+    """
+    cells = list(ALL)
+    random.Random(seed).shuffle(cells)
+    chosen: list[Cell] = []
+    met: set[tuple[str, str]] = set()
+    for cell in cells:
+        pairs = {(cell.point, cell.fault), (cell.verb.action, cell.point)}
+        if not pairs <= met:
+            chosen.append(cell)
+            met |= pairs
+    return tuple(chosen)

@@ -1,0 +1,62 @@
+"""The failpoints that there are: read from the source itself, so that none is forgotten."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from worker.tasks.sagas import ACTS, SAGAS
+
+ROOT: Final = Path(__file__).resolve().parents[3]
+SOURCES: Final = ("worker", "scheduler")
+
+
+def _named(tree: ast.AST) -> Iterator[str]:
+    """The argument of every call of ``failpoint``; what is filled in stands in braces."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and node.func.id == "failpoint"
+        ):
+            (argument,) = node.args
+            yield ast.unparse(argument).removeprefix("f").strip("'\"")
+
+
+def found() -> set[str]:
+    """Every failpoint of the product, as its source has it."""
+    return {
+        name
+        for folder in SOURCES
+        for path in (ROOT / folder).rglob("*.py")
+        for name in _named(ast.parse(path.read_text()))
+    }
+
+
+def undos() -> set[str]:
+    """The names of the acts that undo."""
+    return {step.undo.name for saga in SAGAS.values() for step in saga.steps if step.undo}
+
+
+def of_acts() -> dict[str, set[str]]:
+    """The stages that each act of the registry passes, by its name."""
+    stages: dict[str, set[str]] = {name: set() for name in ACTS}
+    for name in found():
+        owner, _, stage = name.rpartition(".")
+        if owner == "{act.name}":
+            for mine in stages.values():
+                mine.add(stage)
+        elif owner == "{undo.name}":
+            for undo in undos():
+                stages[undo].add(stage)
+        elif owner in stages:
+            stages[owner].add(stage)
+    return stages
+
+
+def all_points() -> set[str]:
+    """Every failpoint by its full name."""
+    acts = {f"{act}.{stage}" for act, stages in of_acts().items() for stage in stages}
+    return acts | {name for name in found() if not name.startswith("{")}
