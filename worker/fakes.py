@@ -283,7 +283,7 @@ class FakeShareDriver(ShareDriver, Resize):
             )
         if self.options.check_servers:
             known = change.one("SELECT serves_at FROM servers WHERE id = ?", server.id)
-            if known is None or known["serves_at"] > time.time():
+            if known is None or known["serves_at"] > time.monotonic():
                 raise _refused(
                     f"Share server {server.id} does not serve; share {share.id} cannot be made.",
                     f"share_server {server.id}",
@@ -350,7 +350,7 @@ class FakeComputeHelper(ComputeHelper):
                 serves_at = found["serves_at"]
                 self._same_addresses(change, share_server, network_info)
             change.exists = name
-            remaining = serves_at - time.time()
+            remaining = serves_at - time.monotonic()
             if remaining > 0:
                 change.then = NotReady(
                     f"Share server {share_server.id} boots for another {remaining:.1f} s.",
@@ -411,8 +411,8 @@ class FakeComputeHelper(ComputeHelper):
                 address,
                 server.id,
             )
-        created = time.time()
-        serves_at = created + self.options.boot_seconds
+        # A server boots by a clock that no worker has set wrong.
+        serves_at = time.monotonic() + self.options.boot_seconds
         change.write(
             "INSERT INTO servers (id, name, backend, project, network, domain, created, serves_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -422,7 +422,7 @@ class FakeComputeHelper(ComputeHelper):
             server.project_id,
             share_network.id,
             domain,
-            created,
+            time.time(),
             serves_at,
         )
         return serves_at

@@ -29,6 +29,10 @@ from tenacity import (
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 RECONNECT_SECONDS: Final = 5.0
+_PASSING_IN_SQLITE: Final = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),  # a full disk may be given room again
+}
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - it reads as the SQL function that it is
@@ -143,7 +147,7 @@ def is_passing(error: BaseException) -> bool:
     if state is not None:
         return str(state)[:2] in {"08", "40"} or str(state)[:3] in {"57P", "533"}
     if isinstance(error.orig, sqlite3.OperationalError):
-        return "locked" in str(error.orig) or "busy" in str(error.orig)
+        return error.orig.sqlite_errorcode & 0xFF in _PASSING_IN_SQLITE
     # psycopg reports a server that is gone as an OperationalError without a state.
     return type(error.orig).__name__ == "OperationalError"
 

@@ -29,7 +29,10 @@ def main() -> int:
     print(f"crash: {len(chosen)} of {len(ALL)} runs", flush=True)
     began = time.monotonic()
     matrix = run_cells(
-        chosen, workers=options.workers, grace=options.grace, sabotage=options.sabotage,
+        chosen,
+        workers=options.workers,
+        grace=options.grace,
+        sabotage=options.sabotage,
         database=options.database,
     )
     matrix.report(time.monotonic() - began)
@@ -67,7 +70,11 @@ def _chosen(options: argparse.Namespace) -> list[Cell]:
 
 
 def run_cells(
-    chosen: Sequence[Cell], *, workers: int, grace: float, sabotage: str = "",
+    chosen: Sequence[Cell],
+    *,
+    workers: int,
+    grace: float,
+    sabotage: str = "",
     database: str = "postgresql",
 ) -> Matrix:
     """Start what runs need, make them, and stop it."""

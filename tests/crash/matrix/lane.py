@@ -63,9 +63,7 @@ class Messages:
 
     def _run(self) -> None:
         with self._app.connection_for_read() as connection:
-            receiver = self._app.events.Receiver(
-                connection, handlers={"task-received": self._note}
-            )
+            receiver = self._app.events.Receiver(connection, handlers={"task-received": self._note})
             with receiver.consumer_context():
                 self._ready.set()
                 while not self._stopped.is_set():
@@ -120,9 +118,7 @@ class Lane:
             f"queued_limit = 5.0\nreport_interval = 5.0\n{BACKENDS}"
         )
         upgrade(database_url)
-        self.worlds = {
-            mode: World(directory / "backends" / mode / "world.db") for mode in MODES
-        }
+        self.worlds = {mode: World(directory / "backends" / mode / "world.db") for mode in MODES}
         engine = create_engine(database_url)
         self.outside = Outside(engine, [world.path for world in self.worlds.values()])
         self.client = Client(redis.url(), redis.url(1))

@@ -74,7 +74,9 @@ def _no_dispatch_number() -> None:
     """Any message of an operation is as good as the newest one."""
     claim = journal.claim
 
-    def claim_whatever(connection: Any, operation_id: str, number: int, *args: Any, **kw: Any) -> Any:
+    def claim_whatever(
+        connection: Any, operation_id: str, number: int, *args: Any, **kw: Any
+    ) -> Any:
         found = journal.find(connection, operation_id)
         newest = number if found is None else found.dispatch
         return claim(connection, operation_id, newest, *args, **kw)
@@ -116,9 +118,7 @@ SABOTAGES: Final = {
     "fence": Sabotage(_no_fence, ("create/flat:get_share_server.before_commit:stop",)),
     "names": Sabotage(_random_names, ("create/flat:create_share.after_effect:kill",)),
     "reconciler": Sabotage(_no_reconciler, ("create/flat:create_share.before:kill",)),
-    "undo": Sabotage(
-        _no_undo_of_the_failed_step, ("create-undone/flat:create_share.failed:kill",)
-    ),
+    "undo": Sabotage(_no_undo_of_the_failed_step, ("create-undone/flat:create_share.failed:kill",)),
     "guard": Sabotage(_no_guard, ("create/flat:create_share.before:stop-long",)),
     "number": Sabotage(_no_dispatch_number, ("create/flat:allocate_network.after_commit:stale",)),
     "references": Sabotage(_no_reference_count, ("join-undone/flat:delete_share.before:kill",)),

@@ -37,11 +37,7 @@ async def _network(run: Run) -> dict[str, Any]:
     mode = run.cell.verb.mode
     if mode == SINGLE:
         return {}
-    options = (
-        {"flat_network_ip_pool": ["10.0.0.0/28"]}
-        if mode == FLAT
-        else {"managed": True}
-    )
+    options = {"flat_network_ip_pool": ["10.0.0.0/28"]} if mode == FLAT else {"managed": True}
     made = await run.ask("create_share_network", **options)
     return {"share_network_id": made["id"]}
 
@@ -89,9 +85,7 @@ async def _from_snapshot(run: Run) -> list[str]:
     snapshot = await run.ask("create_snapshot", share_id=share_id)
     run.arm()
     mode = run.cell.verb.mode
-    return [
-        await run.request("create_share", size=1, share_type=mode, snapshot_id=snapshot["id"])
-    ]
+    return [await run.request("create_share", size=1, share_type=mode, snapshot_id=snapshot["id"])]
 
 
 def _on_a_share(verb: str, **fields: Any) -> Callable[[Run], Awaitable[list[str]]]:
