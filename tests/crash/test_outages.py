@@ -188,22 +188,26 @@ def test_a_clock_is_wrong(made: ExitStack, tmp_path: Path, postgres_url: str, of
 
 
 def test_a_queue_is_stalled(made: ExitStack, tmp_path: Path, postgres_url: str) -> None:
-    """Ten minutes are scaled to ``queued_limit``, which is as long as a message may wait."""
-    limit = 4.0
-    site = make_site(made, tmp_path, postgres_url, make_redis(made), queued_limit=limit)
+    """Ten minutes are scaled down to ``queued_limit``, and what a deep queue is along with them."""
+    limit = 15.0
+    scaled = {"queued_limit": limit, "redrive_batch": STALLED // 16}
+    site = make_site(made, tmp_path, postgres_url, make_redis(made), **scaled)
     client = site.client()
-    context = {"project_id": "p"}
     with site.stalled():
         for number in range(STALLED):
-            payload = {"version": 1, "context": context, "size": 1, "share_type": "single"}
-            client.send("create_share", payload, operation_id=f"stalled-{number}")
+            payload = {"version": 1, "context": {"project_id": "p"}, "size": 1}
+            client.send(
+                "create_share",
+                {**payload, "share_type": "single"},
+                operation_id=f"stalled-{number}",
+            )
         accepted = "SELECT id FROM operations WHERE verb = 'create_share'"
         wait_until(
             lambda: len(site.outside.rows(accepted)) == STALLED,
             "all are accepted",
-            30 + STALLED / 10,
+            60 + STALLED / 10,
         )
-        time.sleep(limit * 2)
+        time.sleep(limit)
     client.close()
     site.settle(PATIENCE + STALLED / 5)
     assert list(site.findings(["p"])) == []
