@@ -162,6 +162,7 @@ class Lane:
     async def look(self) -> None:
         """Keep up with the journal, until cancelled."""
         while True:
+            assert self.launcher.running, self.launcher.output()
             if self.watched:
                 names = ", ".join(f"'{project}'" for project in sorted(self.watched))
                 for row in self.outside.rows(
