@@ -11,12 +11,14 @@ Every act passes ``before``, ``after_effect``, ``before_commit``, ``after_commit
 Actions: ``kill`` (SIGKILL to this process, the pool child), ``kill_main`` (SIGKILL to its parent),
 ``raise`` (a retryable failure), ``fatal`` (a failure for good), ``lost`` (the effect is done and
 its reply is lost: as ``raise``), ``hang 4.5`` (do nothing for so many seconds; without a number:
-past any lease), ``stop /a/file`` (write the process id into the file and SIGSTOP; the test
-continues it), ``hold /a/file`` (do nothing while the file exists). ``SHAREWRIGHT_FAILPOINT_TOKENS`` names a directory: each firing takes one file away
-whose name begins with the failpoint's, and without one left nothing happens. So a test says "ten
-times, in whichever process comes first", and counts what is left. A file that is not empty says
-the action itself, and one in a directory named like a project is for that project's operations
-alone: with those, any place can be switched on while everything runs.
+past any lease), ``hold /a/file`` (do nothing while the file exists), ``stop /a/file`` (write the
+process id into the file and SIGSTOP; the test continues it).
+
+``SHAREWRIGHT_FAILPOINT_TOKENS`` names a directory: each firing takes one file away whose name
+begins with the failpoint's, and without one left nothing happens. So a test says "ten times, in
+whichever process comes first", and counts what is left. A file that is not empty says the action
+itself, and one in a directory named like a project is for that project's operations alone: with
+those, any place can be switched on while everything runs.
 """
 
 from __future__ import annotations

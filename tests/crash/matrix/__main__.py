@@ -8,14 +8,12 @@ import fnmatch
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.crash.matrix import cells
-from tests.crash.matrix.cells import ALL, FAULTS, NOT_COMBINED, Cell
+from tests.crash.matrix.cells import ALL, NOT_COMBINED, Cell
 from tests.crash.matrix.lane import Lane
-from tests.crash.matrix.outside import KINDS
 from tests.crash.matrix.matrix import Matrix
 from tests.services import PostgresServer, RedisServer
 
@@ -29,7 +27,10 @@ def main() -> int:
     print(f"crash: {len(chosen)} of {len(ALL)} runs", flush=True)
     began = time.monotonic()
     matrix = run_cells(
-        chosen, workers=options.workers, grace=options.grace, sabotage=options.sabotage,
+        chosen,
+        workers=options.workers,
+        grace=options.grace,
+        sabotage=options.sabotage,
         database=options.database,
     )
     matrix.report(time.monotonic() - began)
@@ -67,7 +68,11 @@ def _chosen(options: argparse.Namespace) -> list[Cell]:
 
 
 def run_cells(
-    chosen: Sequence[Cell], *, workers: int, grace: float, sabotage: str = "",
+    chosen: Sequence[Cell],
+    *,
+    workers: int,
+    grace: float,
+    sabotage: str = "",
     database: str = "postgresql",
 ) -> Matrix:
     """Start what runs need, make them, and stop it."""

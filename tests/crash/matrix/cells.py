@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, product
 from typing import Final
 
 from tests.crash.matrix.points import all_points
@@ -90,6 +90,11 @@ class Verb:
         return act not in _SERVER or self.builds
 
     @property
+    def copies(self) -> bool:
+        """Whether its share is made from a snapshot."""
+        return self.name == "from-snapshot"
+
+    @property
     def action(self) -> str:
         """What it does, without the way it comes to fail."""
         return self.name.partition("-undone")[0]
@@ -153,33 +158,33 @@ VERBS: Final = {verb.full_name: verb for verb in _verbs()}
 _INTAKE: Final = ("intake.before_commit", "intake.after_commit", "intake.after_publish")
 
 
-def _cells_of(verb: Verb) -> Iterator[Cell]:
+def _of_act(verb: Verb, act: str) -> Iterator[Cell]:
+    stages = [*STAGES, "failed"]
+    if act == "allocate_network" and verb.builds:
+        stages.append("after_join")
+    if act in _UNDO_SERVER and verb.destroys:
+        stages.append("after_release")
+    if verb.acts_outside(act):
+        stages.append("outside")
     undoes = verb.undo_of is not None or verb.name == "cancel"
+    for stage in stages:
+        from_snapshot = stage == "outside" and verb.copies and act == "create_share"
+        name = "create_share_from_snapshot" if from_snapshot else act
+        twice = ("kill-twice",) if undoes and stage in STAGES[:3] else ()
+        yield from (Cell(verb, f"{name}.{stage}", fault) for fault in (*_AROUND[stage], *twice))
+
+
+def _cells_of(verb: Verb) -> Iterator[Cell]:
     for act in verb.acts:
-        stages = [*STAGES, "failed"]
-        if act == "allocate_network" and verb.builds:
-            stages.append("after_join")
-        if act in _UNDO_SERVER and verb.destroys:
-            stages.append("after_release")
-        if verb.acts_outside(act):
-            stages.append("outside")
-        for stage in stages:
-            faults = [*_AROUND[stage]]
-            if undoes and stage in STAGES[:3]:
-                faults.append("kill-twice")
-            name = f"{act}.{stage}"
-            if (verb.name, act, stage) == ("from-snapshot", "create_share", "outside"):
-                name = "create_share_from_snapshot.outside"
-            yield from (Cell(verb, name, fault) for fault in faults)
+        yield from _of_act(verb, act)
+    points: list[str] = []
     if verb.undo_of is not None:
-        turned = f"{verb.acts[0]}.turned_round"
-        for point in (f"{verb.undo_of}.failed", turned):
-            yield from (Cell(verb, point, fault) for fault in _ANYWHERE)
+        points += [f"{verb.undo_of}.failed", f"{verb.acts[0]}.turned_round"]
     if verb.intake:
-        for point in _INTAKE:
-            for fault in _ANYWHERE:
-                if (point, fault) != ("intake.before_commit", "stop-long"):
-                    yield Cell(verb, point, fault)
+        points += _INTAKE
+    for point, fault in product(points, _ANYWHERE):
+        if (point, fault) != ("intake.before_commit", "stop-long"):
+            yield Cell(verb, point, fault)
     if verb.full_name == f"create/{FLAT}":
         yield Cell(verb, "allocate_network.after_commit", "stale")
 

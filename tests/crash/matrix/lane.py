@@ -120,9 +120,7 @@ class Lane:
             f"queued_limit = 5.0\nreport_interval = 5.0\n{BACKENDS}"
         )
         upgrade(database_url)
-        self.worlds = {
-            mode: World(directory / "backends" / mode / "world.db") for mode in MODES
-        }
+        self.worlds = {mode: World(directory / "backends" / mode / "world.db") for mode in MODES}
         engine = create_engine(database_url)
         self.outside = Outside(engine, [world.path for world in self.worlds.values()])
         self.client = Client(redis.url(), redis.url(1))

@@ -38,7 +38,10 @@ class Matrix:
 
     async def run(self, chosen: Sequence[Cell]) -> None:
         """Play them all; then look whether anything is left anywhere."""
-        looking = [asyncio.create_task(self.lane.look()), asyncio.create_task(self._progress(len(chosen)))]
+        looking = [
+            asyncio.create_task(self.lane.look()),
+            asyncio.create_task(self._progress(len(chosen))),
+        ]
         waiting = iter(chosen)
         active: set[asyncio.Task[None]] = set()
         try:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.matrix.cells import FLAT, Cell
+from tests.crash.matrix.cells import Cell
 from tests.crash.matrix.lane import LEASE, LOOK_SECONDS, Lane
 from tests.crash.matrix.outside import Finding
 
@@ -74,12 +74,11 @@ class Run:
                 self.go_on()
             if now - began > self.limit + INTAKE_STOP_SECONDS:
                 raise Broken("lost", f"{verb} was sent again and again and never accepted")
-            if refusal := self._result(operation_id):
-                if refusal["status"] == "FAILURE" and operation_id not in self.operations:
-                    await asyncio.sleep(LOOK_SECONDS * 3)
-                    if operation_id not in self.operations:
-                        raise Broken("lost", f"{verb} was refused: {refusal['result']}")
-            await asyncio.sleep(LOOK_SECONDS)
+            refusal = self._result(operation_id)
+            # An operation that failed is in the journal by now, and is seen at the second look.
+            await asyncio.sleep(LOOK_SECONDS * 3 if refusal else LOOK_SECONDS)
+            if refusal and refusal["status"] == "FAILURE" and operation_id not in self.operations:
+                raise Broken("lost", f"{verb} was refused: {refusal['result']}")
         return operation_id
 
     @property
@@ -129,7 +128,7 @@ class Run:
             self.token("get_share_server.after_commit", "kill")
         if fault == "lost" and verb.acts_outside(act):
             call = act
-            if verb.name == "from-snapshot" and act == "create_share":
+            if verb.copies and act == "create_share":
                 call = "create_share_from_snapshot"
             self.world.arm(call, "retryable_after_effect", match=self.project)
             return

@@ -32,7 +32,7 @@ class Sabotage:
 
 def _no_fence() -> None:
     """Whoever once had a lease writes with it for ever."""
-    journal._held = lambda operation_id, fence: (  # type: ignore[assignment]
+    journal._held = lambda operation_id, _fence: (  # type: ignore[assignment]
         operations.c.id == operation_id,
     )
 
@@ -49,7 +49,7 @@ def _random_names() -> None:
 
 def _no_reconciler() -> None:
     """Nobody takes up again what is overdue."""
-    reconcile.Reconciler._redrive_overdue = lambda self: 0  # type: ignore[method-assign]
+    reconcile.Reconciler._redrive_overdue = lambda _self: 0  # type: ignore[method-assign]
 
 
 def _no_undo_of_the_failed_step() -> None:
@@ -68,14 +68,16 @@ def _replace(act: Act, run: Callable[[Any], Any]) -> None:
 
 def _no_guard() -> None:
     """Nobody looks whether the lease is still held before acting outside."""
-    Lease.guard = lambda self: None  # type: ignore[method-assign]
+    Lease.guard = lambda _self: None  # type: ignore[method-assign]
 
 
 def _no_dispatch_number() -> None:
     """Any message of an operation is as good as the newest one."""
     claim = journal.claim
 
-    def claim_whatever(connection: Any, operation_id: str, number: int, *args: Any, **kw: Any) -> Any:
+    def claim_whatever(
+        connection: Any, operation_id: str, number: int, *args: Any, **kw: Any
+    ) -> Any:
         found = journal.find(connection, operation_id)
         newest = number if found is None else found.dispatch
         return claim(connection, operation_id, newest, *args, **kw)
