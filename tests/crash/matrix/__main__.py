@@ -39,7 +39,7 @@ def main() -> int:
         for what, why in NOT_COMBINED.items():
             print(f"  {what}: {why}.")
         for point, where in sorted(cells.ELSEWHERE.items()):
-            print(f"  {point} on the fakes: it is {where}.")
+            print(f"  {point}: it is {where}.")
     return 1 if matrix.broken else 0
 
 

@@ -12,6 +12,8 @@ from worker.tasks.sagas import ACTS, SAGAS
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 SOURCES: Final = ("worker", "scheduler")
+GENERIC: Final = ("{act.name}.", "{undo.name}.", "{name}.")
+"""How the runner and the fakes' world name the places of whichever act they have."""
 
 
 def _named(tree: ast.AST) -> Iterator[str]:
@@ -65,4 +67,4 @@ def of_acts() -> dict[str, set[str]]:
 def all_points() -> set[str]:
     """Every failpoint by its full name."""
     acts = {f"{act}.{stage}" for act, stages in of_acts().items() for stage in stages}
-    return acts | {name for name in found() if not name.startswith("{")}
+    return acts | {name for name in found() if not name.startswith(GENERIC)}
