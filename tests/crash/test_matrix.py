@@ -17,7 +17,18 @@ GRACE = 6.0
 """Seconds after which a run that goes on for ever is taken for stuck."""
 
 
-@pytest.mark.parametrize("name", sorted(SABOTAGES))
+def _waits(name: str) -> bool:
+    """Whether it takes the whole grace to see that nothing moves any more."""
+    return "stuck" in SABOTAGES[name].kinds
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.whole if _waits(name) else ())
+        for name in sorted(SABOTAGES)
+    ],
+)
 def test_the_matrix_sees_what_is_missing(
     name: str, tmp_path: Path, postgres_url: str, redis_server: RedisServer
 ) -> None:
