@@ -38,6 +38,8 @@ _AROUND: Final[dict[str, Sequence[str]]] = {
     "failed": _ANYWHERE,
     "turned_round": _ANYWHERE,
 }
+RECONCILER_POINT: Final = "reconcile.after_redrive"
+"""A reconciler is struck when it has taken up an operation and not yet published it."""
 STAGES: Final = ("before", "after_effect", "before_commit", "after_commit", "after_publish")
 
 NOT_COMBINED: Final = {
@@ -51,6 +53,7 @@ NOT_COMBINED: Final = {
     "stop-long at intake.before_commit": (
         "the open transaction holds its rows: nobody else can accept it before it goes on"
     ),
+    "kill-main at reconcile.after_redrive": "a reconciler is one process",
     "stale elsewhere than after allocate_network's commit": "one old message is like another",
     "a stop between guard() and the effect": (
         "nothing can exclude it; what it leaves is the audit's, and its tests plant such things"
@@ -188,6 +191,8 @@ def _cells_of(verb: Verb) -> Iterator[Cell]:
             yield Cell(verb, point, fault)
     if verb.full_name == f"create/{FLAT}":
         yield Cell(verb, "allocate_network.after_commit", "stale")
+        for fault in ("kill", "raise", "hang", "stop", "stop-long"):
+            yield Cell(verb, RECONCILER_POINT, fault)
 
 
 ALL: Final = tuple(chain.from_iterable(_cells_of(verb) for verb in VERBS.values()))

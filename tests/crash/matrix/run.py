@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.matrix.cells import Cell
+from tests.crash.matrix.cells import RECONCILER_POINT, Cell
 from tests.crash.matrix.lane import LEASE, LOOK_SECONDS, Lane
 from tests.crash.matrix.outside import Finding
 
@@ -57,6 +57,8 @@ class Run:
         self.longest = 0.0
         """Seconds from the fault to the end of all that was in flight."""
         self._pid_file = lane.directory / f"{self.project}.pid"
+        self._anyone: Path | None = None
+        """A token that is not this project's alone."""
         self._continued = False
 
     async def request(self, verb: str, **fields: Any) -> str:
@@ -133,6 +135,10 @@ class Run:
             self.world.arm(call, "retryable_after_effect", match=self.project)
             return
         action = _OWN_TOKENS.get(fault, f"stop {self._pid_file}")
+        if point == RECONCILER_POINT:
+            self.token("create_share.before", "kill")
+            self._anyone = self._write(self.lane.tokens / f"{point}@{self.project}", action)
+            return
         for number in range(2 if fault == "kill-twice" else 1):
             self.token(point, action, number)
 
@@ -143,14 +149,18 @@ class Run:
 
     def token(self, point: str, action: str, number: int = 0) -> Path:
         """Arm one firing; it is complete before anybody sees it."""
-        self.tokens.mkdir(exist_ok=True)
-        new = self.tokens / f"new-{point}"
+        return self._write(self.tokens / f"{point}@{number}", action)
+
+    def _write(self, token: Path, action: str) -> Path:
+        new = self.tokens / "new"
         new.write_text(action)
-        return new.rename(self.tokens / f"{point}@{number}")
+        return new.rename(token)
 
     def has_struck(self) -> bool:
         """Whether everything that was armed has gone off."""
         struck = not list(self.tokens.iterdir())
+        if self._anyone is not None:
+            struck = struck and not self._anyone.exists()
         if self.cell.fault == "lost":
             left = self.lane.outside.world_rows(
                 f"SELECT id FROM faults WHERE match = '{self.project}'"
