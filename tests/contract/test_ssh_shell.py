@@ -145,6 +145,8 @@ def test_a_command_nobody_waits_for_any_more_ends_in_its_time(
 def test_sshd_that_is_away_and_back(machine: Machine, shell: Shell) -> None:
     assert shell.run(["echo", "1"]).stdout == "1\n"
     machine.kill()
+    with pytest.raises(Retryable):  # perhaps before it is seen here that the connection is gone
+        shell.run(["true"])
     with pytest.raises(Retryable, match=f"server-1 at {machine.address} port 22 is not reached"):
         shell.run(["true"])
     machine.start()

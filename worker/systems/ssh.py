@@ -24,7 +24,7 @@ from typing import Final
 import asyncssh
 
 from worker.errors import ErrorCode, Fatal, Retryable
-from worker.systems.shell import Completed, checked, decoded, not_installed, overran
+from worker.systems.shell import Completed, checked, decoded, not_installed, overran, shown
 
 _GRACE: Final = 5.0
 """Seconds that a command that overran has between SIGTERM and SIGKILL."""
@@ -162,7 +162,7 @@ class SshShell:
             raise overran(argv, timeout, self.name) from None
         except (asyncssh.Error, OSError) as error:
             raise Retryable(
-                f"The connection to {self.name} broke during `{' '.join(argv[:3])}`: {error}"
+                f"The connection to {self.name} broke during `{shown(argv)}`: {error}"
             ) from error
 
 
