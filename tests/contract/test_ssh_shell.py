@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
@@ -249,3 +250,17 @@ def test_a_server_that_is_not_built_takes_no_commands(machine: Machine) -> None:
     server = dataclasses.replace(machine.server(), details=None)
     with pytest.raises(Fatal, match="server-1 is not built"):
         ssh_shell(machine.options, server)
+
+
+def test_who_is_not_root_asks_sudo_for_every_command(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\n[ "$1 $2" = "-n --" ] || exit 1\nshift 2\nexec "$@"\n')
+    sudo.chmod(0o755)
+    line = machine.shell(user="somebody")._line(["printf", "%s|", "a b", "$x"], 30)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout == "a b|$x|"
+    sudo.write_text("#!/bin/sh\nexit 9\n")
+    assert subprocess.run(["sh", "-c", line], check=False).returncode == 9
