@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
 import subprocess
-import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,8 @@ from worker.helpers.compute.ssh_servers import ssh_shell
 from worker.model import DriverMode, Share, ShareServer, Snapshot
 from worker.plugin import Setting
 from worker.systems.local import LocalShell
-from worker.systems.shell import Completed, Shell
+from worker.systems.shell import Shell
+from worker.systems.ssh import SshShell
 from worker.systems.user_data import host_key_pair
 
 MODE = DriverMode.FLAT_MULTI_SVM
@@ -179,56 +178,46 @@ def test_clients_do_not_notice_that_sshd_and_its_connections_are_gone(
     assert driver.share_size(context(), share, server) == 2
 
 
-@dataclasses.dataclass
-class Unsteady:
-    """A shell whose connection drops while the command after ``steady`` others is under way."""
+DROP = "read -r _ _ _ sshd _ </proc/$PPID/stat; kill -KILL $sshd"
+"""What a command does that ends its own connection: its parent is ``timeout``."""
+DROPPING = (f'{DROP}; exec "$@"', f'"$@"; {DROP}; exit 0', f"{DROP}; exit 0")
+"""Before the command, after it, and instead of it; what became of it is lost each time."""
 
-    shell: Shell
-    machine: Machine
-    steady: int = -2
 
-    def run(self, *args: Any, **named: Any) -> Completed:
-        with self._maybe_dropping():
-            return self.shell.run(*args, **named)
+class Steadiness:
+    """How many commands go well before one has its connection dropped; None is all."""
 
-    def write_file(self, *args: Any, **named: Any) -> None:
-        with self._maybe_dropping():
-            self.shell.write_file(*args, **named)
+    left: int | None = None
 
-    def read_file(self, path: str) -> str | None:
-        with self._maybe_dropping():
-            return self.shell.read_file(path)
-
-    def remove_file(self, path: str) -> None:
-        with self._maybe_dropping():
-            self.shell.remove_file(path)
-
-    @contextlib.contextmanager
-    def _maybe_dropping(self) -> Iterator[None]:
-        self.steady -= 1
-        dropping = threading.Thread(target=self.machine.drop_connections)
-        if self.steady == -1:
-            dropping.start()
-        try:
-            yield
-        finally:
-            if self.steady == -1:
-                dropping.join()
+    def spoiled(self, argv: Sequence[str]) -> Sequence[str]:
+        if self.left is None:
+            return argv
+        self.left -= 1
+        return argv if self.left != -1 else ["sh", "-c", DROPPING[len(argv) % 3], "sh", *argv]
 
     def dropped_everywhere(self, call: Callable[[], object]) -> int:
-        """Call again and again, with a drop one command later each time; how many calls broke."""
-        broken = 0
-        for steady in range(0, 200, 3):
-            self.steady = steady
+        """Call again and again, with a drop two commands later each time; how many broke."""
+        for broken, steady in enumerate(range(0, 200, 2)):
+            self.left = steady
             try:
                 call()
             except Retryable:
-                broken += 1
+                assert self.left < 0
                 continue
-            if self.steady >= 0:
-                self.steady = -2
-                return broken
+            assert self.left >= 0
+            self.left = None
+            return broken
         pytest.fail("it never gets through")
+
+
+@dataclasses.dataclass(frozen=True)
+class Unsteady(SshShell):
+    """A shell over SSH, with drops."""
+
+    steadiness: Steadiness = dataclasses.field(default_factory=Steadiness)
+
+    def _line(self, argv: Sequence[str], timeout: float) -> str:
+        return super()._line(self.steadiness.spoiled(argv), timeout)
 
 
 def test_connections_that_drop_anywhere_are_repaired_by_the_next_call(
@@ -238,13 +227,13 @@ def test_connections_that_drop_anywhere_are_repaired_by_the_next_call(
     outside = Outside(Path(machine.options.server_directory), "ganesha")
     driver._storage(context(), server)
     empty = outside.state()
-    shell = Unsteady(ssh_shell(machine.options, server), machine)
+    shell = Unsteady(**dataclasses.asdict(machine.shell()))
     driver.shell_for = lambda _: shell
     share, clone = a_share(server), a_share(server)
     snapshot = Snapshot(str(uuid.uuid4()), share.id, "project", 1)
     rules = [rule("10.1.0.7")]
     broken = [
-        shell.dropped_everywhere(call)
+        shell.steadiness.dropped_everywhere(call)
         for call in (
             lambda: driver.create_share(context(), share, server),
             lambda: driver.update_access(context(), share, server, rules, 1),
@@ -257,7 +246,7 @@ def test_connections_that_drop_anywhere_are_repaired_by_the_next_call(
     assert outside.rules(clone) == set()
     assert driver.share_size(context(), clone, server) == 2
     broken += [
-        shell.dropped_everywhere(call)
+        shell.steadiness.dropped_everywhere(call)
         for call in (
             lambda: driver.delete_share(context(), clone, server),
             lambda: driver.delete_snapshot(context(), snapshot, share, server),
@@ -276,7 +265,7 @@ def test_a_server_whose_host_key_changed_is_refused_with_a_sentence(
     driver.create_share(context(), share, server)
     kept = (machine.directory / "host_key").read_text()
     machine.kill()
-    machine.install(host_key_pair(machine.key_file, "another")[0])
+    machine.install(host_key_pair(machine.options.ssh_private_key_file, "another")[0])
     machine.start()
     try:
         for call in (

@@ -166,7 +166,7 @@ def test_a_changed_host_key_is_refused_and_nothing_is_sent(
 ) -> None:
     shell.run(["true"])
     machine.kill()
-    machine.install(host_key_pair(machine.key_file, "somebody-else")[0])
+    machine.install(host_key_pair(machine.options.ssh_private_key_file, "somebody-else")[0])
     machine.start()
     try:
         with pytest.raises(Fatal) as caught:
@@ -176,7 +176,7 @@ def test_a_changed_host_key_is_refused_and_nothing_is_sent(
         assert connections(machine) == 0
     finally:
         machine.kill()
-        machine.install(host_key_pair(machine.key_file, machine.server_id)[0])
+        machine.install(host_key_pair(machine.options.ssh_private_key_file, machine.server_id)[0])
         machine.start()
     fingerprint = asyncssh.import_public_key(shell.host_key).get_fingerprint()
     assert caught.value.message == (
@@ -198,7 +198,7 @@ def test_another_kind_of_host_key_is_not_taken_either(machine: Machine, shell: S
         assert connections(machine) == 0
     finally:
         machine.kill()
-        machine.install(host_key_pair(machine.key_file, machine.server_id)[0])
+        machine.install(host_key_pair(machine.options.ssh_private_key_file, machine.server_id)[0])
 
 
 def test_a_key_that_is_not_let_in_is_said_and_not_shown(machine: Machine, tmp_path: Path) -> None:
@@ -227,8 +227,7 @@ def test_a_server_is_waited_for_while_it_boots(lan: Lan) -> None:
     machine.start()
     with pytest.raises(NotReady, match="still installs its software"):
         check()
-    shell = ssh_shell(options, machine.server())
-    shell.write_file(f"{options.server_directory}/ready", "")
+    machine.finish_boot()
     check()
     ours = machine.directory / "authorized_keys"
     kept = ours.read_bytes()
@@ -238,7 +237,7 @@ def test_a_server_is_waited_for_while_it_boots(lan: Lan) -> None:
         check()
     ours.write_bytes(kept)
     machine.kill()
-    machine.install(host_key_pair(machine.key_file, "somebody-else")[0])
+    machine.install(host_key_pair(machine.options.ssh_private_key_file, "somebody-else")[0])
     machine.start()
     with pytest.raises(Fatal, match="does not have the SSH host key") as refused:
         check()

@@ -221,6 +221,15 @@ class _Network:
 
     async def run(self, shell: SshShell, line: str, stdin: bytes | None, limit: float) -> _Ended:
         """Run one line on the machine, over a connection that is there or a new one."""
+        try:
+            return await self._run(shell, line, stdin, limit)
+        except asyncssh.ChannelOpenError as error:
+            if error.code != asyncssh.OPEN_CONNECT_FAILED:
+                raise
+        # The connection was gone already, so the line was not sent.
+        return await self._run(shell, line, stdin, limit)
+
+    async def _run(self, shell: SshShell, line: str, stdin: bytes | None, limit: float) -> _Ended:
         async with self._connection(shell) as connection:
             begun = self.loop.time()
             try:
