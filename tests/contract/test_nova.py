@@ -55,9 +55,12 @@ class Site:
 
     def options(self, **options: Any) -> dict[str, Any]:
         return {
+            "image": "service-image",
+            "flavor": "service",
+            "poll_interval": 0.5,
+            "ssh_private_key_file": str(self.key_file),
+            "wait_for_ssh": False,
             **self.cloud.auth(),
-            **{"image": "service-image", "flavor": "service", "poll_interval": 0.5},
-            **{"ssh_private_key_file": str(self.key_file), "wait_for_ssh": False},
             **options,
         }
 
@@ -75,21 +78,31 @@ class Site:
 def site(
     openstack_with_nova: OpenStack, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Site]:
-    """The subnet is of the loopback network, so that an sshd here can stand in for a machine."""
     key_file = tmp_path_factory.mktemp("key") / "key"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(key_file)
     with openstack_with_nova.connect() as admin:
         image = admin.image.create_image(
             name="service-image", data=b"x", disk_format="raw", container_format="bare"
         )
-        for name, cores in (("service", 1), ("impossible", 99999)):
+        flavors = [
             admin.compute.create_flavor(name=name, vcpus=cores, ram=64, disk=1)
-        network = admin.network.create_network(name="tenant")
-        subnet = admin.network.create_subnet(
-            network_id=network.id,
-            **{"cidr": "127.77.0.0/24", "ip_version": 4, "enable_dhcp": False, "gateway_ip": None},
-        )
-        yield Site(openstack_with_nova, admin, key_file, network.id, subnet.id)
+            for name, cores in (("service", 1), ("impossible", 99999))
+        ]
+        network, subnet = a_network(admin, "tenant", "127.77.0.0/24")
+        yield Site(openstack_with_nova, admin, key_file, network, subnet)
+        admin.network.delete_network(network)
+        for flavor in flavors:
+            admin.compute.delete_flavor(flavor)
+        admin.image.delete_image(image)
+
+
+def a_network(admin: Connection, name: str, cidr: str) -> tuple[str, str]:
+    """A network of loopback addresses, so that an sshd here can stand in for a machine."""
+    network = admin.network.create_network(name=name)
+    subnet = admin.network.create_subnet(
+        network_id=network.id, cidr=cidr, ip_version=4, enable_dhcp=False, gateway_ip=None
+    )
+    return network.id, subnet.id
 
 
 @pytest.fixture
@@ -333,11 +346,7 @@ def test_it_serves_once_it_answers_over_ssh_as_itself(
 ) -> None:
     """On a second port, which Nova makes on the management network, and takes away again."""
     require_root()
-    network = site.admin.network.create_network(name="management")
-    site.admin.network.create_subnet(
-        network_id=network.id,
-        **{"cidr": "127.78.0.0/24", "ip_version": 4, "enable_dhcp": False, "gateway_ip": None},
-    )
+    network, _ = a_network(site.admin, "management", "127.78.0.0/24")
     helper = site.helper(
         wait_for_ssh=True,
         management_network="management",
@@ -351,7 +360,7 @@ def test_it_serves_once_it_answers_over_ssh_as_itself(
     wait_until(lambda: site.machines()[0].status == "ACTIVE", "the machine is active")
     with pytest.raises(NotReady, match="does not serve yet"):
         once(helper, server, tenants)
-    (port,) = site.admin.network.ports(network_id=network.id)
+    (port,) = site.admin.network.ports(network_id=network)
     address = port.fixed_ips[0]["ip_address"]
     user_data = base64.b64decode(site.admin.compute.get_server(machine.id).user_data).decode()
     stand_in = StandIn(tmp_path, user_data, address, helper._options.ssh_port)
@@ -369,4 +378,4 @@ def test_it_serves_once_it_answers_over_ssh_as_itself(
     finally:
         stand_in.process.close()
     ComputeHelperContract.delete(helper, server)
-    site.admin.network.delete_network(network.id)
+    site.admin.network.delete_network(network)
