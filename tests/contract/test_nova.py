@@ -16,62 +16,28 @@ from typing import Any, Final
 
 import asyncssh
 import pytest
-from openstack.compute.v2.server import Server
-from openstack.connection import Connection
 
 from tests.contract.compute_helper_suite import ComputeHelperContract
 from tests.contract.share_driver_suite import context
+from tests.deployment import Deployment
+from tests.leftovers import of_tables
+from tests.nova import SETTING, Site, StandIn, a_network
 from tests.openstack.cloud import OpenStack
-from tests.services import Process, free_port, require, require_root, wait_until
+from tests.services import RedisServer, free_port, require_root, wait_until
 from worker.db.addresses import DatabaseAddressBook
-from worker.errors import ErrorCode, Fatal, NotReady, Retryable
+from worker.errors import ErrorCode, Fatal, NotReady, RequestFailed, Retryable
 from worker.helpers.compute.base import ComputeHelper
-from worker.helpers.compute.nova import NovaComputeHelper, NovaOptions
+from worker.helpers.compute.nova import NovaComputeHelper
 from worker.helpers.network.neutron import NeutronNetworkHelper, NeutronOptions
 from worker.model import (
-    DriverMode,
     NetworkKind,
     ServerStatus,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Setting
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)
-
-SETTING: Final = Setting("vms", DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
-
-
-@dataclass
-class Site:
-    """OpenStack with Nova, what the backend's machines are made of, and a tenant's network."""
-
-    cloud: OpenStack
-    admin: Connection
-    key_file: Path
-    neutron_net_id: str
-    neutron_subnet_id: str
-
-    def options(self, **options: Any) -> dict[str, Any]:
-        return {
-            "image": "service-image",
-            "flavor": "service",
-            "poll_interval": 0.5,
-            "ssh_private_key_file": str(self.key_file),
-            "wait_for_ssh": False,
-            **self.cloud.auth(),
-            **options,
-        }
-
-    def helper(self, **options: Any) -> NovaComputeHelper:
-        return NovaComputeHelper(SETTING, NovaOptions(**self.options(**options)))
-
-    def machines(self) -> list[Server]:
-        return list(self.admin.compute.servers(name="^sw-"))
-
-    def state(self) -> Any:
-        return sorted((machine.id, machine.name) for machine in self.machines())
 
 
 @pytest.fixture(scope="module")
@@ -94,15 +60,6 @@ def site(
         for flavor in flavors:
             admin.compute.delete_flavor(flavor)
         admin.image.delete_image(image)
-
-
-def a_network(admin: Connection, name: str, cidr: str) -> tuple[str, str]:
-    """A network of loopback addresses, so that an sshd here can stand in for a machine."""
-    network = admin.network.create_network(name=name)
-    subnet = admin.network.create_subnet(
-        network_id=network.id, cidr=cidr, ip_version=4, enable_dhcp=False, gateway_ip=None
-    )
-    return network.id, subnet.id
 
 
 @pytest.fixture
@@ -319,25 +276,6 @@ def test_what_the_options_name_is_looked_for_at_start(
         site.helper(**options).check()
 
 
-class StandIn:
-    """An sshd that is configured by a machine's user data, as cloud-init would do it."""
-
-    def __init__(self, directory: Path, user_data: str, address: str, port: int) -> None:
-        written = json.loads(user_data.removeprefix("#cloud-config"))
-        (directory / "host_key").touch(mode=0o600)
-        (directory / "host_key").write_text(written["ssh_keys"]["ed25519_private"])
-        (directory / "keys").write_text("\n".join(written["users"][0]["ssh_authorized_keys"]))
-        configuration = directory / "sshd_config"
-        configuration.write_text(
-            f"ListenAddress {address}:{port}\nHostKey {directory}/host_key\nPidFile none\n"
-            f"AuthorizedKeysFile {directory}/keys\nStrictModes no\nUsePAM no\n"
-            f"PasswordAuthentication no\nPermitRootLogin prohibit-password\n"
-        )
-        Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
-        command = (require("sshd"), "-D", "-e", "-f", str(configuration))
-        self.process = Process(command, log=directory / "sshd.log").start("Server listening")
-
-
 def test_it_serves_once_it_answers_over_ssh_as_itself(
     site: Site,
     prepared: Callable[[int], ShareServer],
@@ -379,3 +317,120 @@ def test_it_serves_once_it_answers_over_ssh_as_itself(
         stand_in.process.close()
     ComputeHelperContract.delete(helper, server)
     site.admin.network.delete_network(network)
+
+
+KILLS: Final = (
+    *("nova.after_port", "nova.after_create", "nova.after_create", "nova.after_delete"),
+    *("get_share_server.after_effect", "get_share_server.before_commit"),
+    *("delete_share_server.after_effect", "deallocate_network.after_effect"),
+)
+NETWORKS: Final = 4
+
+
+@dataclass
+class Chain:
+    """A deployment with the fake share driver on machines of Nova."""
+
+    deployment: Deployment
+    site: Site
+    networks: list[str]
+    tokens: Path
+
+    def create(self, count: int, share_type: str = "vms") -> list[str]:
+        """Ask for shares, in turn on every network."""
+        return [
+            self.deployment.client.submit(
+                "create_share",
+                self.deployment.payload(
+                    size=1, share_network_id=self.networks[number % NETWORKS], share_type=share_type
+                ),
+            )
+            for number in range(count)
+        ]
+
+    def result(self, operation: str) -> dict[str, Any]:
+        return self.deployment.client.result(operation, timeout=180)
+
+    def delete(self, shares: list[str]) -> None:
+        """Delete them; then nothing of theirs is left anywhere."""
+        client, payload = self.deployment.client, self.deployment.payload
+        asked = [client.submit("delete_share", payload(share_id=share)) for share in shares]
+        assert [self.result(one)["status"] for one in asked] == ["deleted"] * len(shares)
+        self.deployment.settle(180)
+        assert self.site.state() == []
+        assert list(self.site.admin.network.ports()) == []
+        kept = ("tables: share_networks", "tables: share_types")
+        left = of_tables(self.deployment.engine)
+        assert [line for line in left if not line.startswith(kept)] == []
+
+    def shares_on_four_machines(self, count: int) -> list[str]:
+        made = [self.result(operation) for operation in self.create(count)]
+        assert [share["status"] for share in made] == ["available"] * count
+        servers = {share["share_server_id"] for share in made}
+        machines = self.site.machines()
+        assert {machine.name for machine in machines} == {f"sw-{server}" for server in servers}
+        assert len(servers) == len(machines) == NETWORKS
+        for machine in machines:
+            (port,) = self.site.admin.network.ports(device_id=machine.id)
+            assert f"share_server={machine.metadata['share_server']}" in port.tags
+        return [share["id"] for share in made]
+
+
+@pytest.fixture(scope="module")
+def chain(
+    site: Site, shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Chain]:
+    directory = tmp_path_factory.mktemp("chain")
+    (tokens := directory / "tokens").mkdir()
+    settings = site.backend("vms") + site.backend("full", flavor="impossible")
+    url = f"sqlite:///{directory / 'sw.db'}"
+    deployment = Deployment(directory, url, shared_redis, settings, {"attempts": 10})
+    made = [a_network(site.admin, f"net-{n}", f"127.79.{n}.0/24") for n in range(NETWORKS)]
+    try:
+        deployment.role("scheduler")
+        deployment.role("reconciler")
+        deployment.worker(
+            "worker",
+            concurrency=3,
+            SHAREWRIGHT_FAILPOINTS=";".join(f"{name}=kill" for name in set(KILLS)),
+            SHAREWRIGHT_FAILPOINT_TOKENS=str(tokens),
+        )
+        deployment.wait_reported(2, 120)
+        for name in ("vms", "full"):
+            specs = {"share_backend_name": name}
+            deployment.ask("create_share_type", admin=True, name=name, extra_specs=specs)
+        share_networks = [
+            deployment.ask(
+                "create_share_network", neutron_net_id=network, neutron_subnet_id=subnet
+            )["id"]
+            for network, subnet in made
+        ]
+        yield Chain(deployment, site, share_networks, tokens)
+    finally:
+        deployment.close()
+        for network, _ in made:
+            site.admin.network.delete_network(network)
+
+
+def test_twenty_shares_on_four_networks(chain: Chain) -> None:
+    chain.delete(chain.shares_on_four_machines(20))
+
+
+def test_workers_killed_in_the_middle_leave_nothing_either(chain: Chain) -> None:
+    for number, failpoint in enumerate(KILLS):
+        (chain.tokens / f"{failpoint}@{number}").touch()
+    chain.delete(chain.shares_on_four_machines(8))
+    assert list(chain.tokens.iterdir()) == [], "some kills never happened"
+
+
+def test_a_machine_that_finds_no_host_is_undone(chain: Chain) -> None:
+    (chain.tokens / "nova.after_delete@undo").touch()
+    with pytest.raises(RequestFailed, match="No valid host was found") as failure:
+        chain.result(chain.create(1, "full")[0])
+    assert failure.value.code == ErrorCode.COMPUTE_EXHAUSTED
+    (share,) = chain.result(
+        chain.deployment.client.submit("list_shares", chain.deployment.payload())
+    )["shares"]
+    assert share["status"] == "error"
+    chain.delete([share["id"]])
+    assert list(chain.tokens.iterdir()) == [], "the kill never happened"
