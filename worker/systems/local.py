@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from worker.errors import ErrorCode, Fatal, Retryable
-from worker.systems.shell import Completed
+from worker.errors import Fatal, Retryable
+from worker.systems.shell import Completed, checked, not_installed, overran
 
 NAMESPACES: Final = Path("/run/netns")
 _GRACE: Final = 5.0
@@ -47,11 +47,7 @@ class LocalShell:
         environment = {"PATH": _search_path(), "LC_ALL": "C", "HOME": "/root"}
         # nsenter's own failure would look like the command's, hence both checks beforehand.
         if shutil.which(argv[0], path=environment["PATH"]) is None:
-            raise Fatal(
-                f"The command {argv[0]!r} is not installed on this host; install the packages "
-                f"that docs/operator.md lists.",
-                code=ErrorCode.CONFIGURATION,
-            )
+            raise not_installed(argv[0], "this host")
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -68,21 +64,12 @@ class LocalShell:
                 stdout, stderr = process.communicate(stdin, timeout)
             except subprocess.TimeoutExpired:
                 _end(process)
-                raise Retryable(
-                    f"`{' '.join(argv[:3])}` did not end within {timeout:.0f} s on "
-                    f"{self._where()}.",
-                    code=ErrorCode.TIMEOUT,
-                ) from None
+                raise overran(argv, timeout, self._where()) from None
             except BaseException:
                 _end(process)
                 raise
         done = Completed(tuple(argv), process.returncode, stdout, stderr)
-        if check and done.exit_code != 0:
-            raise Fatal(
-                f"`{' '.join(argv[:6])}` ended with exit code {done.exit_code} on "
-                f"{self._where()}: {(stderr or stdout).strip()[-500:] or 'it printed nothing'}"
-            )
-        return done
+        return checked(done, self._where()) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
         """As :meth:`~worker.systems.shell.Shell.write_file`; makes missing directories."""
