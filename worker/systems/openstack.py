@@ -31,6 +31,8 @@ _QUOTA: Final = frozenset({"OverQuota", "QuotaExceeded", "QuotaResourceUnknown"}
 _NO_ADDRESS: Final = frozenset(
     {"IpAddressGenerationFailure", "IpAddressGenerationFailureNoMatchingSubnet"}
 )
+_NODE_LOCKED: Final = "is locked by host"
+"""Ironic has no name for it: a conductor works on the node, usually for less than a second."""
 
 
 class Missing(Fatal):
@@ -138,6 +140,8 @@ def _connection(options: OpenStackOptions, _process: int) -> Connection:
         "api_timeout": options.timeout,
         "interface": options.interface,
         "app_name": "sharewright",
+        # openstacksdk would try again by itself, for 15 s and without asking the guard.
+        "baremetal_status_code_retries": 0,
     }
     if options.region_name is not None:
         common["region_name"] = options.region_name
@@ -212,6 +216,8 @@ def _answered(
         return Fatal(sentence, object=about, code=ErrorCode.ADDRESSES_EXHAUSTED)
     if isinstance(error, sdk.NotFoundException):
         return Missing(sentence, object=about, code=code)
+    if isinstance(error, sdk.ConflictException) and _NODE_LOCKED in sentence:
+        return Blip(sentence, object=about)
     if isinstance(error, sdk.ConflictException):
         return Taken(sentence, reason=reason, object=about, code=code)
     if isinstance(error, sdk.ForbiddenException):
