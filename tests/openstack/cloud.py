@@ -18,7 +18,7 @@ from openstack.connection import Connection
 
 from tests.openstack import venv
 from tests.openstack.configuration import NETWORK
-from tests.openstack.service import PASSWORD, REGION, Kit, keystone_url
+from tests.openstack.service import PASSWORD, REGION, Kit, Service, keystone_url
 from tests.services import Process, free_port
 
 _START_SECONDS: Final = 60.0
@@ -28,16 +28,19 @@ class OpenStack:
     """The services of a kit with an administrator, and a member of the project ``tenant``."""
 
     def __init__(self, kit: Kit = NETWORK) -> None:
-        requirements = venv.RECIPE / kit.requirements
         self._services = {service.name: service for service in kit.services}
-        names = "-".join(self._services)
-        self._prepared = venv.cache(names, requirements, *venv.RECIPE.rglob("*.py"))
-        with venv.locked(self._prepared.parent):
-            self._programs = venv.install(requirements)
-            if not self._prepared.exists():
-                self._prepare()
+        # Kits agree in the versions of what they share, so they share the tables too.
+        recipe = (*venv.RECIPE.rglob("*.py"), *venv.RECIPE.glob("*.in"))
+        prepared = {name: venv.cache(name, *recipe) for name in self._services}
+        with venv.locked(kit.requirements):
+            self._programs = venv.install(venv.RECIPE / kit.requirements)
+        for name, directory in prepared.items():
+            with venv.locked(name):
+                if not directory.exists():
+                    self._prepare(self._services[name], directory)
         self.home = Path(tempfile.mkdtemp(prefix="sw-openstack-"))
-        shutil.copytree(self._prepared, self.home, dirs_exist_ok=True)
+        for name, directory in prepared.items():
+            shutil.copytree(directory, self.home / name)
         self.ports = {name: free_port() for name in self._services}
         self.processes = {name: self._process(name) for name in self._services}
 
@@ -48,29 +51,25 @@ class OpenStack:
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
 
-    def _prepare(self) -> None:
+    def _prepare(self, service: Service, directory: Path) -> None:
         """Fill a directory with tables and keys; it takes its name when it is complete."""
-        root = self._prepared.with_suffix(".part")
-        shutil.rmtree(root, ignore_errors=True)
-        for service in self._services.values():
-            home = root / service.name
-            home.mkdir(parents=True)
-            for file in service.copied:
-                shutil.copy(self._programs.parent / "etc" / file, home)
-        self._configure(root, dict.fromkeys(self._services, 1))
-        for service in self._services.values():
-            for command in service.tables(self._programs, root / service.name):
-                done = subprocess.run(
-                    command, capture_output=True, text=True, timeout=120, check=False, cwd=root
-                )
-                said = f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
-                assert done.returncode == 0, f"{command}: {said}"
-        root.rename(self._prepared)
+        home = directory.with_suffix(".part")
+        shutil.rmtree(home, ignore_errors=True)
+        home.mkdir()
+        for file in service.copied:
+            shutil.copy(self._programs.parent / "etc" / file, home)
+        self._configure(service, home, dict.fromkeys(self._services, 1))
+        for command in service.tables(self._programs, home):
+            done = subprocess.run(
+                command, capture_output=True, text=True, timeout=120, check=False, cwd=home
+            )
+            said = f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
+            assert done.returncode == 0, f"{command}: {said}"
+        home.rename(directory)
 
-    def _configure(self, root: Path, ports: dict[str, int]) -> None:
-        for service in self._services.values():
-            home = root / service.name
-            (home / service.file_name).write_text(service.configuration(home, ports))
+    @staticmethod
+    def _configure(service: Service, home: Path, ports: dict[str, int]) -> None:
+        (home / service.file_name).write_text(service.configuration(home, ports))
 
     def _process(self, name: str) -> Process:
         service, home = self._services[name], self.home / name
@@ -85,8 +84,8 @@ class OpenStack:
 
     def start(self) -> Self:
         """Start what can start at once; the catalog and the tenant are written meanwhile."""
-        self._configure(self.home, self.ports)
         for service in self._services.values():
+            self._configure(service, self.home / service.name, self.ports)
             service.move(self.home / service.name, self.auth_url)
             if not service.after:
                 self.processes[service.name].start()

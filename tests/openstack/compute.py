@@ -102,15 +102,7 @@ catalog_info = volumev3::publicURL
 
 
 def _nova_tables(programs: Path, home: Path) -> Iterator[Command]:
-    manage = (str(programs / "nova-manage"), "--config-file", str(home / "nova.conf"))
-    cell = (*manage, "cell_v2")
-    yield (*manage, "api_db", "sync")
-    yield (*cell, "map_cell0", "--database_connection", f"sqlite:///{home}/nova_cell0.db")
-    yield (*manage, "db", "sync")
-    yield (
-        *(*cell, "create_cell", "--name", "cell1", "--transport-url", "fake://"),
-        *("--database_connection", f"sqlite:///{home}/nova.db"),
-    )
+    yield (str(programs / "python"), str(venv.INSIDE / "nova_schema.py"), str(home))
 
 
 def _move_nova(home: Path, _keystone_url: str) -> None:
@@ -153,7 +145,7 @@ NOVA: Final = Service(
     copied=("nova/api-paste.ini",),
     catalog_type="compute",
     catalog_path="/v2.1",
-    after=("placement", "neutron"),
+    after=("placement",),
 )
 COMPUTE: Final = Kit("requirements-nova.txt", (KEYSTONE, NEUTRON, PLACEMENT, GLANCE, NOVA))
 """Networks, images and virtual machines."""

@@ -33,16 +33,9 @@ password_hash_rounds = 4
 
 
 def _keystone_tables(programs: Path, home: Path) -> Iterator[Command]:
-    manage = (str(programs / "keystone-manage"), "--config-file", str(home / "keystone.conf"))
-    root = ("--keystone-user", "root", "--keystone-group", "root")
-    yield (*manage, "db_sync")
-    yield (*manage, "fernet_setup", *root)
-    yield (*manage, "credential_setup", *root)
-    yield (
-        *(*manage, "bootstrap", "--bootstrap-password", PASSWORD),
-        *("--bootstrap-region-id", REGION),
-        *("--bootstrap-public-url", _PLACEHOLDER, "--bootstrap-internal-url", _PLACEHOLDER),
-    )
+    script = str(venv.INSIDE / "keystone_schema.py")
+    configuration = str(home / "keystone.conf")
+    yield (str(programs / "python"), script, configuration, PASSWORD, REGION, _PLACEHOLDER)
 
 
 def _move_keystone(home: Path, keystone_url: str) -> None:
