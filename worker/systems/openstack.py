@@ -94,7 +94,9 @@ class OpenStack:
     """
 
     def __init__(self, options: OpenStackOptions, code: ErrorCode) -> None:
-        self._options = options
+        # Helpers that log in alike share a connection, whatever else their options are.
+        login = options.model_dump(include=set(OpenStackOptions.model_fields))
+        self._options = OpenStackOptions.model_validate(login)
         self._code = code
 
     def ask(self, doing: str, call: Callable[[Connection], Answer], *, about: str) -> Answer:
