@@ -3,11 +3,11 @@
 ``helper``       the helper under test, with no server
 ``outside``      an :class:`Outside`: how the test looks behind the helper
 ``network_for``  gives the NetworkInfo of the n-th server (different addresses)
+``failing``      a helper, and a server whose build by it fails for good when half of it is there
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 import uuid
@@ -17,7 +17,7 @@ from typing import Any, Final, Protocol, TypeVar
 import pytest
 
 from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
-from worker.errors import LeaseLost, NotReady
+from worker.errors import LeaseLost, NotReady, StepError
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.model import (
     NetworkInfo,
@@ -150,20 +150,34 @@ class ComputeHelperContract:
         interrupted_everywhere(lambda c: self.delete(helper, server, c))
         assert outside.state() == empty
 
-    @pytest.mark.parametrize("allowed", range(8))
-    def test_a_delete_clears_a_build_that_was_cut_off(
-        self,
-        helper: ComputeHelper,
-        outside: Outside,
-        new_server: Any,
-        share_network: ShareNetwork,
-        allowed: int,
+    def test_a_delete_clears_a_build_that_was_cut_off_anywhere(
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
     ) -> None:
         empty = outside.state()
-        server = new_server(0)
-        with contextlib.suppress(LeaseLost):
-            self.get(helper, server, share_network, context(GuardThatEnds(allowed)))
-        self.delete(helper, server)
+
+        def build_and_delete(given: RequestContext) -> None:
+            server = new_server(0)
+            try:
+                self.get(helper, server, share_network, given)
+            finally:
+                self.delete(helper, server)
+                assert outside.state() == empty
+
+        interrupted_everywhere(build_and_delete)
+
+    def test_a_failure_names_what_exists(
+        self,
+        failing: tuple[ComputeHelper, ShareServer],
+        outside: Outside,
+        share_network: ShareNetwork,
+    ) -> None:
+        helper, server = failing
+        empty = outside.state()
+        with pytest.raises(StepError) as failure:
+            self.get(helper, server, share_network)
+        assert failure.value.share_server_id
+        assert outside.state() != empty
+        self.delete(helper, dataclasses.replace(server, server_id=failure.value.share_server_id))
         assert outside.state() == empty
 
     def test_two_servers_of_one_network_do_not_touch_each_other(

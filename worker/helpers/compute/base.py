@@ -53,7 +53,10 @@ class ComputeHelper(ABC):
 
     @abstractmethod
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Delete it by its recorded id or by the name made of its row's id; gone is fine."""
+        """Delete it by its recorded id or by the name made of its row's id; gone is fine.
+
+        Raises :class:`~worker.errors.NotReady` while it goes: its addresses are released next.
+        """
 
 
 class Reachable(ABC):
