@@ -112,10 +112,11 @@ class _OnThisHost(ShareDriverContract):
     def _clear(driver: GenericShareDriver, state_dir: Path) -> None:
         """What a failed test has left is no reason for the next to fail."""
         if (state_dir / "storage.kind").exists():
-            for left in driver._storage(context()).contents():
+            storage = driver._storage(context(), None)
+            for left in storage.contents():
                 share = Share(left, "project", 1, "NFS", "backend", "pool")
                 driver.delete_share(context(), share, None)
-                driver._storage(context()).delete_snapshot(left)
+                storage.delete_snapshot(left)
 
     def test_a_killed_daemon_comes_back_with_the_rules(
         self, driver: GenericShareDriver, outside: Outside

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from worker.errors import Fatal, Retryable
-from worker.systems.shell import Completed, checked, not_installed, overran
+from worker.systems.shell import Completed, checked, decoded, not_installed, overran
 
 NAMESPACES: Final = Path("/run/netns")
 _GRACE: Final = 5.0
@@ -56,19 +57,16 @@ class LocalShell:
             cwd="/",
             env=environment,
             start_new_session=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
         ) as process:
             try:
-                stdout, stderr = process.communicate(stdin, timeout)
+                out, err = process.communicate(None if stdin is None else stdin.encode(), timeout)
             except subprocess.TimeoutExpired:
                 _end(process)
                 raise overran(argv, timeout, self._where()) from None
             except BaseException:
                 _end(process)
                 raise
-        done = Completed(tuple(argv), process.returncode, stdout, stderr)
+        done = Completed(tuple(argv), process.returncode, decoded(out), decoded(err))
         return checked(done, self._where()) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
@@ -78,21 +76,22 @@ class LocalShell:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, mode)
-                file.write(content)
+                file.write(content.encode())
                 file.flush()
                 os.fsync(descriptor)
             half.replace(target)
             _sync_directory(target.parent)
         except OSError as error:
-            half.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                half.unlink()
             raise _file_error("write", path, error) from error
 
     def read_file(self, path: str) -> str | None:
         """As :meth:`~worker.systems.shell.Shell.read_file`."""
         try:
-            return Path(path).read_text(encoding="utf-8")
+            return Path(path).read_bytes().decode()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -127,7 +126,7 @@ def _search_path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End a command with all that it started; SIGTERM first, so that scripts can put right."""
     for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
         try:

@@ -91,6 +91,11 @@ class Guarded:
         self.shell.remove_file(path)
 
 
+def decoded(output: bytes) -> str:
+    """Return what a command printed as text; bytes that are no UTF-8 are replaced."""
+    return output.decode("utf-8", "replace")
+
+
 def checked(done: Completed, where: str) -> Completed:
     """Return a command that ended well; raise :class:`~worker.errors.Fatal` for another."""
     if done.exit_code == 0:

@@ -24,7 +24,7 @@ from typing import Final
 import asyncssh
 
 from worker.errors import ErrorCode, Fatal, Retryable
-from worker.systems.shell import Completed, checked, not_installed, overran
+from worker.systems.shell import Completed, checked, decoded, not_installed, overran
 
 _GRACE: Final = 5.0
 """Seconds that a command that overran has between SIGTERM and SIGKILL."""
@@ -39,17 +39,23 @@ _NO_FILE: Final = 66
 _OVERRAN: Final = frozenset({124, 137, -9})
 """How ``timeout`` ends when it ended the command: by SIGTERM, or with it by SIGKILL."""
 
+_HOST_KEYS: Final = ("ssh-ed25519", "ecdsa-sha2-nistp256", "rsa-sha2-512", "rsa-sha2-256")
+"""What machines may prove their identity by. Ours have the first; a machine without it is asked
+for another only so that its key can be seen to be a wrong one."""
+
 _ENVIRONMENT: Final = (
     *("env", "-i", "--chdir=/", "LC_ALL=C", "HOME=/root"),
     "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
 )
 
-# A connection that breaks ends the input early, hence the count of bytes.
+# A connection that breaks ends the input early, hence the count of bytes; then nobody reads what
+# the script says, and that must not end it before its clean-up.
 _WRITE: Final = """
 target=$1 mode=$2 size=$3
 directory=$(dirname "$target")
 mkdir -p "$directory"
 half=$(mktemp "$directory/.sharewright.XXXXXXXX")
+trap '' PIPE
 trap 'exit 143' TERM
 trap 'rm -f "$half"' EXIT
 cat >"$half"
@@ -103,7 +109,7 @@ class SshShell:
             raise overran(argv, timeout, self.name)
         if ended.status == _NOT_FOUND and not self._installed(argv[0]):
             raise not_installed(argv[0], self.name)
-        done = Completed(tuple(argv), ended.status, _text(ended.out), _text(ended.err))
+        done = Completed(tuple(argv), ended.status, decoded(ended.out), decoded(ended.err))
         return checked(done, self.name) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
@@ -281,6 +287,7 @@ async def _connect(shell: SshShell) -> asyncssh.SSHClientConnection:
                 username=shell.user,
                 client_keys=[key],
                 known_hosts=([pinned], [], []),
+                server_host_key_algs=_HOST_KEYS,
                 preferred_auth="publickey",
                 agent_path=None,
                 config=None,
@@ -305,7 +312,3 @@ async def _connect(shell: SshShell) -> asyncssh.SSHClientConnection:
         ) from error
     except (asyncssh.Error, OSError) as error:
         raise Retryable(f"{where} is not reached: {error}") from error
-
-
-def _text(output: bytes) -> str:
-    return output.decode("utf-8", "replace")
