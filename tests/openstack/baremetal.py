@@ -94,9 +94,7 @@ BARE_METAL: Final = Kit("requirements-ironic.txt", (KEYSTONE, NEUTRON, IRONIC))
 """Networks and bare metal."""
 
 
-def enrol(
-    admin: Connection, resource_class: str, count: int, *, traits: tuple[str, ...] = ()
-) -> list[Node]:
+def enrol(admin: Connection, resource_class: str, count: int) -> list[Node]:
     """Make nodes that are available, each with one network card."""
     ironic = admin.baremetal
     own = admin.network.find_network("ironic") or admin.network.create_network(name="ironic")
@@ -116,7 +114,6 @@ def enrol(
             address="52:54:00:" + os.urandom(3).hex(":"),
             local_link_connection={"switch_id": "0a:1b:2c:3d:4e:5f", "port_id": node.name},
         )
-        ironic.set_node_traits(node, list(traits))
         # A node whose power state is unknown is given to nobody.
         ironic.set_node_power_state(node, "power off")
     settle(admin, nodes)
