@@ -203,6 +203,11 @@ ELSEWHERE: Final = {
     "get_share_server.after_address": "the namespace helper's: tests/crash/test_real_backend.py",
     "create_share.after_storage": "the generic driver's: tests/crash/test_real_backend.py",
     "neutron.*": "the neutron helper's: tests/crash/test_real_neutron.py",
+    "nova.after_port": "the nova helper's: tests/contract/test_nova.py",
+    "nova.after_create": "the nova helper's: tests/contract/test_nova.py",
+    "nova.after_delete": "the nova helper's: tests/contract/test_nova.py",
+    "nova.after_extra_deleted": "the nova helper's, and tried by no test yet",
+    "ironic.*": "the ironic helper's, and tried by no test yet",
 }
 """Failpoints that no run on the fakes passes, and where they are tried; ``*`` for anything."""
 
