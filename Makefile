@@ -19,10 +19,15 @@ run: setup  ## the whole way once: a share from a message to files over NFS, and
 
 test: setup  ## all tests, with real Redis, PostgreSQL and workers
 	$(python) -m pytest tests --ignore tests/crash -n $(processes) --dist loadfile
-	$(python) -m pytest tests/crash
+	$(python) -m pytest tests/crash -m "not whole"
 
-crash: setup  ## only the tests that kill things
-	$(python) -m pytest tests/crash
+# Both parts are done, whatever the first one finds.
+crash: setup  ## kill everything everywhere (QUICK=1: a fair sample of it)
+ifdef QUICK
+	$(python) -m tests.crash.matrix --quick
+else
+	$(python) -m tests.crash.matrix; matrix=$$?; $(python) -m pytest tests/crash && exit $$matrix
+endif
 
 bench: setup  ## what a share costs; the figures go to benchmarks/latest.json
 	$(python) -m benchmarks.run

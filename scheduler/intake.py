@@ -99,9 +99,7 @@ def _take(
                 acknowledge(app, message.id)
 
         context = asked.context
-        with about(
-            operation=message.id, request=context.request_id, project=context.project_id
-        ):
+        with about(operation=message.id, request=context.request_id, project=context.project_id):
             accepted = accept(
                 runtime,
                 pools,

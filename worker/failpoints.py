@@ -11,12 +11,14 @@ Every act passes ``before``, ``after_effect``, ``before_commit``, ``after_commit
 Actions: ``kill`` (SIGKILL to this process, the pool child), ``kill_main`` (SIGKILL to its parent),
 ``raise`` (a retryable failure), ``fatal`` (a failure for good), ``lost`` (the effect is done and
 its reply is lost: as ``raise``), ``hang 4.5`` (do nothing for so many seconds; without a number:
-past any lease), ``stop /a/file`` (write the process id into the file and SIGSTOP; the test
-continues it). ``SHAREWRIGHT_FAILPOINT_TOKENS`` names a directory: each firing takes one file away
-whose name begins with the failpoint's, and without one left nothing happens. So a test says "ten
-times, in whichever process comes first", and counts what is left. A file that is not empty says
-the action itself, and one in a directory named like a project is for that project's operations
-alone: with those, any place can be switched on while everything runs.
+past any lease), ``hold /a/file`` (do nothing while the file exists), ``stop /a/file`` (write the
+process id into the file and SIGSTOP; the test continues it).
+
+``SHAREWRIGHT_FAILPOINT_TOKENS`` names a directory: each firing takes one file away whose name
+begins with the failpoint's, and without one left nothing happens. So a test says "ten times, in
+whichever process comes first", and counts what is left. A file that is not empty says the action
+itself, and one in a directory named like a project is for that project's operations alone: with
+those, any place can be switched on while everything runs.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from worker.errors import ErrorCode, Fatal, Retryable
 VARIABLE: Final = "SHAREWRIGHT_FAILPOINTS"
 TOKENS_VARIABLE: Final = "SHAREWRIGHT_FAILPOINT_TOKENS"
 HANG_SECONDS: Final = 3600.0
+POLL_SECONDS: Final = 0.02
 
 
 def _parse(setting: str) -> dict[str, str]:
@@ -79,6 +82,9 @@ def _act(name: str, wanted: str) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
     elif action == "hang":
         time.sleep(float(argument or HANG_SECONDS))
+    elif action == "hold":
+        while Path(argument).exists():
+            time.sleep(POLL_SECONDS)
     elif action in {"raise", "lost"}:
         raise Retryable(f"failpoint {name}", code=ErrorCode.INTERNAL)
     elif action == "fatal":

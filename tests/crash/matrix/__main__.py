@@ -8,14 +8,12 @@ import fnmatch
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from tests.crash.matrix import cells
-from tests.crash.matrix.cells import ALL, FAULTS, NOT_COMBINED, Cell
+from tests.crash.matrix.cells import ALL, NOT_COMBINED, Cell
 from tests.crash.matrix.lane import Lane
-from tests.crash.matrix.outside import KINDS
 from tests.crash.matrix.matrix import Matrix
 from tests.services import PostgresServer, RedisServer
 
@@ -41,7 +39,7 @@ def main() -> int:
         for what, why in NOT_COMBINED.items():
             print(f"  {what}: {why}.")
         for point, where in sorted(cells.ELSEWHERE.items()):
-            print(f"  {point} on the fakes: it is {where}.")
+            print(f"  {point}: it is {where}.")
     return 1 if matrix.broken else 0
 
 

@@ -43,7 +43,8 @@ LEASE: Final = 1.5
 TIMEOUT: Final = 4.0
 """Of every step, in seconds."""
 LOOK_SECONDS: Final = 0.1
-_ARGUMENTS: Final = re.compile(r"\('([^']+)', (\d+)\)")
+_ARGUMENTS: Final = re.compile(r"[(\[]'([^']+)', (\d+)[)\]]")
+"""Of a chain's first message, and of those that were stored in it."""
 
 
 class Messages:
@@ -63,12 +64,13 @@ class Messages:
 
     def _run(self) -> None:
         with self._app.connection_for_read() as connection:
-            receiver = self._app.events.Receiver(connection, handlers={"task-received": self._note})
-            with receiver.consumer_context():
+            handlers = {"task-received": self._note}
+            receiver = self._app.events.Receiver(connection, handlers=handlers)
+            with receiver.consumer_context() as (listening, _, _):
                 self._ready.set()
                 while not self._stopped.is_set():
                     with suppress(TimeoutError):
-                        connection.drain_events(timeout=1.0)
+                        listening.drain_events(timeout=1.0)
 
     def stop(self) -> None:
         """Listen no more."""
@@ -158,6 +160,7 @@ class Lane:
     async def look(self) -> None:
         """Keep up with the journal, until cancelled."""
         while True:
+            assert self.launcher.running, self.launcher.output()
             if self.watched:
                 names = ", ".join(f"'{project}'" for project in sorted(self.watched))
                 for row in self.outside.rows(

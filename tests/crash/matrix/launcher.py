@@ -28,6 +28,7 @@ from worker.logs import set_up_logging
 from worker.tasks.sagas import ACTS
 
 GROUP: Final = "default"
+RECONCILERS: Final = 2
 HARD_LIMIT_GRACE: Final = 120
 """A stopped child must live until it is continued."""
 
@@ -48,7 +49,7 @@ def _roles(config: Config, workers: int, schedulers: int) -> dict[str, Callable[
     return {
         **{f"scheduler-{number}": scheduler for number in range(schedulers)},
         **{name: worker_named(name) for name in (f"worker-{one}" for one in range(workers))},
-        "reconciler": lambda: _reconciler(config),
+        **{f"reconciler-{one}": lambda: _reconciler(config) for one in range(RECONCILERS)},
     }
 
 

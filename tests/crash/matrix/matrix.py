@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Final
 
-from tests.crash.matrix.cells import Cell
+from tests.crash.matrix.cells import RECONCILER_POINT, Cell
 from tests.crash.matrix.lane import Lane
 from tests.crash.matrix.outside import KINDS
 from tests.crash.matrix.run import Broken, Run
@@ -33,8 +33,9 @@ class Matrix:
         """The cell of each project."""
         self.done: list[Run] = []
         self._holding = asyncio.Semaphore(workers - 3)
-        # A scheduler that is held may hold up others: never two of the three.
+        # One that is held holds up others: never two of the schedulers, or both reconcilers.
         self._at_intake = asyncio.Semaphore(1)
+        self._at_reconciler = asyncio.Semaphore(1)
 
     async def run(self, chosen: Sequence[Cell]) -> None:
         """Play them all; then look whether anything is left anywhere."""
@@ -66,7 +67,9 @@ class Matrix:
         run = Run(self.lane, cell, self.grace)
         self.cells[run.project] = cell
         async with AsyncExitStack() as held:
-            if cell.fault in HOLDING:
+            if cell.point == RECONCILER_POINT:
+                await held.enter_async_context(self._at_reconciler)
+            elif cell.fault in HOLDING:
                 at_intake = cell.point.startswith("intake.")
                 await held.enter_async_context(self._at_intake if at_intake else self._holding)
             self.lane.watched.add(run.project)

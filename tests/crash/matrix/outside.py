@@ -23,6 +23,19 @@ MAKING: Final = (
     *("create_share_from_snapshot", "create_snapshot"),
 )
 """Calls that make something under an id that is never used again: each has one effect at most."""
+_OUTSIDE: Final = (
+    *("shares", "snapshots", "servers", "ports", "networks", "server_addresses"),
+    "pools WHERE taken <> 0",
+)
+_ROWS: Final = (
+    "SELECT project_id AS project, shares.* FROM shares",
+    "SELECT project_id AS project, snapshots.* FROM snapshots",
+    "SELECT project_id AS project, share_servers.* FROM share_servers",
+    "SELECT project_id AS project, access_rules.* FROM access_rules",
+    "SELECT share_server_id AS server, address FROM addresses WHERE share_server_id IS NOT NULL",
+    "SELECT share_server_id AS server, share_id FROM share_server_refs",
+    "SELECT * FROM storage_pools WHERE allocated_gib <> 0 OR shares <> 0",
+)
 STABLE: Final = {"available", "error", "active"}
 
 
@@ -208,33 +221,15 @@ class Outside:
     def left(self) -> Iterator[Finding]:
         """What is still there when every run has deleted all that it made."""
         owners = self.owners()
-        for table in ("shares", "servers"):
-            for row in self.world_rows(f"SELECT id, project FROM {table}"):
-                yield Finding("leaked", row["project"], f"outside: {table} {row['id']}")
-        for row in self.world_rows("SELECT server, address FROM ports"):
-            owner = owners.get(row["server"], "")
-            yield Finding("leaked", owner, f"outside: port {row['address']} of {row['server']}")
-        for table in ("snapshots", "networks", "server_addresses"):
-            for row in self.world_rows(f"SELECT * FROM {table}"):
-                owner = owners.get(row.get("server", ""), "")
-                yield Finding("leaked", owner, f"outside: {table} {row}")
-        for table in ("shares", "snapshots", "share_servers", "access_rules"):
-            for row in self.rows(f"SELECT id, project_id FROM {table}"):
-                yield Finding("leaked", row["project_id"], f"row: {table} {row['id']}")
-        for statement in (
-            "SELECT address, share_server_id AS server FROM addresses"
-            " WHERE share_server_id IS NOT NULL",
-            "SELECT share_server_id AS server FROM share_server_refs",
+        for where, ask, statement in (
+            *(("outside", self.world_rows, f"SELECT * FROM {name}") for name in _OUTSIDE),
+            *(("row", self.rows, statement) for statement in _ROWS),
         ):
-            for row in self.rows(statement):
-                yield Finding("leaked", owners.get(row["server"], ""), f"row: {row}")
-        for row in self.rows(
-            "SELECT backend, allocated_gib, shares FROM storage_pools"
-            " WHERE allocated_gib <> 0 OR shares <> 0"
-        ):
-            yield Finding("leaked", "", f"row: promised to nobody: {row}")
-        for row in self.world_rows("SELECT * FROM pools WHERE taken <> 0"):
-            yield Finding("leaked", "", f"outside: taken by nobody: {row}")
+            for row in ask(statement):
+                owner = row.get("project") or owners.get(row.get("server") or "", "")
+                yield Finding(
+                    "leaked", owner, f"{where}: {statement.partition(' FROM ')[2]}: {row}"
+                )
 
 
 def _differences(project: str, name: str, told: Any, real: Any) -> Iterator[Finding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -11,6 +12,8 @@ from worker.tasks.sagas import ACTS, SAGAS
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 SOURCES: Final = ("worker", "scheduler")
+GENERIC: Final = ("{act.name}.", "{undo.name}.", "{name}.")
+"""How the runner and the fakes' world name the places of whichever act they have."""
 
 
 def _named(tree: ast.AST) -> Iterator[str]:
@@ -25,14 +28,16 @@ def _named(tree: ast.AST) -> Iterator[str]:
             yield ast.unparse(argument).removeprefix("f").strip("'\"")
 
 
-def found() -> set[str]:
+@functools.cache
+def found() -> frozenset[str]:
     """Every failpoint of the product, as its source has it."""
-    return {
+    return frozenset(
         name
         for folder in SOURCES
         for path in (ROOT / folder).rglob("*.py")
-        for name in _named(ast.parse(path.read_text()))
-    }
+        if "failpoint(" in (text := path.read_text())
+        for name in _named(ast.parse(text))
+    )
 
 
 def undos() -> set[str]:
@@ -51,6 +56,9 @@ def of_acts() -> dict[str, set[str]]:
         elif owner == "{undo.name}":
             for undo in undos():
                 stages[undo].add(stage)
+        elif owner == "{name}":  # each call to the fakes' world
+            for mine in stages.values():
+                mine.add(stage)
         elif owner in stages:
             stages[owner].add(stage)
     return stages
@@ -59,4 +67,4 @@ def of_acts() -> dict[str, set[str]]:
 def all_points() -> set[str]:
     """Every failpoint by its full name."""
     acts = {f"{act}.{stage}" for act, stages in of_acts().items() for stage in stages}
-    return acts | {name for name in found() if not name.startswith("{")}
+    return acts | {name for name in found() if not name.startswith(GENERIC)}

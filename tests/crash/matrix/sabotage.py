@@ -23,15 +23,16 @@ from worker.tasks import reconcile, shares
 
 @dataclass(frozen=True, slots=True)
 class Sabotage:
-    """What takes the safeguard out, and the cells that must fail without it."""
+    """What takes the safeguard out, the cells that must fail without it, and as what."""
 
     apply: Callable[[], None]
     cells: tuple[str, ...]
+    kinds: frozenset[str]
 
 
 def _no_fence() -> None:
     """Whoever once had a lease writes with it for ever."""
-    journal._held = lambda operation_id, fence: (  # type: ignore[assignment]
+    journal._held = lambda operation_id, _fence: (  # type: ignore[assignment]
         operations.c.id == operation_id,
     )
 
@@ -48,7 +49,7 @@ def _random_names() -> None:
 
 def _no_reconciler() -> None:
     """Nobody takes up again what is overdue."""
-    reconcile.Reconciler._redrive_overdue = lambda self: 0  # type: ignore[method-assign]
+    reconcile.Reconciler._redrive_overdue = lambda _self: 0  # type: ignore[method-assign]
 
 
 def _no_undo_of_the_failed_step() -> None:
@@ -67,7 +68,7 @@ def _replace(act: Act, run: Callable[[Any], Any]) -> None:
 
 def _no_guard() -> None:
     """Nobody looks whether the lease is still held before acting outside."""
-    Lease.guard = lambda self: None  # type: ignore[method-assign]
+    Lease.guard = lambda _self: None  # type: ignore[method-assign]
 
 
 def _no_dispatch_number() -> None:
@@ -114,12 +115,20 @@ def _no_reference_count() -> None:
     servers.release = last_or_not
 
 
+def _cell(apply: Callable[[], None], cell: str, *kinds: str) -> Sabotage:
+    return Sabotage(apply, (cell,), frozenset(kinds))
+
+
 SABOTAGES: Final = {
-    "fence": Sabotage(_no_fence, ("create/flat:get_share_server.before_commit:stop",)),
-    "names": Sabotage(_random_names, ("create/flat:create_share.after_effect:kill",)),
-    "reconciler": Sabotage(_no_reconciler, ("create/flat:create_share.before:kill",)),
-    "undo": Sabotage(_no_undo_of_the_failed_step, ("create-undone/flat:create_share.failed:kill",)),
-    "guard": Sabotage(_no_guard, ("create/flat:create_share.before:stop-long",)),
-    "number": Sabotage(_no_dispatch_number, ("create/flat:allocate_network.after_commit:stale",)),
-    "references": Sabotage(_no_reference_count, ("join-undone/flat:delete_share.before:kill",)),
+    "fence": _cell(_no_fence, "create/flat:get_share_server.before_commit:stop", "stuck"),
+    "names": _cell(_random_names, "create/flat:create_share.after_effect:kill", "leaked"),
+    "reconciler": _cell(_no_reconciler, "create/flat:create_share.before:kill", "stuck"),
+    "undo": _cell(
+        _no_undo_of_the_failed_step, "create-undone/flat:create_share.failed:kill", "stuck"
+    ),
+    "guard": _cell(_no_guard, "create/flat:get_share_server.outside:stop-long", "leaked"),
+    "number": _cell(
+        _no_dispatch_number, "create/flat:allocate_network.after_commit:stale", "duplicated"
+    ),
+    "references": _cell(_no_reference_count, "join-undone/flat:delete_share.before:kill", "stuck"),
 }
