@@ -55,3 +55,5 @@ def set_up_logging(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
+    # It logs the arguments of every task at DEBUG, and those of a request are the payload.
+    logging.getLogger("celery.pool").setLevel(max(root.level, logging.INFO))
