@@ -119,7 +119,10 @@ class Keys:
         Raises :class:`~worker.errors.ConfigurationError` when the key cannot be read, and
         ``ValueError`` when it is not what opens this, or when another project sealed it.
         """
-        document = json.loads(self.unseal(key_id, sealed))
+        try:
+            document = json.loads(self.unseal(key_id, sealed))
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise ValueError("what was sealed is no JSON") from None
         if not isinstance(document, dict) or document.get("project_id") != project_id:
             raise ValueError("it was not sealed for this project")
         secret = document.get("secret")

@@ -15,7 +15,6 @@ from worker.errors import ConfigurationError, ErrorCode, Fatal
 from worker.model import SecurityService, ShareServer
 from worker.sealing import Keys
 
-
 _log = logging.getLogger(__name__)
 
 
