@@ -7,15 +7,16 @@ import json
 import uuid
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote_plus
 
 from scheduler.client import Client
 from tests.intake import take_in
 from worker.config import Config
 from worker.sealing import Keys
 
-PASSWORD: Final = 'Zq7+kV"ß 9/x&%Wm2#r'
-"""Looks different in JSON, in a URL and in base64."""
+CORE: Final = "Zq7kVcorrectHorse9Wm2r"
+"""The part of a password that looks the same in JSON, in a URL and in Python's own notation."""
+PASSWORD: Final = f'"+ß/ {CORE}&%'
 
 AD: Final = {
     "type": "active_directory",
@@ -25,32 +26,31 @@ AD: Final = {
 }
 
 
-def forms(secret: str = PASSWORD) -> dict[str, bytes]:
-    """The secret as it stands, escaped, in hex, and in base64 from each of its three starts."""
-    raw = secret.encode()
+def forms(core: str = CORE) -> dict[str, bytes]:
+    """The core as it stands, in hex, and in base64 whatever is in front of it and behind.
+
+    Escaping for JSON, for URLs, or for a terminal leaves the core as it is.
+    """
+    raw = core.encode()
+    assert {core, quote_plus(core), json.dumps(core)[1:-1], repr(core)[1:-1]} == {core}
     found = {
         "clear": raw,
-        "json": json.dumps(secret)[1:-1].encode(),
-        "repr": repr(secret)[1:-1].encode(),
-        "escaped twice": json.dumps(json.dumps(secret))[3:-3].encode(),
-        "url": quote(secret, safe="").encode(),
-        "form": quote_plus(secret).encode(),
         "hex": raw.hex().encode(),
         "HEX": raw.hex().upper().encode(),
-        "utf-16": secret.encode("utf-16-le"),
+        "utf-16": core.encode("utf-16-le"),
     }
     for skip in range(3):
-        # Whatever stands before and after it, these characters of the middle stay.
         encoded = base64.b64encode(b"\0" * skip + raw)
-        middle = encoded[4 if skip else 0 : len(encoded) // 4 * 4 - 4]
+        # The first group mixes with what is in front, the last one with what is behind.
+        middle = encoded[4 if skip else 0 : len(encoded) - 4]
         found[f"base64 from {skip}"] = middle
         found[f"base64url from {skip}"] = middle.translate(bytes.maketrans(b"+/", b"-_"))
     return found
 
 
-def leaks(where: str, haystack: bytes, secret: str = PASSWORD) -> list[str]:
-    """Name every form of the secret that is found."""
-    return [f"{where}: {form}" for form, needle in forms(secret).items() if needle in haystack]
+def leaks(where: str, haystack: bytes, core: str = CORE) -> list[str]:
+    """Name every form of a password's core that is found."""
+    return [f"{where}: {form}" for form, needle in forms(core).items() if needle in haystack]
 
 
 def sealed(directory: Path, project: str, secret: str = PASSWORD) -> dict[str, str]:
