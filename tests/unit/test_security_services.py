@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import base64
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, insert, select, update
+from sqlalchemy import Connection, Engine, delete, insert, select, update
 
 from scheduler.queries import READS
 from scheduler.requests import VERBS, parse
 from scheduler.security_options import check_needs
+from scheduler.verbs import lookup
 from tests.intake import add_network
 from tests.secret import AD, PASSWORD, Asker, config_of, forms
 from tests.services import PostgresServer
@@ -87,28 +89,27 @@ def security_key(engine: Engine, network_id: str) -> str:
 
 
 def add_share(engine: Engine, network_id: str, **values: Any) -> str:
-    share_id = str(uuid.uuid4())
     with transaction(engine) as connection:
-        connection.execute(
-            insert(shares).values(
-                **{
-                    "id": share_id,
-                    "project_id": "p1",
-                    "metadata": {},
-                    "size": 1,
-                    "share_proto": "NFS",
-                    "share_network_id": network_id,
-                    "backend": "b",
-                    "pool": "p",
-                    "status": "creating",
-                    "export_locations": [],
-                    "created_at": db_now(),
-                    "updated_at": db_now(),
-                    **values,
-                }
-            )
-        )
-    return share_id
+        return insert_share(connection, network_id, **values)
+
+
+def insert_share(connection: Connection, network_id: str, **values: Any) -> str:
+    defaults = {
+        "id": str(uuid.uuid4()),
+        "project_id": "p1",
+        "metadata": {},
+        "size": 1,
+        "share_proto": "NFS",
+        "share_network_id": network_id,
+        "backend": "b",
+        "pool": "p",
+        "status": "creating",
+        "export_locations": [],
+        "created_at": db_now(),
+        "updated_at": db_now(),
+    }
+    connection.execute(insert(shares).values({**defaults, **values}))
+    return str(defaults["id"])
 
 
 def add_server(engine: Engine, network_id: str, **values: Any) -> str:
@@ -391,6 +392,70 @@ def test_what_no_server_serves_is_no_hindrance(ask: Asker, engine: Engine, user:
             add_server(engine, on, status="deleting")
     ask("add_security_service", security_service_id=service, share_network_id=on)
     assert security_key(engine, on)
+
+
+def test_a_create_and_an_addition_do_not_pass_each_other(ask: Asker, engine: Engine) -> None:
+    """Whoever comes second waits for the first, and sees what it did."""
+    on, service = network(ask), ldap(ask)
+    with ThreadPoolExecutor(1) as threads:
+        with transaction(engine) as connection:
+            lookup.share_network(connection, ask.project, named=on)
+            adding = threads.submit(
+                ask, "add_security_service", security_service_id=service, share_network_id=on
+            )
+            with pytest.raises(TimeoutError):
+                adding.result(timeout=1)
+            share = insert_share(connection, on)
+        with pytest.raises(Conflict, match=share):
+            adding.result(timeout=60)
+
+
+def test_who_retires_a_key_waits_for_who_uses_it(ask: Asker, engine: Engine) -> None:
+    key = ask.password()["key_id"]
+    with ThreadPoolExecutor(1) as threads:
+        with transaction(engine) as connection:
+            connection.execute(
+                insert(security_services).values(
+                    id=str(uuid.uuid4()),
+                    project_id=ask.project,
+                    type="ldap",
+                    password_key_id=key,
+                    password_sealed=b"x",
+                    created_at=db_now(),
+                    updated_at=db_now(),
+                )
+            )
+            counting = threads.submit(settled, engine)
+            with pytest.raises(TimeoutError):
+                counting.result(timeout=1)
+        assert counting.result(timeout=60)[key] == 1
+
+
+def settled(engine: Engine) -> Mapping[str, int]:
+    with transaction(engine) as connection:
+        return security.settled_uses(connection)
+
+
+def test_sealing_anew_leaves_out_what_cannot_be_opened(ask: Asker, engine: Engine) -> None:
+    keys = Keys(ask.config.secrets.directory)
+    made = [directory(ask)["id"] for _ in range(3)]
+    with transaction(engine) as connection:
+        c = security_services.c
+        # What other tests have made has keys of theirs.
+        connection.execute(delete(security_services).where(c.project_id != ask.project))
+        broken = update(security_services).where(c.id == made[0])
+        connection.execute(broken.values(password_sealed=b"x" * 64))
+    new = keys.generate()
+    with transaction(engine) as connection:
+        first = security.reseal(connection, keys, after="", limit=2)
+        second = security.reseal(connection, keys, after=max(first), limit=2)
+        assert {**first, **second} == {one: one != made[0] for one in made}
+        assert (len(first), len(second)) == (2, 1)
+        found = connection.execute(select(security_services).where(c.id != made[0])).all()
+        assert [security.opened(row, keys).password for row in found] == [PASSWORD] * 2
+        assert {row.password_key_id for row in found} == {new.id}
+        again = security.reseal(connection, keys, after="", limit=100)
+        assert again == {made[0]: False}
 
 
 # What a worker is given.
