@@ -25,7 +25,7 @@ from typing import Final
 from nacl.exceptions import CryptoError
 from nacl.public import PrivateKey, PublicKey, SealedBox
 
-from worker.errors import ConfigurationError
+from worker.errors import ConfigurationError, InvalidRequest
 
 KEY_ID: Final = re.compile(r"[0-9a-f]{16}")
 OVERHEAD: Final = 48
@@ -43,9 +43,14 @@ class SealingKey:
 
 
 def seal(key: SealingKey, secret: str, project_id: str) -> bytes:
-    """Seal a project's secret for those who have the private half."""
-    document = json.dumps({"project_id": project_id, "secret": secret})
-    return seal_anew(key, document.encode())
+    """Seal a project's secret for those who have the private half.
+
+    Raises :class:`~worker.errors.InvalidRequest` when it is longer than anybody takes.
+    """
+    document = json.dumps({"project_id": project_id, "secret": secret}).encode()
+    if OVERHEAD + len(document) > LONGEST:
+        raise InvalidRequest("The password is too long: a document of 2 KiB holds it.")
+    return seal_anew(key, document)
 
 
 def seal_anew(key: SealingKey, document: bytes) -> bytes:
@@ -158,7 +163,8 @@ class Keys:
 
     def accept(self, key_id: str) -> None:
         """Undo :meth:`refuse`."""
-        self._path(key_id, "retiring").rename(self._path(key_id, "pub"))
+        if _exists(self._path(key_id, "retiring")):
+            self._path(key_id, "retiring").rename(self._path(key_id, "pub"))
 
     def remove(self, key_id: str) -> None:
         """Destroy a key that is refused; nothing opens what it sealed any more."""

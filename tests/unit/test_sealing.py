@@ -11,8 +11,8 @@ import pytest
 from nacl.public import PublicKey, SealedBox
 
 from tests.secret import PASSWORD, leaks
-from worker.errors import ConfigurationError
-from worker.sealing import OVERHEAD, Keys, SealingKey, seal
+from worker.errors import ConfigurationError, InvalidRequest
+from worker.sealing import LONGEST, OVERHEAD, Keys, SealingKey, seal
 
 
 @pytest.fixture
@@ -36,6 +36,12 @@ def test_what_is_sealed_is_opened_for_its_project_only(keys: Keys) -> None:
     assert keys.open(key.id, sealed, "p1") == PASSWORD
     with pytest.raises(ValueError, match="not sealed for this project"):
         keys.open(key.id, sealed, "p2")
+
+
+def test_what_nobody_takes_is_not_sealed(keys: Keys) -> None:
+    with pytest.raises(InvalidRequest, match="too long"):
+        seal(current(keys), "x" * 2048, "p1")
+    assert len(seal(current(keys), "x" * 1024, "p1")) <= LONGEST
 
 
 def test_anybody_seals_without_our_package(keys: Keys) -> None:
@@ -117,6 +123,7 @@ def test_a_key_that_is_refused_still_opens(keys: Keys) -> None:
     keys.refuse(old.id)
     assert not keys.has(old.id)
     assert keys.open(old.id, sealed, "p1") == PASSWORD
+    keys.accept(old.id)
     keys.accept(old.id)
     assert keys.has(old.id)
     keys.refuse(old.id)

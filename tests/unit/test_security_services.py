@@ -508,7 +508,7 @@ def test_a_worker_with_passwords_and_without_keys_does_not_start(
     (config.secrets.directory / f"{made[0]}.key").unlink()
     with pytest.raises(ConfigurationError, match=made[0]) as caught:
         check_keys(config)
-    assert "2 passwords of security services" in caught.value.message
+    assert "2 passwords are sealed with key" in caught.value.message
 
 
 def test_a_password_of_another_project_is_worth_nothing(ask: Asker, engine: Engine) -> None:

@@ -34,7 +34,7 @@ def check_keys(config: Config) -> None:
         try:
             keys.private(key_id)
         except ConfigurationError as error:
-            passwords = "passwords of security services are" if count > 1 else "password is"
+            passwords = "passwords are" if count > 1 else "password is"
             raise ConfigurationError(
                 f"{count} {passwords} sealed with key {key_id}. {error.message}"
             ) from error
