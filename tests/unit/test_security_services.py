@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from tests.intake import add_network
 from tests.secret import AD, PASSWORD, Asker, config_of, forms
 from tests.services import PostgresServer
 from tests.tables import tables
+from worker.config import LogSettings
 from worker.db import security, servers
 from worker.db.engine import db_now, engine_for, reading, transaction
 from worker.db.tables import (
@@ -31,6 +33,7 @@ from worker.db.tables import (
     shares,
 )
 from worker.errors import ConfigurationError, Conflict, Fatal, InvalidRequest, NotFound
+from worker.logs import set_up_logging
 from worker.model import SecurityServiceType
 from worker.sealing import Keys
 from worker.tasks.security import check_keys, services_of
@@ -274,6 +277,18 @@ def test_the_sealing_key_is_shown_or_its_absence_told(ask: Asker) -> None:
     (ask.config.secrets.directory / "current").unlink()
     with pytest.raises(NotFound, match="secrets generate"):
         read(ask, "show_sealing_key")
+
+
+def test_no_level_of_the_log_shows_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+    root, pool = logging.getLogger(), logging.getLogger("celery.pool")
+    for logger in (root, pool):
+        monkeypatch.setattr(logger, "level", logger.level)
+        monkeypatch.setattr(logger, "handlers", list(logger.handlers))
+    set_up_logging(LogSettings(level="DEBUG"))
+    assert logging.getLogger("worker").isEnabledFor(logging.DEBUG)
+    assert not pool.isEnabledFor(logging.DEBUG)
+    set_up_logging(LogSettings(level="ERROR"))
+    assert not pool.isEnabledFor(logging.WARNING)
 
 
 # Whose they are.
