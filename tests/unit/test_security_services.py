@@ -279,16 +279,19 @@ def test_the_sealing_key_is_shown_or_its_absence_told(ask: Asker) -> None:
         read(ask, "show_sealing_key")
 
 
-def test_no_level_of_the_log_shows_messages(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_level_of_the_log_shows_messages() -> None:
     root, pool = logging.getLogger(), logging.getLogger("celery.pool")
-    for logger in (root, pool):
-        monkeypatch.setattr(logger, "level", logger.level)
-        monkeypatch.setattr(logger, "handlers", list(logger.handlers))
-    set_up_logging(LogSettings(level="DEBUG"))
-    assert logging.getLogger("worker").isEnabledFor(logging.DEBUG)
-    assert not pool.isEnabledFor(logging.DEBUG)
-    set_up_logging(LogSettings(level="ERROR"))
-    assert not pool.isEnabledFor(logging.WARNING)
+    handlers, levels = list(root.handlers), (root.level, pool.level)
+    try:
+        set_up_logging(LogSettings(level="DEBUG"))
+        assert logging.getLogger("worker").isEnabledFor(logging.DEBUG)
+        assert not pool.isEnabledFor(logging.DEBUG)
+        set_up_logging(LogSettings(level="ERROR"))
+        assert not pool.isEnabledFor(logging.WARNING)
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(levels[0])
+        pool.setLevel(levels[1])
 
 
 # Whose they are.
