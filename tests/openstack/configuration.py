@@ -1,4 +1,4 @@
-"""Keystone and Neutron: SQLite, no message queue, no cache."""
+"""Keystone and Neutron: SQLite, no message queue, no cache server."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ def _keystone(home: Path, _ports: Mapping[str, int]) -> str:
     return f"""
 [DEFAULT]
 log_file = {home}/keystone-service.log
+[cache]
+enabled = true
+# Of its one process. Ironic logs in ten times to attach one port.
+backend = dogpile.cache.memory
 [database]
 connection = sqlite:///{home}/keystone.db
 [token]
