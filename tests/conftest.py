@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.openstack.baremetal import BARE_METAL
 from tests.openstack.cloud import OpenStack
 from tests.openstack.compute import COMPUTE
 from tests.services import PostgresServer, Process, RedisServer
@@ -92,6 +93,16 @@ def openstack() -> Iterator[OpenStack]:
 def openstack_with_nova() -> Iterator[OpenStack]:
     """As :func:`openstack`, and Nova; it takes far longer to start."""
     cloud = OpenStack(COMPUTE)
+    try:
+        yield cloud.start()
+    finally:
+        cloud.close()
+
+
+@pytest.fixture(scope="session")
+def openstack_with_ironic() -> Iterator[OpenStack]:
+    """As :func:`openstack`, and Ironic."""
+    cloud = OpenStack(BARE_METAL)
     try:
         yield cloud.start()
     finally:

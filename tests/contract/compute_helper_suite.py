@@ -12,7 +12,7 @@ import dataclasses
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import pytest
 
@@ -29,7 +29,11 @@ from worker.model import (
     ShareServerDetails,
 )
 
+Answer = TypeVar("Answer")
 NetworkFor = Callable[[int], NetworkInfo]
+
+PATIENCE: Final = 60.0
+"""Seconds until a server must be there, or gone."""
 
 
 class Outside(Protocol):
@@ -48,6 +52,18 @@ def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareSer
         ServerStatus.BUILDING,
         network_info=network_info,
     )
+
+
+def patiently(call: Callable[[], Answer]) -> Answer:
+    """Call as the engine does: again for as long as the helper is not ready."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except NotReady as wait:
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {PATIENCE:g} s: {wait.message}")
+            time.sleep(min(wait.retry_after, 1))
 
 
 class ComputeHelperContract:
@@ -70,28 +86,19 @@ class ComputeHelperContract:
         network: ShareNetwork,
         given: RequestContext | None = None,
     ) -> ShareServerDetails:
-        """Get the server as the engine does, coming again for as long as it is not ready."""
-        assert server.network_info is not None
-        for _ in range(30):
-            try:
-                return helper.get_share_server(
-                    given or context(), server, network, server.network_info, ()
-                )
-            except NotReady as wait:
-                time.sleep(min(wait.retry_after, 1))
-        pytest.fail("the server does not become ready")
+        """Get the server, as the engine does."""
+        info = server.network_info
+        assert info is not None
+        asking = given or context()
+        return patiently(lambda: helper.get_share_server(asking, server, network, info, ()))
 
     @staticmethod
     def delete(
         helper: ComputeHelper, server: ShareServer, given: RequestContext | None = None
     ) -> None:
-        """Delete the server as the engine does, coming again until it is gone."""
-        for _ in range(30):
-            try:
-                return helper.delete_share_server(given or context(), server)
-            except NotReady as wait:
-                time.sleep(min(wait.retry_after, 1))
-        pytest.fail("the server is not gone")
+        """Delete the server, as the engine does."""
+        asking = given or context()
+        patiently(lambda: helper.delete_share_server(asking, server))
 
     def test_asked_twice_it_is_one_server(
         self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork

@@ -92,6 +92,10 @@ class ReachableCompute(Compute, Reachable):
         return LocalShell(share_server.id)
 
 
+class LocalCompute(ReachableCompute):
+    host_bound = True
+
+
 class FlatCompute(Compute):
     modes = frozenset({FLAT})
     ports_per_server = 3
@@ -140,6 +144,7 @@ INSTALLED: dict[str, dict[str, type]] = {
     COMPUTE: {
         "plain": Compute,
         "reachable": ReachableCompute,
+        "local": LocalCompute,
         "flat_only": FlatCompute,
         "on_ports": PortCompute,
     },
@@ -233,7 +238,7 @@ def put_together(tmp_path: Path, **settings: Any) -> module.Backend:
         ),
         pytest.param(
             {"compute_helper": "nonsense"},
-            "there is no compute helper 'nonsense'; installed are: flat_only, on_ports, "
+            "there is no compute helper 'nonsense'; installed are: flat_only, local, on_ports, "
             "plain, reachable.",
             id="an unknown compute helper",
         ),
@@ -282,6 +287,21 @@ def put_together(tmp_path: Path, **settings: Any) -> module.Backend:
             "it is bound to host 'elsewhere' by LocalDriver, and this is 'here'; run the workers "
             "of group 'host.elsewhere' there.",
             id="a host-bound driver on another host",
+        ),
+        pytest.param(
+            {
+                "mode": "single_svm",
+                "share_driver": "commanding",
+                "compute_helper": None,
+                "network_helpers": [],
+            },
+            "CommandingDriver works on one host only; name it as `host`.",
+            id="a driver that gives commands to this host without a host",
+        ),
+        pytest.param(
+            {"share_driver": "commanding", "compute_helper": "local"},
+            "LocalCompute works on one host only; name it as `host`.",
+            id="a host-bound compute helper without a host",
         ),
         pytest.param(
             {"network_helpers": ["dhcp"]},
@@ -360,6 +380,25 @@ def test_a_secret_option_is_not_repeated(tmp_path: Path) -> None:
 )
 def test_what_works(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert put_together(tmp_path, **settings).name == "b1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "elsewhere"),
+    [
+        ({"compute_helper": "reachable"}, True),
+        ({"compute_helper": "local", "host": "here"}, False),
+        (
+            {"mode": "single_svm", "compute_helper": None, "network_helpers": [], "host": "here"},
+            False,
+        ),
+    ],
+    ids=str,
+)
+def test_a_driver_is_told_whether_its_servers_are_machines_of_their_own(
+    tmp_path: Path, settings: dict[str, Any], *, elsewhere: bool
+) -> None:
+    backend = put_together(tmp_path, share_driver="commanding", **settings)
+    assert backend.driver.setting.servers_elsewhere is elsewhere
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,8 @@ _NO_ADDRESS: Final = frozenset(
 _FULL: Final = re.compile(r"no valid host|quota|over limit", re.IGNORECASE)
 """Nova has no names for its errors: a machine's fault, and the text of a 403 or 413."""
 _OVER_QUOTA: Final = frozenset({403, 413})
+_NODE_LOCKED: Final = "is locked by host"
+"""Ironic has no name for it: a conductor works on the node, usually for less than a second."""
 
 
 class Missing(Fatal):
@@ -96,7 +98,9 @@ class OpenStack:
     """
 
     def __init__(self, options: OpenStackOptions, code: ErrorCode) -> None:
-        self._options = options
+        # Helpers that log in alike share a connection, whatever else their options are.
+        login = options.model_dump(include=set(OpenStackOptions.model_fields))
+        self._options = OpenStackOptions.model_validate(login)
         self._code = code
 
     def ask(self, doing: str, call: Callable[[Connection], Answer], *, about: str) -> Answer:
@@ -142,6 +146,8 @@ def _connection(options: OpenStackOptions, _process: int) -> Connection:
         "api_timeout": options.timeout,
         "interface": options.interface,
         "app_name": "sharewright",
+        # openstacksdk would try again by itself, for 15 s and without asking the guard.
+        "baremetal_status_code_retries": 0,
     }
     if options.region_name is not None:
         common["region_name"] = options.region_name
@@ -216,6 +222,8 @@ def _answered(
         return Fatal(sentence, object=about, code=ErrorCode.ADDRESSES_EXHAUSTED)
     if isinstance(error, sdk.NotFoundException):
         return Missing(sentence, object=about, code=code)
+    if isinstance(error, sdk.ConflictException) and _NODE_LOCKED in sentence:
+        return Blip(sentence, object=about)
     if isinstance(error, sdk.ConflictException):
         return Taken(sentence, reason=reason, object=about, code=code)
     if isinstance(error, sdk.ForbiddenException):
