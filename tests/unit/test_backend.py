@@ -101,6 +101,10 @@ class FlatCompute(Compute):
     ports_per_server = 3
 
 
+class PortCompute(Compute):
+    needs_ports = True
+
+
 class Network(NetworkHelper):
     OptionsModel = OneOption
     kinds = frozenset({NetworkKind.FLAT_POOL})
@@ -120,6 +124,7 @@ class DhcpNetwork(Network):
 class NeutronNetwork(Network):
     kinds = frozenset({NetworkKind.NEUTRON, NetworkKind.NOVA})
     modes = frozenset({MANAGED})
+    gives_ports = True
 
 
 class Point:
@@ -141,6 +146,7 @@ INSTALLED: dict[str, dict[str, type]] = {
         "reachable": ReachableCompute,
         "local": LocalCompute,
         "flat_only": FlatCompute,
+        "on_ports": PortCompute,
     },
     NETWORK: {"flat": Network, "flat2": Network, "dhcp": DhcpNetwork, "neutron": NeutronNetwork},
 }
@@ -232,14 +238,24 @@ def put_together(tmp_path: Path, **settings: Any) -> module.Backend:
         ),
         pytest.param(
             {"compute_helper": "nonsense"},
-            "there is no compute helper 'nonsense'; installed are: flat_only, local, plain, "
-            "reachable.",
+            "there is no compute helper 'nonsense'; installed are: flat_only, local, on_ports, "
+            "plain, reachable.",
             id="an unknown compute helper",
         ),
         pytest.param(
             {"network_helpers": ["flat", "nonsense"]},
             "there is no network helper 'nonsense'; installed are: dhcp, flat, flat2, neutron.",
             id="an unknown network helper",
+        ),
+        pytest.param(
+            {
+                "mode": "managed_multi_svm",
+                "compute_helper": "on_ports",
+                "network_helpers": ["neutron", "flat"],
+            },
+            "Backend 'b1': compute helper 'on_ports' attaches its servers to ports of Neutron, and "
+            "network helper 'flat' makes none; name neutron instead.",
+            id="a network helper without ports",
         ),
         pytest.param(
             {"driver": {"color": "red"}},
