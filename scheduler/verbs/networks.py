@@ -10,12 +10,12 @@ from sqlalchemy import delete as sql_delete
 
 from scheduler.dispatch import Acceptance
 from scheduler.requests import CreateShareNetwork, UpdateShareNetwork
-from worker.db import addresses
+from worker.db import addresses, audits
 from worker.db.documents import shown
 from worker.db.engine import db_now
 from worker.db.tables import operations, share_networks, share_servers, shares
 from worker.errors import Conflict, Forbidden, NotFound
-from worker.model import OperationState
+from worker.model import OperationState, OwnerKind
 from worker.queues import ADMIN_REQUESTS
 
 _NAMED_USERS: Final = 5
@@ -67,6 +67,7 @@ def delete(acceptance: Acceptance) -> None:
     row = _changeable(acceptance)
     _check_not_default(row, to="deleted")
     _check_unused(acceptance, row, then="delete these first")
+    audits.bury(connection, OwnerKind.SHARE_NETWORK, row.id)
     connection.execute(sql_delete(share_networks).where(_n.id == row.id))
     addresses.forget(connection, f"share_network:{row.id}")
     acceptance.finish(("share_network", row.id), {"id": row.id, "status": "deleted"})
