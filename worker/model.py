@@ -291,6 +291,15 @@ class SegmentSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What a share server has in the address book: an address or a segment's id in a domain."""
+
+    share_server_id: str
+    domain: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class DhcpLease:
     """An address that a share server has, or is about to take, from a DHCP server.
 

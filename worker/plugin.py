@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from worker.model import DriverMode, Owned, RequestContext, ShareServer
+from worker.model import DriverMode, Owned, RequestContext, ServerStatus, ShareServer
 from worker.systems.shell import Shell
 
 ShellFor = Callable[[ShareServer | None], Shell]
@@ -77,3 +77,11 @@ class Audit(ABC):
         :class:`~worker.errors.Fatal`, :class:`~worker.errors.Retryable` or
         :class:`~worker.errors.NotReady`; a later audit tries again.
         """
+
+
+def remnant(setting: Setting, owned: Owned) -> ShareServer:
+    """The share server that an orphan was made for, as far as is known: its id.
+
+    For a helper whose own way to delete or deallocate finds everything by that.
+    """
+    return ShareServer(owned.owner_id, "", setting.backend, None, ServerStatus.DELETING)

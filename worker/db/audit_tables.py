@@ -34,7 +34,7 @@ audit_findings = Table(
     Column("problem", String(16), primary_key=True),
     Column("kind", String(64), primary_key=True),
     # Its id or name outside; of what is missing, the row's id.
-    Column("thing", String(255), primary_key=True),
+    Column("thing", String(512), primary_key=True),
     Column("owner_kind", String(32), nullable=False),
     Column("owner_id", String(ID_LENGTH), nullable=False, index=True),
     # In how many audits it was seen, without a gap.

@@ -10,26 +10,28 @@ and export after a reboot, and leaves content and rules alone.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Literal, cast
 
 from pydantic import Field, IPvAnyAddress
 
-from worker.drivers.base import Decommission, Resize, ShareDriver
+from worker.drivers.base import AuditOnServers, Decommission, Resize, ShareDriver
 from worker.errors import ConfigurationError, Conflict, ErrorCode, Fatal
 from worker.failpoints import failpoint
 from worker.model import (
     AccessRule,
     DriverMode,
     ExportLocation,
+    Owned,
+    OwnerKind,
     RequestContext,
     Share,
     ShareServer,
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Options, Setting, ShellFor
+from worker.plugin import Audit, Options, Setting, ShellFor
 from worker.systems.btrfs import BtrfsStorage
 from worker.systems.ganesha import Ganesha
 from worker.systems.images import ImageStorage
@@ -40,6 +42,13 @@ from worker.systems.storage import GIB, Storage
 GANESHA_ATTRIBUTE: Final = "ganesha"
 """The share server attribute that names the directory of its NFS server."""
 _PREDEFINED: Final = "predefined"
+_FOUND: Final = {
+    "shares": "share",
+    "snapshots": "snapshot",
+    "mounts": "mount",
+    "loops": "loop device",
+}
+"""What the storage calls its things, and what an audit does."""
 
 _BTRFS_POSSIBLE: Final = """
 command -v mkfs.btrfs >/dev/null || exit 1
@@ -71,7 +80,7 @@ class GenericOptions(Options):
     )
 
 
-class GenericShareDriver(ShareDriver, Resize, Decommission):
+class GenericShareDriver(ShareDriver, Resize, Decommission, Audit, AuditOnServers):
     """The generic driver: a local file system a share, exported by nfs-ganesha."""
 
     OptionsModel: ClassVar[type[Options]] = GenericOptions
@@ -123,9 +132,7 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
     ) -> None:
         """As :meth:`ShareDriver.delete_share`."""
         if self.setting.mode is DriverMode.SINGLE_SVM or (server and server.details):
-            ganesha = self._ganesha(context, server)
-            if ganesha.exists():
-                ganesha.remove_export(share.id)
+            self._unexport(self._ganesha(context, server), share.id)
         self._storage(context).delete(share.id)
 
     def create_snapshot(
@@ -207,6 +214,35 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
         storage.close()
         shell.remove_file(self._record)
 
+    def owned(self, context: RequestContext) -> Iterator[Owned]:
+        """As :meth:`Audit.owned`: what the storage has, and what the predefined server exports."""
+        for kind, thing in self._storage(context).found():
+            owner = OwnerKind.SNAPSHOT if kind == "snapshots" else OwnerKind.SHARE
+            yield Owned(_FOUND[kind], thing, owner, thing)
+        if self.setting.mode is DriverMode.SINGLE_SVM:
+            for share_id in self._ganesha(context, None).exported():
+                yield Owned("export", share_id, OwnerKind.SHARE, share_id)
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """As :meth:`Audit.remove_orphan`: all of the share, or the snapshot."""
+        storage = self._storage(context)
+        if owned.owner_kind is OwnerKind.SNAPSHOT:
+            storage.delete_snapshot(owned.owner_id)
+            return
+        if self.setting.mode is DriverMode.SINGLE_SVM:
+            self._unexport(self._ganesha(context, None), owned.owner_id)
+        storage.delete(owned.owner_id)
+        storage.detach(owned.owner_id)
+
+    def owned_on(self, context: RequestContext, server: ShareServer) -> Iterator[Owned]:
+        """As :meth:`AuditOnServers.owned_on`: what the server exports."""
+        for share_id in self._ganesha(context, server).exported():
+            yield Owned("export", share_id, OwnerKind.SHARE, share_id)
+
+    def remove_orphan_on(self, context: RequestContext, server: ShareServer, owned: Owned) -> None:
+        """As :meth:`AuditOnServers.remove_orphan_on`."""
+        self._unexport(self._ganesha(context, server), owned.owner_id)
+
     @property
     def _record(self) -> str:
         """Where it is kept which kind of storage ``auto`` decided for."""
@@ -253,6 +289,11 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
             )
         bind = attributes["ganesha_bind"]
         return Ganesha(self._shell(context, server), attributes[GANESHA_ATTRIBUTE], bind)
+
+    @staticmethod
+    def _unexport(ganesha: Ganesha, share_id: str) -> None:
+        if ganesha.exists():
+            ganesha.remove_export(share_id)
 
     def _shell(self, context: RequestContext | None, server: ShareServer | None) -> Shell:
         shell = self.shell_for(server)

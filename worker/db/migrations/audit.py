@@ -22,7 +22,7 @@ def create() -> None:
         sa.Column("part", sa.String(length=255), nullable=False),
         sa.Column("problem", sa.String(length=16), nullable=False),
         sa.Column("kind", sa.String(length=64), nullable=False),
-        sa.Column("thing", sa.String(length=255), nullable=False),
+        sa.Column("thing", sa.String(length=512), nullable=False),
         sa.Column("owner_kind", sa.String(length=32), nullable=False),
         sa.Column("owner_id", sa.String(length=64), nullable=False),
         sa.Column("times", sa.Integer(), nullable=False),
