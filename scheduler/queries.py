@@ -441,12 +441,17 @@ READS: Final[Mapping[str, Read]] = {
 
 # What is not a request: an operator reads it from the database.
 
+_REPLAY: Final = (
+    poison_messages.c.message.is_not(None).label("replayable"),
+    poison_messages.c.replayed_at,
+)
+
 
 def list_poison_messages(connection: Connection, limit: int, marker: int | None) -> dict[str, Any]:
     """Return a page of the messages that were kept aside, without their bodies."""
     m = poison_messages.c
     rows = connection.execute(
-        select(m.id, m.queue, m.reason, m.size, m.received_at)
+        select(m.id, m.queue, m.reason, m.size, m.received_at, *_REPLAY)
         .where(m.id > (marker or 0))
         .order_by(m.id)
         .limit(limit + 1)
@@ -459,8 +464,11 @@ def list_poison_messages(connection: Connection, limit: int, marker: int | None)
 
 def show_poison_message(connection: Connection, message_id: int) -> dict[str, Any]:
     """Return a message that was kept aside, with headers and body."""
+    m = poison_messages.c
     row = connection.execute(
-        select(poison_messages).where(poison_messages.c.id == message_id)
+        select(m.id, m.queue, m.reason, m.headers, m.body, m.size, m.received_at, *_REPLAY).where(
+            m.id == message_id
+        )
     ).first()
     if row is None:
         raise NotFound(f"No message {message_id} was kept aside.", field="message_id")
@@ -468,4 +476,5 @@ def show_poison_message(connection: Connection, message_id: int) -> dict[str, An
 
 
 def _received(row: Any) -> dict[str, Any]:
-    return {**row._asdict(), "received_at": moment(row.received_at)}
+    times = {"received_at": moment(row.received_at), "replayed_at": moment(row.replayed_at)}
+    return {**row._asdict(), **times}

@@ -477,6 +477,6 @@ poison_messages = Table(
     Column("size", Integer, nullable=False),
     Column("received_at", Float, nullable=False),
     # What a replay publishes; null where too much of it is missing for that.
-    Column("message", JSON(none_as_null=True)),
+    Column("message", Text),
     Column("replayed_at", Float),
 )

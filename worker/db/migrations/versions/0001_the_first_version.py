@@ -262,7 +262,7 @@ def upgrade() -> None:
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("received_at", sa.Float(), nullable=False),
-        sa.Column("message", sa.JSON(none_as_null=True), nullable=True),
+        sa.Column("message", sa.Text(), nullable=True),
         sa.Column("replayed_at", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_poison_messages")),
         sa.UniqueConstraint("fingerprint", name=op.f("uq_poison_messages_fingerprint")),
