@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Protocol
 
+from worker.errors import Retryable
 from worker.fake_world import World
 from worker.model import Owned, OwnerKind, RequestContext
 from worker.plugin import Audit, Setting
@@ -80,13 +81,11 @@ class FakeNetworkAudit(Audit):
         ]
 
     def remove_orphan(self: _Fake, context: RequestContext, owned: Owned) -> None:
-        """Remove it; a network that has ports stays."""
+        """Remove it; a network that has ports is refused."""
         with self.world.call("remove_orphan", owned.id, context) as change:
             if owned.kind == "port":
                 change.write("DELETE FROM ports WHERE id = ?", owned.id)
             else:
-                change.write(
-                    "DELETE FROM networks WHERE domain = ?1"
-                    " AND NOT EXISTS (SELECT 1 FROM ports WHERE ports.domain = ?1)",
-                    owned.id,
-                )
+                if change.one("SELECT id FROM ports WHERE domain = ?", owned.id) is not None:
+                    raise Retryable(f"There are ports on network {owned.id}; they go first.")
+                change.write("DELETE FROM networks WHERE domain = ?", owned.id)

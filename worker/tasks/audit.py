@@ -170,7 +170,12 @@ def _repair(job: Job, backend: str, look: _Look) -> None:
         rows = audits.removable(connection, backend, job.runtime.config.engine.audit_grace)
         left = audits.orphans(connection, backend)
     there = {
-        (part.part, owned.kind, owned.id): (number, part, owned)
+        # A network goes after the ports on it.
+        (part.part, owned.kind, owned.id): (
+            (number, owned.owner_kind is OwnerKind.SHARE_NETWORK),
+            part,
+            owned,
+        )
         for number, (part, things) in enumerate(look.listed)
         for owned in things
     }
@@ -183,12 +188,14 @@ def _repair(job: Job, backend: str, look: _Look) -> None:
         if time.monotonic() > ends:
             look.postponed += 1
             continue
-        if not _remove(job, backend, row, part, owned):
-            look.not_removed += 1
-            continue
-        look.removed += 1
-        if _was_last(look, part, owned):
+        if not _is_orphan(job, backend, row, owned):
             left.discard((part.part, *owner))
+        elif not _remove(job, backend, row, part, owned):
+            look.not_removed += 1
+        else:
+            look.removed += 1
+            if _was_last(look, part, owned):
+                left.discard((part.part, *owner))
 
 
 def _key(row: Row[Any]) -> tuple[str, str, str]:
@@ -207,17 +214,25 @@ def _was_last(look: _Look, part: Audited, owned: Owned) -> bool:
     return True
 
 
-def _remove(job: Job, backend: str, row: Row[Any], part: Audited, owned: Owned) -> bool:
-    """Remove one orphan, if it still is one in the same breath."""
-    what = f"{owned.kind} {owned.id} of {owned.owner_kind} {owned.owner_id}"
+def _is_orphan(job: Job, backend: str, row: Row[Any], owned: Owned) -> bool:
+    """Whether the row is still gone: looked at again in the same breath as the removal."""
     with job.transaction() as writing:
         standing = audits.standings(
             writing.connection, backend, owned.owner_kind, [owned.owner_id]
         )[owned.owner_id]
-        if standing is not Standing.GONE:
-            audits.removed(writing.connection, row)
-            _log.warning("Backend %s: %s is live again and stays.", backend, what)
-            return False
+        if standing is Standing.GONE:
+            return True
+        audits.removed(writing.connection, row)
+    _log.warning("Backend %s: %s is live again and stays.", backend, _named(owned))
+    return False
+
+
+def _named(owned: Owned) -> str:
+    return f"{owned.kind} {owned.id} of {owned.owner_kind} {owned.owner_id}"
+
+
+def _remove(job: Job, backend: str, row: Row[Any], part: Audited, owned: Owned) -> bool:
+    """Remove one orphan; False when that failed, which is kept with the finding."""
     failpoint(f"{NAME}.before_remove")
     problem: str | None = None
     try:
@@ -232,9 +247,9 @@ def _remove(job: Job, backend: str, row: Row[Any], part: Audited, owned: Owned) 
         else:
             audits.not_removed(writing.connection, row, problem)
     if problem is not None:
-        _log.warning("Backend %s: %s could not be removed: %s", backend, what, problem)
+        _log.warning("Backend %s: %s could not be removed: %s", backend, _named(owned), problem)
         return False
-    _log.warning("Backend %s: removed the orphan %s.", backend, what)
+    _log.warning("Backend %s: removed the orphan %s.", backend, _named(owned))
     job.runtime.keeper.count(f"audit_removed_total:{owned.kind}")
     return True
 
