@@ -12,7 +12,7 @@ from tests.tables import tables
 from worker.app import make_app
 from worker.config import from_document
 from worker.db import inventory, servers
-from worker.db.audit_tables import audit_findings
+from worker.db.audit_tables import audit_findings, tombstones
 from worker.db.engine import db_now, engine_for, reading, transaction
 from worker.db.tables import operations, share_networks, share_servers, shares, snapshots
 from worker.manager import ShareManager
@@ -26,7 +26,8 @@ from worker.model import (
     Snapshot,
 )
 from worker.runner import run
-from worker.tasks.audit import NAME, start_audit
+from worker.tasks.audit import start_audit
+from worker.tasks.repair import NAME
 from worker.tasks.sagas import ACTS
 
 GRACE = 900.0
@@ -187,6 +188,15 @@ class AuditBench:
                     )
                 )
         return snapshot
+
+    def bury(self, kind: str, object_id: str) -> None:
+        """A row that this database had, and whose things came later than its end."""
+        with transaction(self.engine) as connection:
+            connection.execute(
+                insert(tombstones).values(
+                    kind=kind, id=object_id, backend=self.backend, gone_at=db_now()
+                )
+            )
 
     def forget(self, *things: ShareServer | Share | Snapshot) -> None:
         """The rows go, as they do when everything outside is gone."""

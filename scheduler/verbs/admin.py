@@ -17,7 +17,7 @@ from worker.db.engine import db_now
 from worker.db.tables import backends, share_networks, share_types, shares
 from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.model import DriverMode
-from worker.tasks import audit
+from worker.tasks.repair import NAME as AUDIT
 
 
 def create_share_type(acceptance: Acceptance) -> None:
@@ -106,7 +106,7 @@ def audit_backend(acceptance: Acceptance) -> None:
         raise NotFound(
             f"No backend {name} is configured.", object=f"backend {name}", field="backend"
         )
-    acceptance.begin(audit.NAME, resource=("backend", name), backend=name)
+    acceptance.begin(AUDIT, resource=("backend", name), backend=name)
 
 
 def _state(row: Row[Any]) -> dict[str, Any]:

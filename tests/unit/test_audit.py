@@ -21,7 +21,8 @@ from worker.errors import ConfigurationError
 from worker.fake_world import World
 from worker.model import OwnerKind, Phase
 from worker.runner import run
-from worker.tasks.audit import NAME, ask_for_audits
+from worker.tasks.audit import ask_for_audits
+from worker.tasks.repair import NAME
 from worker.tasks.sagas import ACTS
 
 PLANTED = 30
@@ -182,7 +183,7 @@ def test_a_worker_killed_in_a_repair_leaves_the_rest_to_the_next_audit(
         if passed.count(f"{NAME}.{where}") == 2:
             raise Killed
 
-    monkeypatch.setattr("worker.tasks.audit.failpoint", die)
+    monkeypatch.setattr("worker.tasks.repair.failpoint", die)
     with pytest.raises(Killed):
         run(bench.runtime, ACTS[NAME], bell.operation_id, bell.dispatch)
     monkeypatch.undo()
@@ -209,7 +210,7 @@ def test_a_server_that_cannot_be_removed_keeps_its_addresses(bench: AuditBench) 
     bench.audit()
     bench.age()
     world = world_of(bench)
-    world.arm("remove_orphan", "fatal", match=f"fake-{server.id}")
+    world.arm("remove_orphan", "fatal", match=f"fake-{server.id}", times=2)
     first = bench.audit(repair=True)
     assert (first["removed"], first["not_removed"], first["postponed"]) == (0, 2, 1)
     (found,) = [row for row in bench.findings() if row.kind == "server"]

@@ -247,14 +247,16 @@ def removable(connection: Connection, backend: str, grace: float) -> list[Row[An
     )
 
 
-def orphans(connection: Connection, backend: str) -> set[tuple[str, str, str]]:
-    """Return (part, owner's kind, owner's id) of what is known to be left behind."""
-    rows = connection.execute(
-        select(_f.part, _f.owner_kind, _f.owner_id).where(
-            _f.backend == backend, _f.problem == Problem.ORPHAN.value
-        )
+def has_orphan(connection: Connection, backend: str, part: str, like: Row[Any]) -> bool:
+    """Whether a part is known to have left something of the same owner as another finding."""
+    found = select(_f.thing).where(
+        _f.backend == backend,
+        _f.part == part,
+        _f.problem == Problem.ORPHAN.value,
+        _f.owner_kind == like.owner_kind,
+        _f.owner_id == like.owner_id,
     )
-    return {(row.part, row.owner_kind, row.owner_id) for row in rows}
+    return connection.execute(found.limit(1)).first() is not None
 
 
 def removed(connection: Connection, row: Row[Any]) -> None:

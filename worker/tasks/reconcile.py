@@ -24,10 +24,10 @@ from worker.db.operation import Operation
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.job import Runtime
 from worker.model import Phase
-from worker.tasks.audit import NAME as AUDIT
 from worker.tasks.audit import ask_for_audits
 from worker.tasks.clean_up import start_clean_up
 from worker.tasks.renewals import Send, ask_for_renewals
+from worker.tasks.repair import NAME as AUDIT
 
 TICK_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 30.0

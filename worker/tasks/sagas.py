@@ -12,6 +12,7 @@ from typing import Final
 from worker.saga import Act, Saga, forward_only, undoable
 from worker.tasks import access, audit, servers, shares, snapshots
 from worker.tasks.clean_up import SAGA as CLEAN_UP
+from worker.tasks.repair import NAME as AUDIT
 
 ALLOCATE_NETWORK: Final = undoable(servers.allocate_network, undo=servers.deallocate_network)
 GET_SHARE_SERVER: Final = undoable(servers.get_share_server, undo=servers.delete_share_server)
@@ -77,7 +78,7 @@ ALL: Final = (
     Saga("create_snapshot", (CREATE_SNAPSHOT,), failed=snapshots.create_failed),
     Saga("delete_snapshot", (DELETE_SNAPSHOT,)),
     Saga(CLEAN_UP, (DELETE_SHARE_SERVER, DEALLOCATE_NETWORK)),
-    Saga(audit.NAME, (AUDIT_BACKEND,)),
+    Saga(AUDIT, (AUDIT_BACKEND,)),
 )
 SAGAS: Final[Mapping[str, Saga]] = {saga.name: saga for saga in ALL}
 ACTS: Final[Mapping[str, Act]] = {act.name: act for saga in ALL for act in saga.acts()}
