@@ -26,6 +26,7 @@ from sqlalchemy import (
     text,
 )
 
+from worker.db.engine import db_now
 from worker.model import LIVE_STATES, OperationState, ServerStatus
 
 metadata: Final = MetaData(
@@ -441,6 +442,8 @@ backends = Table(
     Column("report_error", Text, nullable=False, server_default=""),
     # When its next periodic audit begins; null until the first reconciler has seen it.
     Column("audit_due_at", Float),
+    # Snapshots take in what has changed since they last looked.
+    Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
 )
 
 storage_pools = Table(
@@ -455,6 +458,7 @@ storage_pools = Table(
     Column("allocated_gib", Integer, nullable=False, server_default="0"),
     Column("shares", Integer, nullable=False, server_default="0"),
     Column("reported_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
 )
 
 counters = Table(
