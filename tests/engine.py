@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import insert, select, update
 
 from scheduler.dispatch import accept
-from scheduler.pools import PoolCache
 from scheduler.requests import VERBS, digest, parse
+from scheduler.snapshot import cache_for
 from scheduler.verbs import HANDLERS
 from tests.audits import AuditBench
 from tests.deployment import FAKE_BACKEND
@@ -55,7 +55,7 @@ class EngineBench(AuditBench):
         request = parse(known, {"version": 1, "context": {"project_id": "p1"}, **fields})
         accept(
             self.runtime,
-            PoolCache(self.engine),
+            cache_for(self.config, self.engine),
             known,
             HANDLERS[verb],
             request,

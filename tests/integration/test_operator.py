@@ -184,3 +184,19 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
     assert kept() == []
     assert "No message" in command(fakes, "poison", "drop", str(none.id), code=5)
     assert fakes.count(shares) == fakes.count(share_servers) == 1
+
+
+def test_a_step_that_kills_its_worker_is_stopped_and_undone(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine={"attempts": 2})
+    try:
+        deployment.start(**{VARIABLE: "create_share.after_effect=kill"})
+        failed = deployment.failure(deployment.create(deployment.network()))
+        assert failed.code == "attempts_exhausted"
+        assert "create_share" in failed.message
+        deployment.settle()
+        deployment.assert_nothing_outside()
+        assert len(deployment.world.calls("create_share")) == 2
+    finally:
+        deployment.close()
