@@ -12,12 +12,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from scheduler.poison import drop, replay
 from tests.fakes import Fakes
 from tests.services import ROOT, RedisServer, python, wait_until
+from worker.config import load
 from worker.db import inventory, servers
 from worker.db.audit_tables import audit_findings
 from worker.db.engine import reading, transaction
 from worker.db.tables import operations, poison_messages, share_servers, shares
+from worker.errors import Conflict, NotFound, RequestFailed
 from worker.failpoints import TOKENS_VARIABLE, VARIABLE
 
 
@@ -85,7 +88,8 @@ def test_the_audit_by_command_and_a_worker_killed_in_its_repair(
     assert repaired["orphan"] == 0
     assert [row["id"] for row in fakes.world.shares()] == [kept["id"]]
     assert len(fakes.world.servers()) == len(fakes.world.ports()) == 1
-    assert "No backend other" in command(fakes, "audit", "--backend", "other", code=5)
+    with pytest.raises(RequestFailed, match="No backend other"):
+        fakes.ask("audit_backend", admin=True, backend="other")
 
 
 def test_the_periodic_audit(tmp_path: Path, sqlite_url: str, redis_server: RedisServer) -> None:
@@ -111,10 +115,11 @@ def test_the_periodic_audit(tmp_path: Path, sqlite_url: str, redis_server: Redis
 def test_cancel_retry_and_give_up_by_command(fakes: Fakes) -> None:
     fakes.start()
     network = fakes.network()
-    fakes.world.arm("get_share_server", "hang", seconds=4.0)
+    fakes.world.arm("get_share_server", "hang", seconds=8.0)
     operation_id = fakes.create(network)
     wait_until(lambda: bool(fakes.world.calls("get_share_server")), "the step is in its call", 60)
-    answer = command(fakes, "operation", "cancel", operation_id)
+    # By message: the command may take longer to start than the step's call lasts.
+    answer = fakes.ask("cancel_operation", admin=True, operation_id=operation_id)
     assert (answer["id"], answer["cancelled"]) == (operation_id, True)
     assert fakes.failure(operation_id).code == "cancelled"
     fakes.settle()
@@ -125,16 +130,13 @@ def test_cancel_retry_and_give_up_by_command(fakes: Fakes) -> None:
     fakes.world.arm("delete_share", "retryable", times=1000)
     stuck = fakes.create(network)
     assert "Undoing it failed" in fakes.failure(stuck).message
-    command(fakes, "operation", "retry", stuck)
+    fakes.ask("retry_operation", admin=True, operation_id=stuck)
     assert command(fakes, "operation", "give-up", stuck)["state"] == "given_up"
-    shown = command(fakes, "operation", "show", stuck, "--project", "p1")
-    assert shown["state"] == "given_up"
-    assert "Given up by an operator" in shown["error"]["message"]
     wait_until(lambda: "Given up" in fakes.failure(stuck).message, "the result says so too", 60)
     fakes.world.disarm()
-    command(fakes, "audit")
+    fakes.ask("audit_backend", admin=True, backend="fake")
     age(fakes)
-    command(fakes, "audit", "--repair")
+    fakes.ask("audit_backend", admin=True, backend="fake", repair=True)
     fakes.assert_nothing_outside()
 
 
@@ -159,9 +161,11 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
     none, request = kept()
     listed = command(fakes, "poison", "list")["poison_messages"]
     assert {one["id"]: one["replayable"] for one in listed} == {none.id: False, request.id: True}
-    assert "not kept whole" in command(fakes, "poison", "replay", str(none.id), code=3)
+    config = load(fakes.config_path)
+    with pytest.raises(Conflict, match="not kept whole"):
+        replay(config, none.id)
     # It is poison still: it is set aside anew, and can be replayed anew.
-    assert command(fakes, "poison", "replay", str(request.id))["queue"] == "requests"
+    assert replay(config, request.id) == "requests"
     wait_until(
         lambda: any(row.replayed_at is None and row.size > 2048 for row in kept()),
         "it is kept again",
@@ -172,17 +176,18 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
     fakes.config_path.write_text(text)
     fakes.role("scheduler")
     command(fakes, "poison", "replay", str(again.id))
-    assert "replayed already" in command(fakes, "poison", "replay", str(again.id), code=3)
+    with pytest.raises(Conflict, match="replayed already"):
+        replay(config, again.id)
     assert fakes.client.result("too-long", timeout=60)["status"] == "available"
     with reading(fakes.engine) as connection:
         made = connection.execute(
             select(operations.c.id).where(operations.c.verb == "create_share")
         ).all()
     assert [row.id for row in made] == ["too-long"]
-    for row in kept():
-        command(fakes, "poison", "drop", str(row.id))
-    assert kept() == []
-    assert "No message" in command(fakes, "poison", "drop", str(none.id), code=5)
+    command(fakes, "poison", "drop", str(none.id))
+    assert none.id not in {row.id for row in kept()}
+    with pytest.raises(NotFound, match="No message"):
+        drop(config, none.id)
     assert fakes.count(shares) == fakes.count(share_servers) == 1
 
 
