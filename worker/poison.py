@@ -12,6 +12,7 @@ import functools
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -34,6 +35,14 @@ KEPT_WHOLE: Final = 4 * KEPT_BODY_BYTES
 """How long a message may be, as JSON with its body in Base64, to be kept for a replay."""
 
 _REPLAYED: Final = {"correlation_id": str, "reply_to": str, "priority": int}
+
+WITHHELD: Final = "(not kept: it speaks of a password)"
+"""What stands instead of a body or a header that does."""
+
+# Also in base64, where the word may begin at any byte of three.
+_SPEAKS_OF_A_PASSWORD: Final = re.compile(
+    r"password|cGFzc3dvcm|Bhc3N3b3Jk|wYXNzd29yZ", re.IGNORECASE
+)
 
 RETRY_PAUSE: Final = 5.0
 """Seconds after which the quarantine is tried again when it failed."""
@@ -200,7 +209,7 @@ def describe_message(message: Any, reason: str) -> PoisonMessage:
     body = _body(message)
     queue = str(message.delivery_info.get("routing_key") or "")
     headers = {
-        str(name)[:KEPT_HEADER_CHARACTERS]: str(value)[:KEPT_HEADER_CHARACTERS]
+        str(name)[:KEPT_HEADER_CHARACTERS]: _harmless(str(value))[:KEPT_HEADER_CHARACTERS]
         for name, value in list(message.headers.items())[:KEPT_HEADERS]
         if name not in {FAULT_HEADER, SIZE_HEADER, "redelivered"}
     }
@@ -212,7 +221,9 @@ def describe_message(message: Any, reason: str) -> PoisonMessage:
         queue=queue,
         reason=reason,
         # PostgreSQL's text cannot hold the one character that JSON's can.
-        body=body[:KEPT_BODY_BYTES].decode(errors="backslashreplace").replace("\0", "\\x00"),
+        body=_harmless(body[:KEPT_BODY_BYTES].decode(errors="backslashreplace")).replace(
+            "\0", "\\x00"
+        ),
         headers={name.replace("\0", ""): text.replace("\0", "") for name, text in headers.items()},
         size=_size(message),
         received_at=datetime.now(UTC),
@@ -244,6 +255,9 @@ def _whole(message: Any, body: bytes) -> str | None:
         text = json.dumps(document)
     except (TypeError, ValueError, RecursionError):
         return None
+    said = (text, body.decode(errors="replace"))
+    if any(_SPEAKS_OF_A_PASSWORD.search(one) for one in said):
+        return None  # it is kept nowhere
     return text if len(text) <= KEPT_WHOLE else None
 
 
@@ -266,6 +280,10 @@ def publish_again(app: Celery, queue: str, whole: str) -> None:
                 retry=False,
                 **document["properties"],
             )
+
+
+def _harmless(text: str) -> str:
+    return WITHHELD if _SPEAKS_OF_A_PASSWORD.search(text) else text
 
 
 def _veil(message: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from scheduler.dispatch import Handler
-from scheduler.verbs import access, admin, networks, operations, shares, snapshots
+from scheduler.verbs import access, admin, networks, operations, security, shares, snapshots
 
 HANDLERS: Final[Mapping[str, Handler]] = {
     "create_share": shares.create,
@@ -27,6 +27,11 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "retry_operation": operations.retry,
     "give_up_operation": operations.give_up,
     "audit_backend": admin.audit_backend,
+    "create_security_service": security.create,
+    "update_security_service": security.change,
+    "delete_security_service": security.delete,
+    "add_security_service": security.add,
+    "remove_security_service": security.remove,
     "create_share_type": admin.create_share_type,
     "delete_share_type": admin.delete_share_type,
     "disable_backend": admin.disable_backend,

@@ -3,26 +3,25 @@
 ``helper``       the helper under test, with no server
 ``outside``      an :class:`Outside`: how the test looks behind the helper
 ``network_for``  gives the NetworkInfo of the n-th server (different addresses)
+``failing``      a helper, and a server whose build by it fails for good when half of it is there
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import pytest
 
 from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
-from worker.errors import LeaseLost, NotReady
+from worker.errors import LeaseLost, NotReady, StepError
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.model import (
     NetworkInfo,
     NetworkKind,
-    Owned,
     OwnerKind,
     RequestContext,
     ServerStatus,
@@ -32,7 +31,11 @@ from worker.model import (
 )
 from worker.plugin import Audit
 
+Answer = TypeVar("Answer")
 NetworkFor = Callable[[int], NetworkInfo]
+
+PATIENCE: Final = 60.0
+"""Seconds until a server must be there, or gone."""
 
 
 class Outside(Protocol):
@@ -53,16 +56,16 @@ def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareSer
     )
 
 
-def removed(helper: Audit, given: RequestContext, orphan: Owned) -> None:
-    """Remove an orphan as audits do: again, for as long as it is on its way."""
-    for _ in range(30):
+def patiently(call: Callable[[], Answer]) -> Answer:
+    """Call as the engine does: again for as long as the helper is not ready."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
         try:
-            helper.remove_orphan(given, orphan)
+            return call()
         except NotReady as wait:
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {PATIENCE:g} s: {wait.message}")
             time.sleep(min(wait.retry_after, 1))
-        else:
-            return
-    pytest.fail("the orphan does not go")
 
 
 class ComputeHelperContract:
@@ -85,16 +88,19 @@ class ComputeHelperContract:
         network: ShareNetwork,
         given: RequestContext | None = None,
     ) -> ShareServerDetails:
-        """Get the server as the engine does, coming again for as long as it is not ready."""
-        assert server.network_info is not None
-        for _ in range(30):
-            try:
-                return helper.get_share_server(
-                    given or context(), server, network, server.network_info, ()
-                )
-            except NotReady as wait:
-                time.sleep(min(wait.retry_after, 1))
-        pytest.fail("the server does not become ready")
+        """Get the server, as the engine does."""
+        info = server.network_info
+        assert info is not None
+        asking = given or context()
+        return patiently(lambda: helper.get_share_server(asking, server, network, info, ()))
+
+    @staticmethod
+    def delete(
+        helper: ComputeHelper, server: ShareServer, given: RequestContext | None = None
+    ) -> None:
+        """Delete the server, as the engine does."""
+        asking = given or context()
+        patiently(lambda: helper.delete_share_server(asking, server))
 
     def test_asked_twice_it_is_one_server(
         self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
@@ -107,7 +113,7 @@ class ComputeHelperContract:
         assert details.addresses == server.network_info.addresses
         assert self.get(helper, server, share_network) == details
         assert outside.state() == once
-        helper.delete_share_server(context(), dataclasses.replace(server, details=details))
+        self.delete(helper, dataclasses.replace(server, details=details))
         assert outside.state() == empty
 
     def test_deleting_what_is_gone_or_never_was_is_fine(
@@ -115,10 +121,10 @@ class ComputeHelperContract:
     ) -> None:
         empty = outside.state()
         server = new_server(0)
-        helper.delete_share_server(context(), server)
+        self.delete(helper, server)
         self.get(helper, server, share_network)
         for _ in range(2):
-            helper.delete_share_server(context(), server)
+            self.delete(helper, server)
         assert outside.state() == empty
 
     def test_nothing_changes_once_the_lease_is_lost(
@@ -132,9 +138,9 @@ class ComputeHelperContract:
         self.get(helper, server, share_network)
         made = outside.state()
         with pytest.raises(LeaseLost):
-            helper.delete_share_server(context(GuardThatEnds(0)), server)
+            self.delete(helper, server, context(GuardThatEnds(0)))
         assert outside.state() == made
-        helper.delete_share_server(context(), server)
+        self.delete(helper, server)
 
     def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
         self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
@@ -143,23 +149,37 @@ class ComputeHelperContract:
         server = new_server(0)
         details = interrupted_everywhere(lambda c: self.get(helper, server, share_network, c))
         assert self.get(helper, server, share_network) == details
-        interrupted_everywhere(lambda c: helper.delete_share_server(c, server))
+        interrupted_everywhere(lambda c: self.delete(helper, server, c))
         assert outside.state() == empty
 
-    @pytest.mark.parametrize("allowed", range(8))
     def test_a_delete_clears_a_build_that_was_cut_off(
-        self,
-        helper: ComputeHelper,
-        outside: Outside,
-        new_server: Any,
-        share_network: ShareNetwork,
-        allowed: int,
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
     ) -> None:
         empty = outside.state()
-        server = new_server(0)
-        with contextlib.suppress(LeaseLost):
-            self.get(helper, server, share_network, context(GuardThatEnds(allowed)))
-        helper.delete_share_server(context(), server)
+        for allowed in range(8):
+            server, cut = new_server(allowed), False
+            try:
+                self.get(helper, server, share_network, context(GuardThatEnds(allowed)))
+            except LeaseLost:
+                cut = True
+            self.delete(helper, server)
+            assert outside.state() == empty
+            if not cut:
+                break
+
+    def test_a_failure_names_what_exists(
+        self,
+        failing: tuple[ComputeHelper, ShareServer],
+        outside: Outside,
+        share_network: ShareNetwork,
+    ) -> None:
+        helper, server = failing
+        empty = outside.state()
+        with pytest.raises(StepError) as failure:
+            self.get(helper, server, share_network)
+        assert failure.value.share_server_id
+        assert outside.state() != empty
+        self.delete(helper, dataclasses.replace(server, server_id=failure.value.share_server_id))
         assert outside.state() == empty
 
     def test_two_servers_of_one_network_do_not_touch_each_other(
@@ -170,10 +190,10 @@ class ComputeHelperContract:
         alone = outside.state()
         two = self.get(helper, second, share_network)
         assert one.server_id != two.server_id
-        helper.delete_share_server(context(), second)
+        self.delete(helper, second)
         assert outside.state() == alone
         assert self.get(helper, first, share_network) == one
-        helper.delete_share_server(context(), first)
+        self.delete(helper, first)
 
     def test_what_it_made_is_listed_and_an_orphan_goes(
         self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
@@ -196,12 +216,14 @@ class ComputeHelperContract:
             helper.remove_orphan(context(GuardThatEnds(0)), orphans[0])
         assert outside.state() == both
         for orphan in orphans:
-            interrupted_everywhere(lambda c, orphan=orphan: removed(helper, c, orphan))
-            removed(helper, context(), orphan)
+            interrupted_everywhere(
+                lambda c, orphan=orphan: patiently(lambda: helper.remove_orphan(c, orphan))
+            )
+            patiently(lambda orphan=orphan: helper.remove_orphan(context(), orphan))
         assert outside.state() == alone
         assert goes.id not in {one.owner_id for one in helper.owned(context())}
         assert self.get(helper, stays, share_network) == details
-        helper.delete_share_server(context(), stays)
+        self.delete(helper, stays)
 
     def test_a_reachable_server_takes_commands(
         self, helper: ComputeHelper, new_server: Any, share_network: ShareNetwork
@@ -211,4 +233,4 @@ class ComputeHelperContract:
         server = new_server(0)
         server = dataclasses.replace(server, details=self.get(helper, server, share_network))
         assert helper.shell(server).run(["sh", "-c", "exit 3"], check=False).exit_code == 3
-        helper.delete_share_server(context(), server)
+        self.delete(helper, server)

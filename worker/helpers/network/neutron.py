@@ -30,7 +30,6 @@ from worker.helpers.network.neutron_managed import (
     ManagedOptions,
     Place,
     busy,
-    only,
     seconds,
 )
 from worker.model import (
@@ -45,7 +44,7 @@ from worker.model import (
     ShareServer,
 )
 from worker.plugin import Audit, Checked, Options, Setting, remnant
-from worker.systems.openstack import OpenStack, Taken
+from worker.systems.openstack import OpenStack, Taken, only
 
 BINDING_FAILED: Final = "binding_failed"
 _SERVER_TAG: Final = "share_server="
@@ -86,6 +85,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
     modes: ClassVar[frozenset[DriverMode]] = frozenset(
         {DriverMode.FLAT_MULTI_SVM, DriverMode.MANAGED_MULTI_SVM}
     )
+    gives_ports: ClassVar[bool] = True
     options: NeutronOptions
 
     def __init__(self, setting: Setting, options: NeutronOptions, addresses: AddressBook) -> None:
