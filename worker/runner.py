@@ -168,12 +168,14 @@ def _wait(job: Job, act: Act, wait: NotReady) -> bool:
     except Fatal as error:
         error.share_server_id = wait.share_server_id
         return _failed(job, act, error)
-    write(
-        job,
-        lambda writing: journal.wait(
+
+    def body(writing: Writing) -> None:
+        _remember_server(writing, wait)
+        journal.wait(
             writing.connection, operation, seconds=wait.retry_after, waits_for=wait.waits_for
-        ),
-    )
+        )
+
+    write(job, body)
     runtime.keeper.count(f"steps_total:{act.name}:waited")
     return False
 
@@ -385,10 +387,10 @@ def _outcome(
     return operation.id, result, error, operation.idempotency_key is not None
 
 
-def _remember_server(writing: Writing, error: StepError) -> None:
-    """Keep the outside id that a failure carries, so that the undo finds the server."""
-    if error.share_server_id is not None:
-        servers.remember(writing.connection, writing.operation.id, error.share_server_id)
+def _remember_server(writing: Writing, end: StepError | NotReady) -> None:
+    """Keep the outside id that a failure or a wait carries, so that the undo finds the server."""
+    if end.share_server_id is not None:
+        servers.remember(writing.connection, writing.operation.id, end.share_server_id)
 
 
 def _pause(attempts: int, config: Config) -> float:
