@@ -92,6 +92,20 @@ class EngineSettings(_Section):
     report_expiry: float = Field(
         120.0, gt=0, description="A backend whose last report is older is `down`."
     )
+    audit_interval: float = Field(
+        3600.0,
+        ge=0,
+        description="Between comparisons of the database with what is outside; 0: only on demand.",
+    )
+    audit_grace: float = Field(
+        900.0,
+        gt=0,
+        description="How old an orphan must be before it is removed; longer than a lease and the "
+        "longest step.",
+    )
+    audit_repair: bool = Field(
+        False, description="Whether periodic audits remove orphans, or only report them."
+    )
     keep_operations: float = Field(
         30 * 86400.0, gt=0, description="How long ended operations and idempotency keys are kept."
     )
@@ -148,6 +162,15 @@ class BackendSettings(_Section):
         return f"host.{self.host}" if self.host else self.group
 
 
+class SecretsSettings(_Section):
+    """Where the keys are that passwords of security services are sealed with."""
+
+    directory: Path = Field(
+        Path("/etc/sharewright/secrets"),
+        description="Workers need all of it; schedulers the `*.pub` files and `current` only.",
+    )
+
+
 class HealthSettings(_Section):
     """The port for `/healthz`, `/readyz` and `/metrics`."""
 
@@ -174,6 +197,7 @@ class Config(_Section):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    secrets: SecretsSettings = Field(default_factory=SecretsSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     groups: dict[str, GroupSettings] = Field(default_factory=dict)

@@ -19,6 +19,7 @@ from pydantic import Field
 
 from worker.drivers.base import Resize, ShareDriver
 from worker.errors import ErrorCode, Fatal, NotReady
+from worker.fake_audit import FakeComputeAudit, FakeDriverAudit
 from worker.fake_network import FakeNetworkHelper, FakeOptions
 from worker.fake_world import Change
 from worker.helpers.compute.base import ComputeHelper
@@ -68,7 +69,7 @@ class FakeComputeOptions(FakeOptions):
     )
 
 
-class FakeShareDriver(ShareDriver, Resize):
+class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize):
     """Shares that are rows; refuses what a real system would refuse."""
 
     OptionsModel: ClassVar[type[Options]] = FakeDriverOptions
@@ -247,6 +248,8 @@ class FakeShareDriver(ShareDriver, Resize):
         found = change.one("SELECT * FROM shares WHERE id = ?", share.id)
         if found is None:
             self._take_capacity(change, share.pool, share.size)
+            if server is not None:
+                change.hand(server.security_services, server.id, share.id)
             change.write(
                 "INSERT INTO shares (id, backend, pool, project, server, protocol, size, origin,"
                 " used, content, generation, rules)"
@@ -315,7 +318,7 @@ class FakeShareDriver(ShareDriver, Resize):
             )
 
 
-class FakeComputeHelper(ComputeHelper):
+class FakeComputeHelper(FakeComputeAudit, ComputeHelper):
     """Share servers that are rows and take a while to boot."""
 
     OptionsModel: ClassVar[type[Options]] = FakeComputeOptions
@@ -331,7 +334,7 @@ class FakeComputeHelper(ComputeHelper):
         share_server: ShareServer,
         share_network: ShareNetwork,
         network_info: NetworkInfo,
-        security_services: Sequence[SecurityService],  # noqa: ARG002 - nobody logs in to a row
+        security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
         """Make the server or find it; NotReady until it has booted."""
         name = _server_name(share_server)
@@ -346,6 +349,7 @@ class FakeComputeHelper(ComputeHelper):
             found = change.one("SELECT * FROM servers WHERE id = ?", share_server.id)
             if found is None:
                 serves_at = self._build(change, share_server, share_network, network_info)
+                change.hand(security_services, share_server.id)
             else:
                 serves_at = found["serves_at"]
                 self._same_addresses(change, share_server, network_info)
@@ -383,6 +387,7 @@ class FakeComputeHelper(ComputeHelper):
                 )
             change.write("DELETE FROM server_addresses WHERE server = ?", found["id"])
             change.write("DELETE FROM servers WHERE id = ?", found["id"])
+            change.write("DELETE FROM security WHERE server = ?", found["id"])
 
     def _build(
         self,

@@ -52,6 +52,17 @@ class NetworkKind(StrEnum):
     """No network: asks for a ``single_svm`` backend."""
 
 
+class SecurityServiceType(StrEnum):
+    """What a security service is; a share network has at most one of each type."""
+
+    ACTIVE_DIRECTORY = "active_directory"
+    """A domain that share servers join."""
+    LDAP = "ldap"
+    """A directory of users and groups."""
+    KERBEROS = "kerberos"
+    """A realm whose tickets share servers accept."""
+
+
 class ShareStatus(StrEnum):
     """Life of a share, in Manila's words."""
 
@@ -107,6 +118,15 @@ class ServerStatus(StrEnum):
     """Its deletion failed; it is tried again and kept visible."""
 
 
+class OwnerKind(StrEnum):
+    """What a thing outside was made for; names the table of its row."""
+
+    SHARE = "share"
+    SNAPSHOT = "snapshot"
+    SHARE_SERVER = "share_server"
+    SHARE_NETWORK = "share_network"
+
+
 class OperationState(StrEnum):
     """How far an operation is."""
 
@@ -126,6 +146,8 @@ class OperationState(StrEnum):
     """Overtaken by a delete before it began."""
     COMPENSATION_FAILED = "compensation_failed"
     """Something could not be undone (or deleted) in its attempts; it is tried on, slowly."""
+    GIVEN_UP = "given_up"
+    """An operator ended what could not be undone; the audit removes what is left outside."""
 
     @property
     def has_ended(self) -> bool:
@@ -280,6 +302,15 @@ class SegmentSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What a share server has in the address book: an address or a segment's id in a domain."""
+
+    share_server_id: str
+    domain: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class DhcpLease:
     """An address that a share server has, or is about to take, from a DHCP server.
 
@@ -313,14 +344,19 @@ class ShareNetwork:
     dhcp_endpoint: str | None = None
     cidr: str | None = None
     is_public: bool = False
+    security_key: str = ""
+    """Which set of security services its new share servers get; empty without any."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecurityService:
-    """A directory that share servers authenticate users against; the password is never shown."""
+    """A directory that share servers authenticate users against; the password is never shown.
+
+    ``dns_ip`` and ``server`` may be several, with commas between them.
+    """
 
     id: str
-    type: str
+    type: SecurityServiceType
     dns_ip: str | None = None
     server: str | None = None
     domain: str | None = None
@@ -355,6 +391,10 @@ class ShareServer:
     details: ShareServerDetails | None = None
     server_id: str | None = None
     """The outside id even where the build failed, if one is known."""
+    security_key: str = ""
+    """Which set of security services it is made for; empty without any."""
+    security_services: tuple[SecurityService, ...] = ()
+    """For drivers that log in to them; filled in just before a driver is called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -398,6 +438,22 @@ class AccessRule:
     access_type: str
     access_to: str
     access_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A thing outside that bears our mark, as an audit finds it.
+
+    ``kind`` is the outside's word for it (``port``, ``namespace``), ``id`` its own id or name
+    there, unique among its kind. ``owner_kind`` and ``owner_id`` are the row that it was made
+    for, read from its name or tag. ``created_at`` is by the outside's clock, where it says.
+    """
+
+    kind: str
+    id: str
+    owner_kind: OwnerKind
+    owner_id: str
+    created_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any
 from worker.config import Config
 from worker.db import journal, servers
 from worker.db.engine import is_passing, reading, statement
-from worker.db.operation import Operation
+from worker.db.operation import Operation, condemned
 from worker.errors import (
     ErrorCode,
     Fatal,
@@ -141,12 +141,7 @@ def _step(runtime: Runtime, operation: Operation) -> Step:
 
 def _check_verdict(operation: Operation) -> None:
     if operation.verdict and not operation.undoing:
-        verdict = operation.verdict
-        raise Fatal(
-            verdict["message"],
-            object=verdict.get("object", ""),
-            code=ErrorCode(verdict["code"]),
-        )
+        raise condemned(operation.verdict)
 
 
 def _attempts(config: Config, operation: Operation, step: Step) -> int:
@@ -173,12 +168,14 @@ def _wait(job: Job, act: Act, wait: NotReady) -> bool:
     except Fatal as error:
         error.share_server_id = wait.share_server_id
         return _failed(job, act, error)
-    write(
-        job,
-        lambda writing: journal.wait(
+
+    def body(writing: Writing) -> None:
+        _remember_server(writing, wait)
+        journal.wait(
             writing.connection, operation, seconds=wait.retry_after, waits_for=wait.waits_for
-        ),
-    )
+        )
+
+    write(job, body)
     runtime.keeper.count(f"steps_total:{act.name}:waited")
     return False
 
@@ -207,7 +204,7 @@ def _finish(job: Job, act: Act, commit: Commit | None) -> bool:
     failpoint(f"{act.name}.before_commit")
     try:
         writing = write(job, body)
-    except StepError as error:  # the object moved on meanwhile, to be deleted for example
+    except StepError as error:  # cancelled meanwhile, or the object moved on
         return _failed(job, act, error)
     runtime.keeper.count(f"steps_total:{act.name}:done")
     failpoint(f"{act.name}.after_commit")
@@ -390,10 +387,10 @@ def _outcome(
     return operation.id, result, error, operation.idempotency_key is not None
 
 
-def _remember_server(writing: Writing, error: StepError) -> None:
-    """Keep the outside id that a failure carries, so that the undo finds the server."""
-    if error.share_server_id is not None:
-        servers.remember(writing.connection, writing.operation.id, error.share_server_id)
+def _remember_server(writing: Writing, end: StepError | NotReady) -> None:
+    """Keep the outside id that a failure or a wait carries, so that the undo finds the server."""
+    if end.share_server_id is not None:
+        servers.remember(writing.connection, writing.operation.id, end.share_server_id)
 
 
 def _pause(attempts: int, config: Config) -> float:

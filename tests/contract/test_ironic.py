@@ -134,10 +134,13 @@ def configdrive(cloud: OpenStack, server: ShareServer) -> Any:
     return json.loads(info)["configdrive"]
 
 
-def lock(cloud: OpenStack, node_id: str, conductor: str | None) -> None:
-    """Have a conductor work on a node, for as long as the test wants."""
+def record(cloud: OpenStack, node_id: str, **columns: str | None) -> None:
+    """Have Ironic's table say of a node what no fake hardware can be made to do."""
+    assignments = ", ".join(f"{column} = ?" for column in columns)
     with closing(sqlite3.connect(cloud.home / "ironic" / "ironic.db", timeout=30)) as database:
-        database.execute("UPDATE nodes SET reservation = ? WHERE uuid = ?", (conductor, node_id))
+        database.execute(
+            f"UPDATE nodes SET {assignments} WHERE uuid = ?", (*columns.values(), node_id)
+        )
         database.commit()
 
 
@@ -267,7 +270,7 @@ class TestIronicComputeHelper(ComputeHelperContract):
         with pytest.raises(LeaseLost):
             self.get(helper, server, share_network, context(GuardThatEnds(1)))
         node = admin.baremetal.get_allocation(f"sw-{server.id}").node_id
-        lock(cloud, node, "testhost")
+        record(cloud, node, reservation="testhost")
         self.until(helper, server, share_network, "locked by conductor testhost")
         user = Client(OpenStackOptions(**cloud.auth()), ErrorCode.COMPUTE_FAILED)
         with pytest.raises(Retryable, match="is locked by host"):
@@ -277,7 +280,7 @@ class TestIronicComputeHelper(ComputeHelperContract):
                 about="node",
                 guard=lambda: None,
             )
-        lock(cloud, node, None)
+        record(cloud, node, reservation=None)
         admin.baremetal.set_node_maintenance(node, "its fan is broken")
         with pytest.raises(Fatal, match="maintenance: its fan is broken") as failure:
             self.get(helper, server, share_network)
@@ -294,18 +297,21 @@ class TestIronicComputeHelper(ComputeHelperContract):
         new_server: Any,
         share_network: ShareNetwork,
     ) -> None:
-        """Ironic itself does not reach Neutron."""
         empty = outside.state()
         server = new_server(0)
-        with pytest.raises(LeaseLost):
-            self.get(helper, server, share_network, context(GuardThatEnds(3)))
-        cloud.stop("neutron")
-        with pytest.raises(Fatal, match=r"is deploy failed instead of deployed: \w+") as failure:
+        node = self.get(helper, server, share_network).server_id
+        baremetal.settle(outside.admin, [outside.admin.baremetal.get_node(node)])
+        record(cloud, node, provision_state="deploy failed", last_error="It burns.")
+        with pytest.raises(Fatal, match=r"is deploy failed.* It burns\.") as failure:
             self.get(helper, server, share_network)
-        with pytest.raises(Retryable, match="could not be undeployed: Failed to tear down") as left:
-            self.delete(helper, server)
-        assert left.value.share_server_id == failure.value.share_server_id
-        cloud.start_again("neutron")
+        assert failure.value.share_server_id == node
+        cloud.stop("neutron")  # whose ports Ironic then cannot unbind
+        try:
+            with pytest.raises(Retryable, match="not be undeployed: Failed to tear down") as left:
+                self.delete(helper, server)
+        finally:
+            cloud.start_again("neutron")
+        assert left.value.share_server_id == node
         self.delete(helper, server)
         assert outside.state() == empty
 

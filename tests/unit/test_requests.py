@@ -36,6 +36,14 @@ COMPLETE: Final[dict[str, dict[str, Any]]] = {
     "unpublish_share_network": {"share_network_id": "n"},
     "set_default_share_network": {"share_network_id": "n"},
     "unset_default_share_network": {"share_network_id": "n"},
+    "create_security_service": {"type": "ldap"},
+    "update_security_service": {"security_service_id": "y"},
+    "delete_security_service": {"security_service_id": "y"},
+    "show_security_service": {"security_service_id": "y"},
+    "list_security_services": {},
+    "add_security_service": {"share_network_id": "n", "security_service_id": "y"},
+    "remove_security_service": {"share_network_id": "n", "security_service_id": "y"},
+    "show_sealing_key": {},
     "create_share_type": {"name": "gold"},
     "delete_share_type": {"share_type": "gold"},
     "show_share_type": {"share_type": "gold"},
@@ -48,6 +56,10 @@ COMPLETE: Final[dict[str, dict[str, Any]]] = {
     "list_backends": {},
     "disable_backend": {"backend": "b"},
     "enable_backend": {"backend": "b"},
+    "cancel_operation": {"operation_id": "o"},
+    "retry_operation": {"operation_id": "o"},
+    "give_up_operation": {"operation_id": "o"},
+    "audit_backend": {"backend": "b"},
 }
 """What each verb needs besides version and context."""
 

@@ -7,6 +7,8 @@ the operation's own reference back, and whoever gives back the last one deletes 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Row
 
 from worker.db import inventory, servers
@@ -16,6 +18,7 @@ from worker.failpoints import failpoint
 from worker.job import Job, Writing
 from worker.model import ServerStatus, ShareServer
 from worker.saga import Act, Commit
+from worker.tasks.security import services_of
 
 RECHECK_SECONDS = 60.0
 """A wake-up that was lost is made up for after this long."""
@@ -27,7 +30,9 @@ def _allocate_network(job: Job) -> Commit:
         share = inventory.share_row(writing.connection, share_id)
         network = inventory.network(writing.connection, share.share_network_id)
         settings = writing.config.backends[share.backend]
-        key = ServerKey(share.project_id, share.share_network_id, share.backend)
+        key = ServerKey(
+            share.project_id, share.share_network_id, share.backend, network.security_key
+        )
         joined = servers.join(
             writing.connection,
             key,
@@ -66,12 +71,13 @@ def _get_share_server(job: Job) -> Commit | None:
         if row is None:
             raise _lost_server(job)
         server = servers.server_of(row)
+        if server.status is ServerStatus.ACTIVE:
+            return None
         network = inventory.network(connection, row.share_network_id)
-    if server.status is ServerStatus.ACTIVE:
-        return None
+        security_services = services_of(job.runtime.config, connection, server)
     assert server.network_info is not None, "allocate_network comes first"
     details = job.manager.get_share_server(
-        job.context, server, network, server.network_info, security_services=()
+        job.context, server, network, server.network_info, security_services
     )
 
     def commit(writing: Writing) -> None:
@@ -113,23 +119,27 @@ def _give_back(job: Job) -> ShareServer | None:
     Both undos begin with it, for either may be the first: a failure in allocate_network is undone
     by deallocate_network alone.
     """
-    operation = job.operation
     with job.transaction() as writing:
-        row = servers.deleted_by(writing.connection, operation.id)
-        if row is None and operation.resource_kind == "share":
-            row = servers.abandon(writing.connection, operation.id)
-            if row is not None:
-                _let_others_build(writing, row)
-            else:
-                released = servers.release(
-                    writing.connection, operation.resource_id, deleter_id=operation.id
-                )
-                if released is not None and released.deleter_id == operation.id:
-                    row = released
+        row = give_back(writing)
     return None if row is None else servers.server_of(row)
 
 
-def _let_others_build(writing: Writing, row: Row[tuple[object, ...]]) -> None:
+def give_back(writing: Writing) -> Row[Any] | None:
+    """Give back the operation's reference; return the row of the server that is left to it."""
+    operation = writing.operation
+    row = servers.deleted_by(writing.connection, operation.id)
+    if row is not None or operation.resource_kind != "share":
+        return row
+    row = servers.abandon(writing.connection, operation.id)
+    if row is not None:
+        _let_others_build(writing, row)
+        return row
+    released = servers.release(writing.connection, operation.resource_id, deleter_id=operation.id)
+    mine = released is not None and released.deleter_id == operation.id
+    return released if mine else None
+
+
+def _let_others_build(writing: Writing, row: Row[Any]) -> None:
     """One waiter builds anew; after too many failures in a row all fail with the last reason."""
     key = servers.key_of(row)
     error = dict(writing.operation.error or {})

@@ -88,6 +88,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked):
     """Makes share servers out of bare metal nodes, by Ironic."""
 
     OptionsModel: ClassVar[type[Options]] = IronicOptions
+    needs_ports: ClassVar[bool] = True
 
     def __init__(self, setting: Setting, options: Options) -> None:
         super().__init__(setting, options)
