@@ -30,6 +30,7 @@ from tests.services import (
 
 SECONDS: Final = float(os.environ.get("SHAREWRIGHT_OUTAGE_SECONDS", "6"))
 STALLED: Final = int(os.environ.get("SHAREWRIGHT_STALLED", "200"))
+pytestmark = pytest.mark.timeout(300 + 2 * SECONDS + STALLED / 2)
 
 
 @pytest.fixture
@@ -59,7 +60,10 @@ def ended(traffic: Traffic, number: int) -> None:
     wait_until(lambda: traffic.counts["succeeded"] >= wanted, f"{number} more requests", 90)
 
 
-@pytest.mark.parametrize("appendonly", [False, True], ids=["forgetful", "aof"])
+@pytest.mark.parametrize(
+    "appendonly",
+    [pytest.param(False, id="forgetful"), pytest.param(True, id="aof", marks=pytest.mark.whole)],
+)
 def test_redis_is_killed(
     made: ExitStack, tmp_path: Path, postgres_url: str, *, appendonly: bool
 ) -> None:
@@ -73,6 +77,7 @@ def test_redis_is_killed(
         ended(traffic, 10)
 
 
+@pytest.mark.whole
 def test_redis_is_gone(made: ExitStack, tmp_path: Path, postgres_url: str) -> None:
     redis = make_redis(made)
     site = make_site(made, tmp_path, postgres_url, redis)
@@ -85,7 +90,13 @@ def test_redis_is_gone(made: ExitStack, tmp_path: Path, postgres_url: str) -> No
         ended(traffic, 10)
 
 
-@pytest.mark.parametrize("gone", [0.0, SECONDS], ids=["restarted", "gone"])
+@pytest.mark.parametrize(
+    "gone",
+    [
+        pytest.param(0.0, id="restarted"),
+        pytest.param(SECONDS, id="gone", marks=pytest.mark.whole),
+    ],
+)
 def test_the_database_goes_away(made: ExitStack, tmp_path: Path, gone: float) -> None:
     postgres = PostgresServer()
     made.callback(postgres.close)
@@ -137,6 +148,7 @@ def test_the_disk_is_full(made: ExitStack, tmp_path: Path) -> None:
         ended(traffic, 10)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("disturbance", ["twice", "shuffled"])
 def test_messages_come_as_they_like(
     made: ExitStack, tmp_path: Path, postgres_url: str, disturbance: str
@@ -147,6 +159,7 @@ def test_messages_come_as_they_like(
         ended(traffic, 40)
 
 
+@pytest.mark.whole
 def test_all_workers_are_renewed_under_load(
     made: ExitStack, tmp_path: Path, postgres_url: str
 ) -> None:
@@ -160,6 +173,7 @@ def test_all_workers_are_renewed_under_load(
     assert {code for code in traffic.counts if code.startswith("ended")} <= {"ended: conflict"}
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("offset", ["+300s", "-300s"])
 def test_a_clock_is_wrong(made: ExitStack, tmp_path: Path, postgres_url: str, offset: str) -> None:
     libraries = list(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"))
@@ -187,6 +201,7 @@ def test_a_clock_is_wrong(made: ExitStack, tmp_path: Path, postgres_url: str, of
     assert {step["outcome"] for step in steps} == {"done"}
 
 
+@pytest.mark.whole
 def test_a_queue_is_stalled(made: ExitStack, tmp_path: Path, postgres_url: str) -> None:
     """Ten minutes are scaled down to ``queued_limit``, and what a deep queue is along with them."""
     limit = 15.0
