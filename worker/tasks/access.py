@@ -89,7 +89,7 @@ def access_failed(job: Job, error: StepError) -> Commit:
 def _take_back(job: Job, share_id: str) -> None:
     """Hand the driver the rules that are active, and no other."""
     with job.transaction() as writing:
-        row, server = share_and_server(writing.connection, share_id)
+        row, server = share_and_server(job, writing.connection, share_id)
         rules = inventory.active_access(writing.connection, share_id)
         generation = inventory.next_generation(writing.connection, share_id)
     job.manager.update_access(job.context, inventory.share_of(row), server, rules, generation)
