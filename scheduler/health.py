@@ -135,11 +135,13 @@ _LABELS: Final = {
     "steps_total": ("task", "outcome"),
     "requests_total": ("verb", "outcome"),
     "dhcp_renewals_total": ("outcome",),
+    "share_server_outages_total": ("lacks",),
 }
 _HELP: Final = {
     "steps_total": "Acts of steps by how they ended.",
     "requests_total": "Requests by what became of them.",
     "dhcp_renewals_total": "Renewals of DHCP leases: renewed, failed, or failed with none left.",
+    "share_server_outages_total": "Active share servers found without their file server, or gone.",
     "redrives_total": "Operations that the reconciler took up again.",
     "compensations_failed_total": "Undos and deletions that used up their attempts.",
     "unknown_operations_total": "Messages for operations that do not exist.",

@@ -22,7 +22,7 @@ _COMMANDS: Final = {
     "access": ("objects:access", "Who may mount a share: allow, deny, list."),
     "share-network": ("networks:share_network", "Where share servers get addresses from."),
     "share-type": ("infrastructure:share_type", "Named demands on a backend."),
-    "share-server": ("infrastructure:share_server", "Share servers: show, list."),
+    "share-server": ("infrastructure:share_server", "Share servers: show, list, ensure, delete."),
     "backend": ("infrastructure:backend", "Backends: show, list, disable, enable."),
     "operation": ("operations:operation", "Operations: show, list, watch."),
     "poison": ("operations:poison", "Messages that could not be read, kept aside."),

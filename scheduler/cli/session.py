@@ -139,17 +139,21 @@ class Session:
 
         ``admin``: to the administrators' queue, also where the verb is everybody's.
         """
-        verb = VERBS[verb_name]
-        payload = self.payload(verb, {**values, "idempotency_key": key}, admin=admin)
-        parse(verb, payload)
-        with self.client() as client:
-            operation_id = client.submit(
-                verb_name, payload, admin=admin or verb.admin, timeout=_ANSWER_SECONDS
-            )
+        operation_id = self.send(verb_name, key=key, admin=admin, **values)
         if not wait:
             self.print({"operation_id": operation_id})
             return
         self.print(self.watch(operation_id, timeout))
+
+    def send(self, verb_name: str, *, key: str | None, admin: bool = False, **values: Any) -> str:
+        """Send a request by message; return the id of the operation that was accepted."""
+        verb = VERBS[verb_name]
+        payload = self.payload(verb, {**values, "idempotency_key": key}, admin=admin)
+        parse(verb, payload)
+        with self.client() as client:
+            return client.submit(
+                verb_name, payload, admin=admin or verb.admin, timeout=_ANSWER_SECONDS
+            )
 
     def watch(self, operation_id: str, timeout: float) -> dict[str, Any]:
         """Show an operation's steps until it ends; return its result.

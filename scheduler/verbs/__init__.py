@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from scheduler.dispatch import Handler
-from scheduler.verbs import access, admin, networks, shares, snapshots
+from scheduler.verbs import access, admin, networks, servers, shares, snapshots
 
 HANDLERS: Final[Mapping[str, Handler]] = {
     "create_share": shares.create,
@@ -25,6 +25,8 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "unset_default_share_network": networks.unset_default,
     "create_share_type": admin.create_share_type,
     "delete_share_type": admin.delete_share_type,
+    "delete_share_server": servers.delete,
+    "ensure_share_servers": servers.ensure,
     "disable_backend": admin.disable_backend,
     "enable_backend": admin.enable_backend,
 }

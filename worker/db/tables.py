@@ -439,7 +439,10 @@ backends = Table(
     # Until when one worker is making the next report.
     Column("reporting_until", Float),
     Column("report_error", Text, nullable=False, server_default=""),
+    # When somebody is to look whether its share servers serve; null where nobody can.
+    Column("check_at", Float),
 )
+_partial("ix_backends_check_at", backends.c.check_at, where=backends.c.check_at.is_not(None))
 
 storage_pools = Table(
     "storage_pools",

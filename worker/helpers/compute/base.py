@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from worker.model import (
     DriverMode,
     NetworkInfo,
+    Outage,
     RequestContext,
     SecurityService,
     ShareNetwork,
@@ -54,6 +55,21 @@ class ComputeHelper(ABC):
     @abstractmethod
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
         """Delete it by its recorded id or by the name made of its row's id; gone is fine."""
+
+
+class Watched(ABC):
+    """The power of a compute helper to tell which of its servers have stopped to serve.
+
+    It is asked every few seconds by workers of its backend's host.
+    """
+
+    @abstractmethod
+    def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
+        """Return what active servers lack, by their ids; those that serve are left out.
+
+        Cheap while all is well, however many they are. What is found is mended by
+        ``get_share_server``. Raises :class:`~worker.errors.Retryable` when it cannot be told.
+        """
 
 
 class Reachable(ABC):
