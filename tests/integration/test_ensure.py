@@ -100,10 +100,8 @@ def test_everything_destroyed_comes_back_with_the_command(site: RealDeployment) 
         before, exports = daemons(site), [site.exports(row.id) for row in site.servers()]
         command = client.nfs_command(path(served[1]), "loop", "loop", "60")
         with subprocess.Popen(command, stdout=subprocess.PIPE) as loop:
-            wait_until(
-                lambda: (site.state / f"storage/mounts/{served[1]['id']}/data/loop").exists(),
-                "the client writes",
-            )
+            written = site.state / "storage/mounts" / served[1]["id"] / "data/loop"
+            wait_until(written.exists, "the client writes")
             assert ensure(site, "--backend", "real")[0] == SUCCEEDED
             loop.terminate()
             answer = json.loads(loop.communicate(timeout=60)[0])
