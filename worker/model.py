@@ -176,7 +176,6 @@ SHARE_TRANSITIONS: dict[tuple[_S, _S], str] = {
     (_S.AVAILABLE, _S.DELETING): "a delete was accepted",
     (_S.ERROR, _S.DELETING): "a delete of a failed share was accepted",
     (_S.DELETING, _S.ERROR_DELETING): "the delete used up its attempts; it is tried on, slowly",
-    (_S.DELETING, _S.ERROR): "a create that a delete had cancelled ended first",
     (_S.ERROR_DELETING, _S.DELETING): "another delete was accepted",
 }
 SNAPSHOT_TRANSITIONS: dict[tuple[_N, _N], str] = {
