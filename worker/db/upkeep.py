@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row, select, update
@@ -60,12 +60,22 @@ def not_ensured(connection: Connection, server_id: str, error: Mapping[str, str]
 
 
 def ask(connection: Connection, *, again_after: float, limit: int) -> list[str]:
-    """Return backends whose share servers are to be looked at; nobody else asks for a while."""
-    due = select(_b.name).where(_b.check_at < db_now()).order_by(_b.check_at).limit(limit)
+    """Return backends whose share servers are to be looked at; nobody else asks for a while.
+
+    For placement nothing has changed: ``changed_at`` stays.
+    """
+    # Locked in the order in which reporters lock them, so that nobody deadlocks.
+    due = (
+        select(_b.name)
+        .where(_b.check_at < db_now())
+        .order_by(_b.name)
+        .limit(limit)
+        .with_for_update()
+    )
     rows = connection.execute(
         update(backends)
         .where(_b.name.in_(due), _b.check_at < db_now())
-        .values(check_at=db_now() + again_after)
+        .values(check_at=db_now() + again_after, changed_at=_b.changed_at)
         .returning(_b.name)
     )
     return sorted(rows.scalars())
@@ -76,10 +86,10 @@ def hold_backend(connection: Connection, name: str) -> None:
     connection.execute(select(_b.name).where(_b.name == name).with_for_update())
 
 
-def looked_at(connection: Connection, names: Sequence[str], *, again_after: float) -> None:
-    """Backends' share servers were looked at; the next time is so many seconds from now."""
+def looked_at(connection: Connection, name: str, *, again_after: float) -> None:
+    """A backend's share servers were looked at; the next time is so many seconds from now."""
     connection.execute(
         update(backends)
-        .where(_b.name.in_(names), _b.check_at.is_not(None))
-        .values(check_at=db_now() + again_after)
+        .where(_b.name == name, _b.check_at.is_not(None))
+        .values(check_at=db_now() + again_after, changed_at=_b.changed_at)
     )

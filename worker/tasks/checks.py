@@ -52,8 +52,8 @@ def check_share_servers(runtime: Runtime, names: Sequence[str]) -> None:
             _check(runtime, name)
         except SharewrightError as error:
             _log.warning("Share servers of %s could not be looked at: %s", name, error.message)
-    with transaction(runtime.engine) as connection:
-        upkeep.looked_at(connection, names, again_after=CHECK_SECONDS)
+        with transaction(runtime.engine) as connection:
+            upkeep.looked_at(connection, name, again_after=CHECK_SECONDS)
     runtime.keeper.flush()
 
 
