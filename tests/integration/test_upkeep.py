@@ -244,6 +244,9 @@ def test_a_delete_goes_ahead_of_ensuring_the_share(site: Site) -> None:
     (answer,) = [site.client.result(one, timeout=60) for one in asked]
     assert len(answer["operations"]) == 2
     wait_until(lambda: site.under_way("ensure_share"), "one is being ensured")
+    # Who asks again gets what is under way.
+    (again,) = site.admin("ensure_share_servers")["operations"]
+    assert site.client.result(again, timeout=60) == answer
     site.role("reconciler")
     deleted = [
         site.client.submit("delete_share", site.payload(share_id=share["id"])) for share in made
