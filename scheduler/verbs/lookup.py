@@ -12,6 +12,7 @@ from scheduler.filters import MODE_SPEC
 from scheduler.resolve import NETWORK_SPEC, Named, Standing, resolve
 from worker.db.tables import (
     access_rules,
+    security_services,
     share_networks,
     share_servers,
     share_types,
@@ -51,6 +52,12 @@ def share_server(connection: Connection, server_id: str) -> Row[Any]:
     """Return a share server of any project (an administrator's), held until the commit."""
     statement = select(share_servers).where(share_servers.c.id == server_id).with_for_update()
     return _one(connection, statement, "share server", server_id, field="share_server_id")
+
+
+def security_service(connection: Connection, service_id: str, project_id: str) -> Row[Any]:
+    """Return a security service of the project, held for the rest of the transaction."""
+    statement = _owned(security_services, service_id, project_id).with_for_update()
+    return _one(connection, statement, "security service", service_id, field="security_service_id")
 
 
 def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:

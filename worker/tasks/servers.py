@@ -17,6 +17,7 @@ from worker.job import Job, Writing
 from worker.model import ServerStatus, ShareServer, ShareServerDetails
 from worker.saga import Act, Commit
 from worker.tasks import repairs
+from worker.tasks.security import services_of
 
 RECHECK_SECONDS = 60.0
 """A wake-up that was lost is made up for after this long."""
@@ -30,7 +31,9 @@ def _allocate_network(job: Job) -> Commit:
         share = inventory.share_row(writing.connection, share_id)
         network = inventory.network(writing.connection, share.share_network_id)
         settings = writing.config.backends[share.backend]
-        key = ServerKey(share.project_id, share.share_network_id, share.backend)
+        key = ServerKey(
+            share.project_id, share.share_network_id, share.backend, network.security_key
+        )
         joined = servers.join(
             writing.connection,
             key,
@@ -86,8 +89,9 @@ def served_by(job: Job, server: ShareServer) -> ShareServerDetails:
     assert server.share_network_id is not None, "a server is made for a share network"
     with job.reading() as connection:
         network = inventory.network(connection, server.share_network_id)
+        security_services = services_of(job.runtime.config, connection, server)
     return job.manager.get_share_server(
-        job.context, server, network, server.network_info, security_services=()
+        job.context, server, network, server.network_info, security_services
     )
 
 
