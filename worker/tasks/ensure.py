@@ -99,7 +99,7 @@ def server_not_ensured(job: Job, error: StepError) -> Commit:
 
 def _ensure_share(job: Job) -> Commit | None:
     with job.transaction() as writing:
-        row, server = share_and_server(writing.connection, job.operation.resource_id)
+        row, server = share_and_server(job, writing.connection, job.operation.resource_id)
         served = row.status in _SERVED and bool(row.export_locations)
         # What was asked for later has an operation of its own behind this one.
         rules, generation = (
