@@ -34,7 +34,7 @@ from worker.queues import groups, queue_for, queues_of
 from worker.results import storer
 from worker.runner import run
 from worker.saga import Act
-from worker.tasks import renewals
+from worker.tasks import checks, renewals
 from worker.tasks.reconcile import Reconciler
 from worker.tasks.reports import PORTION, REPORT_TIMEOUT, TASK, report_pools
 from worker.tasks.sagas import ACTS, SAGAS
@@ -98,6 +98,17 @@ def make_app(config: Config) -> Celery:
         name=PREFIX + renewals.TASK,
         ignore_result=True,
         time_limit=renewals.TIMEOUT * 2,
+        shared=False,
+    )
+
+    def check_servers(backends: list[str]) -> None:
+        checks.check_share_servers(runtime_of(), backends)
+
+    app.task(
+        check_servers,
+        name=PREFIX + checks.TASK,
+        ignore_result=True,
+        time_limit=checks.TIMEOUT,
         shared=False,
     )
     app.sharewright_runtime = runtime_of
@@ -193,7 +204,17 @@ def run_reconciler(config: Config, stopped: threading.Event) -> None:
             retry=False,
         )
 
-    Reconciler(runtime, depth, ask_for_reports, send_renewals).run(stopped)
+    def send_checks(queue: str, backends: Sequence[str]) -> None:
+        app.send_task(
+            PREFIX + checks.TASK,
+            args=(backends,),
+            queue=queue,
+            expires=checks.ASK_AGAIN,
+            ignore_result=True,
+            retry=False,
+        )
+
+    Reconciler(runtime, depth, ask_for_reports, send_renewals, send_checks).run(stopped)
 
 
 def check_pool(pool: str) -> None:

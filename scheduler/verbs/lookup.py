@@ -14,6 +14,7 @@ from worker.db.tables import (
     access_rules,
     security_services,
     share_networks,
+    share_servers,
     share_types,
     shares,
     snapshots,
@@ -45,6 +46,12 @@ def snapshot(connection: Connection, snapshot_id: str, project_id: str) -> Row[A
     """Return a snapshot of the project, held for the rest of the transaction."""
     statement = _owned(snapshots, snapshot_id, project_id).with_for_update()
     return _one(connection, statement, "snapshot", snapshot_id, field="snapshot_id")
+
+
+def share_server(connection: Connection, server_id: str) -> Row[Any]:
+    """Return a share server of any project (an administrator's), held until the commit."""
+    statement = select(share_servers).where(share_servers.c.id == server_id).with_for_update()
+    return _one(connection, statement, "share server", server_id, field="share_server_id")
 
 
 def security_service(connection: Connection, service_id: str, project_id: str) -> Row[Any]:

@@ -19,6 +19,7 @@ from worker.db.engine import db_now
 from worker.db.tables import operations, shares
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.model import NetworkKind, OperationState, ShareStatus
+from worker.tasks import repairs
 
 _PLACEMENT_ROUNDS = 3
 
@@ -160,6 +161,10 @@ def delete(acceptance: Acceptance) -> None:
     acceptance.ended.extend((operation_id, None, superseded) for operation_id in ended)
     if row.status == ShareStatus.CREATING:
         _cancel_create(acceptance, row)
+    because = f"The share {row.id} is being deleted."
+    acceptance.bells.extend(
+        repairs.cancel(connection, acceptance.config, ("share", row.id), because)
+    )
     inventory.set_share(connection, row.id, ShareStatus.DELETING)
     acceptance.begin("delete_share", resource=("share", row.id), backend=row.backend)
 

@@ -6,7 +6,7 @@ status than it may come from changes nothing and raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -177,6 +177,12 @@ def has_share(connection: Connection, share_id: str) -> bool:
     return found.first() is not None
 
 
+def hold_share(connection: Connection, share_id: str) -> bool:
+    """Keep a share's row as it is until the commit; False when it is gone."""
+    held = connection.execute(select(shares.c.id).where(shares.c.id == share_id).with_for_update())
+    return held.first() is not None
+
+
 def has_snapshot(connection: Connection, snapshot_id: str) -> bool:
     """Whether a snapshot's row is still there."""
     found = connection.execute(select(snapshots.c.id).where(snapshots.c.id == snapshot_id))
@@ -207,6 +213,53 @@ def share_failed(
     )
     if undone:
         free_capacity(connection, share_id)
+
+
+def ensured(
+    connection: Connection,
+    share_id: str,
+    *,
+    locations: Sequence[Any] | None = None,
+    error: Mapping[str, str] | None = None,
+) -> Row[Any] | None:
+    """Write whether a share is served again; None when something else came of it meanwhile."""
+    status = ShareStatus.AVAILABLE if error is None else ShareStatus.ERROR
+    exported = {} if locations is None else {"export_locations": list(locations)}
+    return connection.execute(
+        update(shares)
+        .where(
+            shares.c.id == share_id,
+            shares.c.status.in_((ShareStatus.AVAILABLE.value, ShareStatus.ERROR.value)),
+        )
+        .values(
+            status=status.value,
+            error=None if error is None else dict(error),
+            updated_at=db_now(),
+            **exported,
+        )
+        .returning(*shares.c)
+    ).first()
+
+
+def made_on(connection: Connection, backend: str, server_id: str | None) -> list[str]:
+    """Return the shares of a server (None: the predefined one) that clients may be using."""
+    rows = connection.execute(
+        select(shares.c.id, shares.c.status, shares.c.export_locations)
+        .where(
+            shares.c.backend == backend,
+            shares.c.share_server_id == server_id,
+            shares.c.status.in_(
+                (
+                    ShareStatus.AVAILABLE.value,
+                    ShareStatus.EXTENDING.value,
+                    ShareStatus.ERROR.value,
+                )
+            ),
+        )
+        .order_by(shares.c.created_at, shares.c.id)
+    )
+    # One whose create failed was never exported.
+    return [row.id for row in rows if row.export_locations]
 
 
 def snapshot_failed(connection: Connection, snapshot_id: str, error: Mapping[str, str]) -> None:

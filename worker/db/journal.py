@@ -85,21 +85,41 @@ def accept_done(
     return connection.execute(statement).first() is not None
 
 
-def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
-    """Whether an object has a live operation, behind which others must be queued.
+def live(connection: Connection, resource_kind: str, resource_id: str) -> Row[Any, Any] | None:
+    """Return ``id`` and ``verb`` of an object's live operation, behind which others are queued.
 
-    The live one is held until the commit: it then ends after it, and promotes what is queued.
+    It is held until the commit: it then ends after it, and promotes what is queued.
     """
-    live = connection.execute(
-        select(_o.seq)
+    return connection.execute(
+        select(_o.id, _o.verb)
         .where(
             _o.resource_kind == resource_kind,
             _o.resource_id == resource_id,
             _o.state.in_(_LIVE),
         )
         .with_for_update(read=True)
-    )
-    return live.first() is not None
+    ).first()
+
+
+def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
+    """Whether an object has a live operation, which is held as :func:`live` does."""
+    return live(connection, resource_kind, resource_id) is not None
+
+
+def unfinished(
+    connection: Connection, resource_kind: str, resource_id: str, verb: str
+) -> str | None:
+    """Return the id of an object's operation of that verb which has not ended, if there is one."""
+    return connection.execute(
+        select(_o.id)
+        .where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.verb == verb,
+            _o.state.in_([OperationState.PENDING.value, *_LIVE]),
+        )
+        .limit(1)
+    ).scalar_one_or_none()
 
 
 def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:

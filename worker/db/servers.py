@@ -348,6 +348,33 @@ def remove(connection: Connection, server_id: str) -> None:
     connection.execute(delete(share_servers).where(_s.id == server_id))
 
 
+def built_in_vain(connection: Connection, server_id: str, error: Mapping[str, str]) -> None:
+    """Nothing of a failed build is left outside: the row stays for a while and shows why."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id)
+        .values(
+            status=ServerStatus.ERROR.value,
+            error=dict(error),
+            deleter_id=None,
+            server_id=None,
+            network_info=None,
+            updated_at=db_now(),
+        )
+    )
+
+
+def is_undone() -> ColumnElement[bool]:
+    """A condition: a build that failed, of which nothing is left but the row."""
+    return and_(_s.status == ServerStatus.ERROR.value, _s.deleter_id.is_(None))
+
+
+def forget_failed(connection: Connection, longer_than: float, limit: int) -> int:
+    """Remove rows of builds that failed so long ago; return how many."""
+    old = select(_s.id).where(is_undone(), _s.updated_at < db_now() - longer_than).limit(limit)
+    return connection.execute(delete(share_servers).where(_s.id.in_(old))).rowcount
+
+
 def mark(connection: Connection, server_id: str, status: ServerStatus, error: Any) -> None:
     """Make a failed deletion visible."""
     connection.execute(
@@ -368,11 +395,21 @@ def idle(connection: Connection, longer_than: float, limit: int) -> list[str]:
     return [row.id for row in rows]
 
 
-def doom(connection: Connection, server_id: str, deleter_id: str) -> Row[Any] | None:
-    """Mark an unused server ``deleting``; None when somebody refers to it after all."""
+def doom(
+    connection: Connection,
+    server_id: str,
+    deleter_id: str,
+    *,
+    among: tuple[ServerStatus, ...] = (ServerStatus.ACTIVE,),
+) -> Row[Any] | None:
+    """Mark an unused server ``deleting``; None when somebody refers to it after all.
+
+    With statuses of failure ``among`` those it may have, the deletion is taken over from whoever
+    was at it before and finds nothing to do from now on.
+    """
     return connection.execute(
         update(share_servers)
-        .where(_s.id == server_id, _s.shares == 0, _s.status == ServerStatus.ACTIVE.value)
+        .where(_s.id == server_id, _s.shares == 0, _s.status.in_([one.value for one in among]))
         .values(
             status=ServerStatus.DELETING.value,
             deleter_id=deleter_id,

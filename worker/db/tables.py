@@ -480,7 +480,10 @@ backends = Table(
     Column("audit_due_at", Float),
     # Snapshots take in what has changed since they last looked.
     Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
+    # When somebody is to look whether its share servers serve; null where nobody can.
+    Column("check_at", Float),
 )
+_partial("ix_backends_check_at", backends.c.check_at, where=backends.c.check_at.is_not(None))
 
 storage_pools = Table(
     "storage_pools",

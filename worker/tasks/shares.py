@@ -83,7 +83,7 @@ def forget(writing: Writing, row: Row[Any]) -> None:
     )
     inventory.remove_share(writing.connection, row.id)
     if released is not None and released.deleter_id == clean_up:
-        writing.bells.append(start_clean_up(writing.connection, writing.config, released, clean_up))
+        writing.bells.extend(start_clean_up(writing.connection, writing.config, released, clean_up))
 
 
 def share_not_deleted(job: Job, error: StepError) -> Commit:

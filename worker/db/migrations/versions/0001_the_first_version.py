@@ -82,7 +82,16 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sa.Column("report_error", sa.Text(), server_default="", nullable=False),
         sa.Column("audit_due_at", sa.Float(), nullable=True),
         sa.Column("changed_at", sa.Float(), nullable=False),
+        sa.Column("check_at", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_backends")),
+    )
+    op.create_index(
+        "ix_backends_check_at",
+        "backends",
+        ["check_at"],
+        unique=False,
+        sqlite_where=sa.text("check_at IS NOT NULL"),
+        postgresql_where=sa.text("check_at IS NOT NULL"),
     )
     op.create_table(
         "counters",
