@@ -14,6 +14,8 @@ from typing import Any
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Executable,
+    Insert,
     Row,
     Update,
     bindparam,
@@ -23,14 +25,55 @@ from sqlalchemy import (
     update,
 )
 
-from worker.db.engine import db_now, insert_into
+from worker.db.engine import INSERTS, db_now, insert_into
 from worker.db.operation import BELL, COLUMNS, Dispatch, Operation, bell_of, operation_of
+from worker.db.prepared import Prepared
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
 from worker.model import LIVE_STATES, OperationState, Phase
 
 _o = operations.c
+_l = operation_steps.c
+_LINE = ("operation_id", "task", "outcome", "attempt", "started_at", "message")
 _LIVE = [str(state) for state in LIVE_STATES]
+
+
+_GIVEN: Mapping[str, Any] = {
+    "user_id": "",
+    "request_id": "",
+    "idempotency_key": None,
+    "saga_version": 1,
+    "backend": None,
+    "queue": "",
+    "task": "",
+}
+"""Columns that not every operation's values have."""
+_VALUES = (
+    *("id", "project_id", "verb", "resource_kind", "resource_id", "payload", "payload_digest"),
+    *("saga", *_GIVEN),
+)
+_QUEUED: Mapping[str, Any] = {
+    "phase": Phase.QUEUED.value,
+    "queued_at": db_now(),
+    "due_at": db_now() + bindparam("wait"),
+}
+"""The values of an operation whose message is about to be published."""
+
+
+def _accepting(**values: Any) -> Prepared:
+    def build(dialect: str) -> Insert:
+        return (
+            INSERTS[dialect](operations)
+            .values(accepted_at=db_now(), **{name: bindparam(name) for name in _VALUES}, **values)
+            .on_conflict_do_nothing()
+            .returning(*BELL)
+        )
+
+    return Prepared(build)
+
+
+_ACCEPT_RUNNING = _accepting(state=OperationState.RUNNING.value, dispatch=1, **_QUEUED)
+_ACCEPT_PENDING = _accepting(state=OperationState.PENDING.value)
 
 
 def accept(
@@ -40,15 +83,11 @@ def accept(
 
     Returns what to ring once it is committed; None when its id or its key exists already.
     """
-    state = OperationState.RUNNING if running else OperationState.PENDING
-    due = {"dispatch": 1, **queued(patience)} if running else {}
-    statement = (
-        insert_into(connection, operations)
-        .values(accepted_at=db_now(), state=state.value, **values, **due)
-        .on_conflict_do_nothing()
-        .returning(*BELL)
-    )
-    row = connection.execute(statement).first()
+    given = {**_GIVEN, **values}
+    if running:
+        row = _ACCEPT_RUNNING.first(connection, wait=_wait(patience), **given)
+    else:
+        row = _ACCEPT_PENDING.first(connection, **given)
     return None if row is None else bell_of(row)
 
 
@@ -76,21 +115,23 @@ def accept_done(
     return connection.execute(statement).first() is not None
 
 
+_LIVE_ONE = Prepared(
+    select(_o.seq)
+    .where(
+        _o.resource_kind == bindparam("kind"),
+        _o.resource_id == bindparam("object_id"),
+        _o.state.in_(_LIVE),
+    )
+    .with_for_update(read=True)
+)
+
+
 def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
     """Whether an object has a live operation, behind which others must be queued.
 
     The live one is held until the commit: it then ends after it, and promotes what is queued.
     """
-    live = connection.execute(
-        select(_o.seq)
-        .where(
-            _o.resource_kind == resource_kind,
-            _o.resource_id == resource_id,
-            _o.state.in_(_LIVE),
-        )
-        .with_for_update(read=True)
-    )
-    return live.first() is not None
+    return _LIVE_ONE.first(connection, kind=resource_kind, object_id=resource_id) is not None
 
 
 def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:
@@ -106,20 +147,17 @@ def pending(connection: Connection, resource_kind: str, resource_id: str) -> int
     ).scalar_one()
 
 
+def _wait(patience: float) -> float:
+    """After how many seconds the reconciler may take a message's absence for a loss."""
+    return patience * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
+
+
 def queued(patience: float) -> dict[Any, Any]:
-    """The values of an operation whose message is about to be published.
-
-    ``patience`` is after how many seconds the reconciler may take its absence for a loss.
-    """
-    wait = patience * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
-    return {
-        "phase": Phase.QUEUED.value,
-        "queued_at": db_now(),
-        "due_at": db_now() + wait,
-    }
+    """The values of an operation whose message is about to be published, for a cold path."""
+    return {**_QUEUED, "due_at": db_now() + _wait(patience)}
 
 
-_CLAIM = (
+_CLAIM = Prepared(
     update(operations)
     .where(
         _o.id == bindparam("operation_id"),
@@ -143,16 +181,9 @@ def claim(
     connection: Connection, operation_id: str, number: int, act: str, *, worker: str, lease: float
 ) -> Operation | None:
     """Lease the operation's next act, if it is this one and nobody has it."""
-    row = connection.execute(
-        _CLAIM,
-        {
-            "operation_id": operation_id,
-            "number": number,
-            "act": act,
-            "holder": worker,
-            "lease": lease,
-        },
-    ).first()
+    row = _CLAIM.first(
+        connection, operation_id=operation_id, number=number, act=act, holder=worker, lease=lease
+    )
     return None if row is None else operation_of(row)
 
 
@@ -170,8 +201,11 @@ def renew(connection: Connection, operation_id: str, fence: int, lease: float) -
     return changed.rowcount == 1
 
 
-def _held(operation_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
+def _held(operation_id: Any, fence: Any) -> tuple[ColumnElement[bool], ...]:
     return (_o.id == operation_id, _o.fence == fence, _o.phase == Phase.LEASED.value)
+
+
+_OURS = _held(bindparam("held_id"), bindparam("held_fence"))
 
 
 def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, Any]) -> Row[Any]:
@@ -181,6 +215,10 @@ def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, A
         .values(values)
         .returning(*BELL)
     ).first()
+    return _still_ours(row, operation)
+
+
+def _still_ours(row: Row[Any] | None, operation: Operation) -> Row[Any]:
     if row is None:
         raise LeaseLost(
             f"Operation {operation.id} is no longer this worker's; nothing was written."
@@ -188,28 +226,84 @@ def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, A
     return row
 
 
+_HOLD = Prepared(select(_o.seq).where(*_OURS).with_for_update())
+
+
 def hold(connection: Connection, operation: Operation) -> None:
     """Make sure, for the rest of this transaction, that the lease is still ours."""
-    held = connection.execute(
-        select(_o.seq).where(*_held(operation.id, operation.fence)).with_for_update()
-    ).first()
-    if held is None:
-        raise LeaseLost(
-            f"Operation {operation.id} is no longer this worker's; nothing was written."
-        )
+    row = _HOLD.first(connection, held_id=operation.id, held_fence=operation.fence)
+    _still_ours(row, operation)
 
 
 _RELEASED: Mapping[str, Any] = {"attempts": 0, "waits_for": None, "waiting_since": None}
+
+
+def _ending(values: Mapping[str, Any]) -> Prepared:
+    """A fenced update that ends an act, with its line of the timeline.
+
+    One statement on PostgreSQL; SQLite's common table expressions cannot write.
+    """
+    fenced = update(operations).where(*_OURS).values(values)
+
+    def build(dialect: str) -> Executable:
+        if dialect == "sqlite":
+            return fenced.returning(*BELL)
+        written = fenced.returning(*BELL, _o.worker).cte("written")
+        line = insert(operation_steps).from_select(
+            [*_LINE, "finished_at", "worker"],
+            select(*(bindparam(f"line_{name}", type_=_l[name].type) for name in _LINE))
+            .add_columns(db_now(), written.c.worker)
+            .select_from(written),
+        )
+        return select(*(written.c[column.name] for column in BELL)).add_cte(line.cte("line"))
+
+    return Prepared(build)
+
+
+def _end_act(
+    statement: Prepared,
+    connection: Connection,
+    operation: Operation,
+    *,
+    outcome: str = "done",
+    message: str = "",
+    **values: Any,
+) -> None:
+    on_sqlite = connection.dialect.name == "sqlite"
+    line = (
+        {}
+        if on_sqlite
+        else {f"line_{name}": value for name, value in _line(operation, outcome, message).items()}
+    )
+    row = statement.first(
+        connection, held_id=operation.id, held_fence=operation.fence, **line, **values
+    )
+    _still_ours(row, operation)
+    if on_sqlite:
+        record(connection, operation, outcome, message)
+
+
+_ADVANCE = _ending(
+    {
+        "task": bindparam("next_task"),
+        "position": bindparam("next_position"),
+        **_RELEASED,
+        **_QUEUED,
+    }
+)
 
 
 def advance(
     connection: Connection, operation: Operation, *, task: str, position: int, patience: float
 ) -> None:
     """Finish a step: the next task of the same chain is due, under the same dispatch number."""
-    _fenced(
+    _end_act(
+        _ADVANCE,
         connection,
         operation,
-        {"task": task, "position": position, **_RELEASED, **queued(patience)},
+        next_task=task,
+        next_position=position,
+        wait=_wait(patience),
     )
 
 
@@ -262,6 +356,22 @@ def begin_undo(
     )
 
 
+_END = _ending(
+    {
+        "state": bindparam("final_state"),
+        "phase": None,
+        "due_at": None,
+        "task": "",
+        "waits_for": None,
+        "result": bindparam("final_result"),
+        "error": bindparam("final_error"),
+        "verdict": None,
+        "result_due_at": db_now() + bindparam("store_again"),
+        "finished_at": db_now(),
+    }
+)
+
+
 def end(
     connection: Connection,
     operation: Operation,
@@ -270,23 +380,23 @@ def end(
     result: Mapping[str, Any] | None,
     error: Mapping[str, str] | None,
     store_again: float,
+    outcome: str = "done",
+    message: str = "",
 ) -> None:
-    """Close the operation; its result is to be stored, again after ``store_again`` seconds."""
-    _fenced(
+    """Close the operation; its result is to be stored, again after ``store_again`` seconds.
+
+    ``outcome`` and ``message`` are of the act that was the last.
+    """
+    _end_act(
+        _END,
         connection,
         operation,
-        {
-            "state": state.value,
-            "phase": None,
-            "due_at": None,
-            "task": "",
-            "waits_for": None,
-            "result": result,
-            "error": error,
-            "verdict": None,
-            "result_due_at": db_now() + store_again,
-            "finished_at": db_now(),
-        },
+        outcome=outcome,
+        message=message,
+        final_state=state.value,
+        final_result=result,
+        final_error=error,
+        store_again=store_again,
     )
 
 
@@ -313,27 +423,33 @@ def give_up(
     )
 
 
+_FOLLOWING = (
+    select(_o.seq)
+    .where(
+        _o.resource_kind == bindparam("kind"),
+        _o.resource_id == bindparam("object_id"),
+        _o.state == OperationState.PENDING.value,
+    )
+    .order_by(_o.seq)
+    .limit(1)
+    .scalar_subquery()
+)
+_PROMOTE = Prepared(
+    update(operations)
+    .where(_o.seq == _FOLLOWING)
+    .values(state=OperationState.RUNNING.value, dispatch=1, **_QUEUED)
+    .returning(*BELL)
+)
+
+
 def promote(
     connection: Connection, resource_kind: str, resource_id: str, *, patience: float
 ) -> list[Dispatch]:
-    """Start the next operation that was queued behind an object whose live one just ended."""
-    following = (
-        select(_o.seq)
-        .where(
-            _o.resource_kind == resource_kind,
-            _o.resource_id == resource_id,
-            _o.state == OperationState.PENDING.value,
-        )
-        .order_by(_o.seq)
-        .limit(1)
-        .scalar_subquery()
-    )
-    rows = connection.execute(
-        update(operations)
-        .where(_o.seq == following)
-        .values(state=OperationState.RUNNING.value, dispatch=1, **queued(patience))
-        .returning(*BELL)
-    )
+    """Start the next operation that was queued behind an object whose live one just ended.
+
+    Not part of the statement that ends that one: it would not see what was queued meanwhile.
+    """
+    rows = _PROMOTE.all(connection, kind=resource_kind, object_id=resource_id, wait=_wait(patience))
     return [bell_of(row) for row in rows]
 
 
@@ -386,6 +502,23 @@ def condemn(
     return [bell_of(row) for row in rows]
 
 
+_SUPERSEDE = Prepared(
+    update(operations)
+    .where(
+        _o.resource_kind == bindparam("kind"),
+        _o.resource_id == bindparam("object_id"),
+        _o.state == OperationState.PENDING.value,
+    )
+    .values(
+        state=OperationState.SUPERSEDED.value,
+        error=bindparam("reason"),
+        result_due_at=db_now() + bindparam("store_again"),
+        finished_at=db_now(),
+    )
+    .returning(_o.id)
+)
+
+
 def supersede(
     connection: Connection,
     resource_kind: str,
@@ -395,20 +528,12 @@ def supersede(
     store_again: float,
 ) -> list[str]:
     """End what is queued behind an object that is to be deleted; return the operations' ids."""
-    rows = connection.execute(
-        update(operations)
-        .where(
-            _o.resource_kind == resource_kind,
-            _o.resource_id == resource_id,
-            _o.state == OperationState.PENDING.value,
-        )
-        .values(
-            state=OperationState.SUPERSEDED.value,
-            error=dict(error),
-            result_due_at=db_now() + store_again,
-            finished_at=db_now(),
-        )
-        .returning(_o.id)
+    rows = _SUPERSEDE.all(
+        connection,
+        kind=resource_kind,
+        object_id=resource_id,
+        reason=dict(error),
+        store_again=store_again,
     )
     return [row.id for row in rows]
 
@@ -422,16 +547,22 @@ def record(
     """Write a line of the operation's timeline: an act that ended, and how."""
     connection.execute(
         insert(operation_steps).values(
-            operation_id=operation.id,
-            task=operation.task,
-            outcome=outcome,
-            attempt=operation.attempts,
             worker=select(_o.worker).where(_o.id == operation.id).scalar_subquery(),
-            started_at=operation.claimed_at,
             finished_at=db_now(),
-            message=message,
+            **_line(operation, outcome, message),
         )
     )
+
+
+def _line(operation: Operation, outcome: str, message: str) -> dict[str, Any]:
+    return {
+        "operation_id": operation.id,
+        "task": operation.task,
+        "outcome": outcome,
+        "attempt": operation.attempts,
+        "started_at": operation.claimed_at,
+        "message": message,
+    }
 
 
 def aliases(connection: Connection, operation_id: str) -> list[str]:

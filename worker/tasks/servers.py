@@ -25,7 +25,6 @@ def _allocate_network(job: Job) -> Commit:
     share_id = job.operation.resource_id
     with job.transaction() as writing:
         share = inventory.share_row(writing.connection, share_id)
-        network = inventory.network(writing.connection, share.share_network_id)
         settings = writing.config.backends[share.backend]
         key = ServerKey(share.project_id, share.share_network_id, share.backend)
         joined = servers.join(
@@ -46,11 +45,15 @@ def _allocate_network(job: Job) -> Commit:
                 waits_for=key.waits_for,
                 recheck=RECHECK_SECONDS,
             )
+        elif not joined.is_builder:
+            inventory.attach_server(writing.connection, share_id, joined.server.id)
+            writing.finish()
     assert joined is not None, "parked otherwise"
+    assert joined.is_builder, "parked or finished otherwise"
     server = joined.server
-    if not joined.is_builder:
-        return lambda writing: inventory.attach_server(writing.connection, share_id, server.id)
     failpoint("allocate_network.after_join")
+    with job.reading() as connection:
+        network = inventory.network(connection, share.share_network_id)
     info = job.manager.allocate_network(job.context, server, network)
 
     def commit(writing: Writing) -> None:
@@ -66,9 +69,9 @@ def _get_share_server(job: Job) -> Commit | None:
         if row is None:
             raise _lost_server(job)
         server = servers.server_of(row)
+        if server.status is ServerStatus.ACTIVE:
+            return None
         network = inventory.network(connection, row.share_network_id)
-    if server.status is ServerStatus.ACTIVE:
-        return None
     assert server.network_info is not None, "allocate_network comes first"
     details = job.manager.get_share_server(
         job.context, server, network, server.network_info, security_services=()
