@@ -23,8 +23,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from scheduler.pools import PoolCache
 from scheduler.requests import Payload, Verb
+from scheduler.snapshot import PoolCache
 from worker.config import Config
 from worker.db import journal
 from worker.db.engine import db_now, insert_into, is_passing, transaction

@@ -26,6 +26,7 @@ from sqlalchemy import (
     text,
 )
 
+from worker.db.engine import db_now
 from worker.model import LIVE_STATES, OperationState, ServerStatus
 
 metadata: Final = MetaData(
@@ -439,6 +440,8 @@ backends = Table(
     # Until when one worker is making the next report.
     Column("reporting_until", Float),
     Column("report_error", Text, nullable=False, server_default=""),
+    # Snapshots take in what has changed since they last looked.
+    Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
 )
 
 storage_pools = Table(
@@ -453,6 +456,7 @@ storage_pools = Table(
     Column("allocated_gib", Integer, nullable=False, server_default="0"),
     Column("shares", Integer, nullable=False, server_default="0"),
     Column("reported_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
 )
 
 counters = Table(

@@ -78,6 +78,7 @@ def upgrade() -> None:
         sa.Column("reported_at", sa.Float(), nullable=True),
         sa.Column("reporting_until", sa.Float(), nullable=True),
         sa.Column("report_error", sa.Text(), server_default="", nullable=False),
+        sa.Column("changed_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_backends")),
     )
     op.create_table(
@@ -480,6 +481,7 @@ def upgrade() -> None:
         sa.Column("allocated_gib", sa.Integer(), server_default="0", nullable=False),
         sa.Column("shares", sa.Integer(), server_default="0", nullable=False),
         sa.Column("reported_at", sa.Float(), nullable=False),
+        sa.Column("changed_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("backend", "name", name=op.f("pk_storage_pools")),
     )
 
