@@ -20,7 +20,7 @@ from celery import Celery
 from celery.worker import consumer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from worker.broker import FAULT_HEADER, KEPT_BODY_BYTES, SIZE_HEADER, consuming
+from worker.broker import FAULT_HEADER, KEPT_BODY_BYTES, SIZE_HEADER, our_transport
 from worker.config import describe
 
 KEPT_HEADERS: Final = 32
@@ -30,6 +30,9 @@ KEPT_HEADER_CHARACTERS: Final = 512
 
 RETRY_PAUSE: Final = 5.0
 """Seconds after which the quarantine is tried again when it failed."""
+
+EVENTS_SECONDS: Final = 0.1
+"""For how long the events of tasks are gathered: each publication costs as much as a task's own."""
 
 REQUEST_TASKS: Final = "sharewright.request."
 
@@ -224,11 +227,12 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     ) -> None:
         self._quarantine = quarantine
         self._max_message_bytes = max_message_bytes
+        self._flush_is_due = False
         super().__init__(*args, **kwargs)
 
     def connection_for_read(self, heartbeat: float | None = None) -> Any:
         """Celery's, through our transport where the broker is Redis."""
-        options = consuming(self.app.conf.broker_read_url or "")
+        options = our_transport(self.app.conf.broker_read_url or "")
         if self.app.conf.broker_use_ssl:
             options.pop("ssl", None)
         return self.ensure_connected(self.app.connection_for_read(heartbeat=heartbeat, **options))
@@ -245,6 +249,16 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
             return handle(message)
 
         return on_task_received
+
+    def on_send_event_buffered(self) -> None:
+        """Celery's would send what is buffered with the next turn of the event loop."""
+        if not self._flush_is_due:
+            self._flush_is_due = True
+            self.hub.call_later(EVENTS_SECONDS, self._flush_buffered)
+
+    def _flush_buffered(self) -> None:
+        self._flush_is_due = False
+        self._flush_events()
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """Kombu's word that it could not read a message."""
