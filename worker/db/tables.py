@@ -208,6 +208,7 @@ share_networks = Table(
     ),
     CheckConstraint("is_public OR NOT is_default", name="default_is_public"),
     Index("ix_share_networks_project", "project_id", "created_at", "id"),
+    Index("ix_share_networks_created", "created_at", "id"),
 )
 _partial(
     "uq_share_networks_default",
@@ -239,6 +240,8 @@ share_servers = Table(
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     CheckConstraint("shares >= 0 AND gib >= 0", name="counts"),
+    Index("ix_share_servers_project", "project_id", "created_at", "id"),
+    Index("ix_share_servers_created", "created_at", "id"),
 )
 _server_key = (
     share_servers.c.project_id,
@@ -386,6 +389,7 @@ shares = Table(
     Column("error", JSON(none_as_null=True)),
     CheckConstraint("size > 0", name="size"),
     Index("ix_shares_project", "project_id", "created_at", "id"),
+    Index("ix_shares_created", "created_at", "id"),
 )
 
 snapshots = Table(
@@ -399,6 +403,7 @@ snapshots = Table(
     Column("status", String(16), nullable=False),
     Column("error", JSON(none_as_null=True)),
     Index("ix_snapshots_project", "project_id", "created_at", "id"),
+    Index("ix_snapshots_created", "created_at", "id"),
 )
 
 access_rules = Table(

@@ -9,7 +9,7 @@ revision = "0001"
 down_revision = None
 
 
-def upgrade() -> None:
+def upgrade() -> None:  # noqa: PLR0915 - a first revision has every table and index
     op.create_table(
         "access_rules",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -329,6 +329,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("id", name=op.f("pk_share_networks")),
     )
     op.create_index(
+        "ix_share_networks_created", "share_networks", ["created_at", "id"], unique=False
+    )
+    op.create_index(
         "ix_share_networks_project",
         "share_networks",
         ["project_id", "created_at", "id"],
@@ -394,6 +397,13 @@ def upgrade() -> None:
         postgresql_where=sa.text("idle_since IS NOT NULL"),
         sqlite_where=sa.text("idle_since IS NOT NULL"),
     )
+    op.create_index("ix_share_servers_created", "share_servers", ["created_at", "id"], unique=False)
+    op.create_index(
+        "ix_share_servers_project",
+        "share_servers",
+        ["project_id", "created_at", "id"],
+        unique=False,
+    )
     op.create_index(
         "ix_share_servers_key",
         "share_servers",
@@ -446,6 +456,7 @@ def upgrade() -> None:
         sa.CheckConstraint("size > 0", name=op.f("ck_shares_size")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_shares")),
     )
+    op.create_index("ix_shares_created", "shares", ["created_at", "id"], unique=False)
     op.create_index("ix_shares_project", "shares", ["project_id", "created_at", "id"], unique=False)
     op.create_index(
         op.f("ix_shares_share_network_id"), "shares", ["share_network_id"], unique=False
@@ -467,6 +478,7 @@ def upgrade() -> None:
         sa.Column("error", sa.JSON(none_as_null=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_snapshots")),
     )
+    op.create_index("ix_snapshots_created", "snapshots", ["created_at", "id"], unique=False)
     op.create_index(
         "ix_snapshots_project", "snapshots", ["project_id", "created_at", "id"], unique=False
     )
