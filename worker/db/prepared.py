@@ -61,7 +61,7 @@ class Prepared:
         return cast("Sequence[Row[Any]]", self._send(connection, values).fetchall())
 
     def run(self, connection: Connection, **values: Any) -> int:
-        """Run it; return how many rows it changed."""
+        """Run it; return how many rows it changed, if it returns none."""
         if connection.dialect.name == "sqlite":
             return connection.execute(self.statement("sqlite"), values).rowcount
         return self._send(connection, values).rowcount
