@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -227,7 +228,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     ) -> None:
         self._quarantine = quarantine
         self._max_message_bytes = max_message_bytes
-        self._flush_is_due = False
+        self._flushed_by = 0.0
         super().__init__(*args, **kwargs)
 
     def connection_for_read(self, heartbeat: float | None = None) -> Any:
@@ -252,13 +253,10 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
 
     def on_send_event_buffered(self) -> None:
         """Celery's would send what is buffered with the next turn of the event loop."""
-        if not self._flush_is_due:
-            self._flush_is_due = True
-            self.hub.call_later(EVENTS_SECONDS, self._flush_buffered)
-
-    def _flush_buffered(self) -> None:
-        self._flush_is_due = False
-        self._flush_events()
+        now = time.monotonic()
+        if now >= self._flushed_by:
+            self._flushed_by = now + EVENTS_SECONDS
+            self.hub.call_later(EVENTS_SECONDS, self._flush_events)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """Kombu's word that it could not read a message."""
