@@ -16,14 +16,15 @@ from scheduler.queries import READS
 from scheduler.requests import VERBS, parse
 from scheduler.verbs import lookup
 from scheduler.verbs import shares as share_verbs
+from worker import keeper
 from worker.config import Config
-from worker.db import inventory, journal, servers
+from worker.db import inventory, servers, statements
 from worker.db.engine import open_engine, reading, transaction
 from worker.db.prepared import Prepared
 from worker.db.tables import metadata
 from worker.model import ShareStatus
 
-MODULES = (dispatch, pools, lookup, share_verbs, inventory, journal, servers)
+MODULES = (dispatch, pools, lookup, share_verbs, inventory, servers, statements, keeper)
 STATEMENTS = {
     f"{module.__name__}.{name}": statement
     for module in MODULES
@@ -93,7 +94,7 @@ def test_a_hot_statement_finds_its_rows_by_an_index(engine: Engine, name: str) -
 def test_there_are_hot_statements() -> None:
     """Otherwise the tests above would show nothing."""
     names = " ".join(STATEMENTS)
-    assert all(name in names for name in ("_CLAIM", "_ADVANCE", "_END", "_TAKE_ROOM", "_RESERVE"))
+    assert all(name in names for name in ("CLAIM", "ADVANCE", "END", "_TAKE_ROOM", "_RESERVE"))
     assert len(STATEMENTS) > 25
 
 

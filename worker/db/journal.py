@@ -12,68 +12,38 @@ from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Executable,
-    Insert,
     Row,
     Update,
-    bindparam,
     func,
     insert,
     select,
     update,
 )
 
-from worker.db.engine import INSERTS, db_now, insert_into
+from worker.db.engine import db_now, insert_into
 from worker.db.operation import BELL, COLUMNS, Dispatch, Operation, bell_of, operation_of
 from worker.db.prepared import Prepared
+from worker.db.statements import (
+    ACCEPT_PENDING,
+    ACCEPT_RUNNING,
+    ADVANCE,
+    CLAIM,
+    END,
+    GIVEN,
+    HOLD,
+    LIVE_ONE,
+    PROMOTE,
+    QUEUED,
+    RELEASED,
+    SUPERSEDE,
+    held,
+)
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
-from worker.model import LIVE_STATES, OperationState, Phase
+from worker.model import OperationState, Phase
 
 _o = operations.c
-_l = operation_steps.c
-_LINE = ("operation_id", "task", "outcome", "attempt", "started_at", "message")
-_LIVE = [str(state) for state in LIVE_STATES]
-
-
-_GIVEN: Mapping[str, Any] = {
-    "user_id": "",
-    "request_id": "",
-    "idempotency_key": None,
-    "saga_version": 1,
-    "backend": None,
-    "queue": "",
-    "task": "",
-}
-"""Columns that not every operation's values have."""
-_VALUES = (
-    *("id", "project_id", "verb", "resource_kind", "resource_id", "payload", "payload_digest"),
-    *("saga", *_GIVEN),
-)
-_QUEUED: Mapping[str, Any] = {
-    "phase": Phase.QUEUED.value,
-    "queued_at": db_now(),
-    "due_at": db_now() + bindparam("wait"),
-}
-"""The values of an operation whose message is about to be published."""
-
-
-def _accepting(**values: Any) -> Prepared:
-    def build(dialect: str) -> Insert:
-        return (
-            INSERTS[dialect](operations)
-            .values(accepted_at=db_now(), **{name: bindparam(name) for name in _VALUES}, **values)
-            .on_conflict_do_nothing()
-            .returning(*BELL)
-        )
-
-    return Prepared(build)
-
-
-_ACCEPT_RUNNING = _accepting(state=OperationState.RUNNING.value, dispatch=1, **_QUEUED)
-_ACCEPT_PENDING = _accepting(state=OperationState.PENDING.value)
 
 
 def accept(
@@ -83,11 +53,11 @@ def accept(
 
     Returns what to ring once it is committed; None when its id or its key exists already.
     """
-    given = {**_GIVEN, **values}
+    given = {**GIVEN, **values}
     if running:
-        row = _ACCEPT_RUNNING.first(connection, wait=_wait(patience), **given)
+        row = ACCEPT_RUNNING.first(connection, wait=_wait(patience), **given)
     else:
-        row = _ACCEPT_PENDING.first(connection, **given)
+        row = ACCEPT_PENDING.first(connection, **given)
     return None if row is None else bell_of(row)
 
 
@@ -115,23 +85,12 @@ def accept_done(
     return connection.execute(statement).first() is not None
 
 
-_LIVE_ONE = Prepared(
-    select(_o.seq)
-    .where(
-        _o.resource_kind == bindparam("kind"),
-        _o.resource_id == bindparam("object_id"),
-        _o.state.in_(_LIVE),
-    )
-    .with_for_update(read=True)
-)
-
-
 def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
     """Whether an object has a live operation, behind which others must be queued.
 
     The live one is held until the commit: it then ends after it, and promotes what is queued.
     """
-    return _LIVE_ONE.first(connection, kind=resource_kind, object_id=resource_id) is not None
+    return LIVE_ONE.first(connection, kind=resource_kind, object_id=resource_id) is not None
 
 
 def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:
@@ -154,34 +113,14 @@ def _wait(patience: float) -> float:
 
 def queued(patience: float) -> dict[Any, Any]:
     """The values of an operation whose message is about to be published, for a cold path."""
-    return {**_QUEUED, "due_at": db_now() + _wait(patience)}
-
-
-_CLAIM = Prepared(
-    update(operations)
-    .where(
-        _o.id == bindparam("operation_id"),
-        _o.dispatch == bindparam("number"),
-        _o.task == bindparam("act"),
-        _o.phase == Phase.QUEUED.value,
-    )
-    .values(
-        phase=Phase.LEASED.value,
-        fence=_o.fence + 1,
-        attempts=_o.attempts + 1,
-        claimed_at=db_now(),
-        due_at=db_now() + bindparam("lease"),
-        worker=bindparam("holder"),
-    )
-    .returning(*COLUMNS)
-)
+    return {**QUEUED, "due_at": db_now() + _wait(patience)}
 
 
 def claim(
     connection: Connection, operation_id: str, number: int, act: str, *, worker: str, lease: float
 ) -> Operation | None:
     """Lease the operation's next act, if it is this one and nobody has it."""
-    row = _CLAIM.first(
+    row = CLAIM.first(
         connection, operation_id=operation_id, number=number, act=act, holder=worker, lease=lease
     )
     return None if row is None else operation_of(row)
@@ -196,22 +135,15 @@ def find(connection: Connection, operation_id: str) -> Operation | None:
 def renew(connection: Connection, operation_id: str, fence: int, lease: float) -> bool:
     """Push a lease's end; False when it is no longer held."""
     changed = connection.execute(
-        update(operations).where(*_held(operation_id, fence)).values(due_at=db_now() + lease)
+        update(operations).where(*held(operation_id, fence)).values(due_at=db_now() + lease)
     )
     return changed.rowcount == 1
-
-
-def _held(operation_id: Any, fence: Any) -> tuple[ColumnElement[bool], ...]:
-    return (_o.id == operation_id, _o.fence == fence, _o.phase == Phase.LEASED.value)
-
-
-_OURS = _held(bindparam("held_id"), bindparam("held_fence"))
 
 
 def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, Any]) -> Row[Any]:
     row = connection.execute(
         update(operations)
-        .where(*_held(operation.id, operation.fence))
+        .where(*held(operation.id, operation.fence))
         .values(values)
         .returning(*BELL)
     ).first()
@@ -226,38 +158,10 @@ def _still_ours(row: Row[Any] | None, operation: Operation) -> Row[Any]:
     return row
 
 
-_HOLD = Prepared(select(_o.seq).where(*_OURS).with_for_update())
-
-
 def hold(connection: Connection, operation: Operation) -> None:
     """Make sure, for the rest of this transaction, that the lease is still ours."""
-    row = _HOLD.first(connection, held_id=operation.id, held_fence=operation.fence)
+    row = HOLD.first(connection, held_id=operation.id, held_fence=operation.fence)
     _still_ours(row, operation)
-
-
-_RELEASED: Mapping[str, Any] = {"attempts": 0, "waits_for": None, "waiting_since": None}
-
-
-def _ending(values: Mapping[str, Any]) -> Prepared:
-    """A fenced update that ends an act, with its line of the timeline.
-
-    One statement on PostgreSQL; SQLite's common table expressions cannot write.
-    """
-    fenced = update(operations).where(*_OURS).values(values)
-
-    def build(dialect: str) -> Executable:
-        if dialect == "sqlite":
-            return fenced.returning(*BELL)
-        written = fenced.returning(*BELL, _o.worker).cte("written")
-        line = insert(operation_steps).from_select(
-            [*_LINE, "finished_at", "worker"],
-            select(*(bindparam(f"line_{name}", type_=_l[name].type) for name in _LINE))
-            .add_columns(db_now(), written.c.worker)
-            .select_from(written),
-        )
-        return select(*(written.c[column.name] for column in BELL)).add_cte(line.cte("line"))
-
-    return Prepared(build)
 
 
 def _end_act(
@@ -283,22 +187,12 @@ def _end_act(
         record(connection, operation, outcome, message)
 
 
-_ADVANCE = _ending(
-    {
-        "task": bindparam("next_task"),
-        "position": bindparam("next_position"),
-        **_RELEASED,
-        **_QUEUED,
-    }
-)
-
-
 def advance(
     connection: Connection, operation: Operation, *, task: str, position: int, patience: float
 ) -> None:
     """Finish a step: the next task of the same chain is due, under the same dispatch number."""
     _end_act(
-        _ADVANCE,
+        ADVANCE,
         connection,
         operation,
         next_task=task,
@@ -349,27 +243,11 @@ def begin_undo(
                 "error": dict(error),
                 "verdict": None,
                 "dispatch": _o.dispatch + 1,
-                **_RELEASED,
+                **RELEASED,
                 **queued(patience),
             },
         )
     )
-
-
-_END = _ending(
-    {
-        "state": bindparam("final_state"),
-        "phase": None,
-        "due_at": None,
-        "task": "",
-        "waits_for": None,
-        "result": bindparam("final_result"),
-        "error": bindparam("final_error"),
-        "verdict": None,
-        "result_due_at": db_now() + bindparam("store_again"),
-        "finished_at": db_now(),
-    }
-)
 
 
 def end(
@@ -388,7 +266,7 @@ def end(
     ``outcome`` and ``message`` are of the act that was the last.
     """
     _end_act(
-        _END,
+        END,
         connection,
         operation,
         outcome=outcome,
@@ -423,25 +301,6 @@ def give_up(
     )
 
 
-_FOLLOWING = (
-    select(_o.seq)
-    .where(
-        _o.resource_kind == bindparam("kind"),
-        _o.resource_id == bindparam("object_id"),
-        _o.state == OperationState.PENDING.value,
-    )
-    .order_by(_o.seq)
-    .limit(1)
-    .scalar_subquery()
-)
-_PROMOTE = Prepared(
-    update(operations)
-    .where(_o.seq == _FOLLOWING)
-    .values(state=OperationState.RUNNING.value, dispatch=1, **_QUEUED)
-    .returning(*BELL)
-)
-
-
 def promote(
     connection: Connection, resource_kind: str, resource_id: str, *, patience: float
 ) -> list[Dispatch]:
@@ -449,7 +308,7 @@ def promote(
 
     Not part of the statement that ends that one: it would not see what was queued meanwhile.
     """
-    rows = _PROMOTE.all(connection, kind=resource_kind, object_id=resource_id, wait=_wait(patience))
+    rows = PROMOTE.all(connection, kind=resource_kind, object_id=resource_id, wait=_wait(patience))
     return [bell_of(row) for row in rows]
 
 
@@ -502,23 +361,6 @@ def condemn(
     return [bell_of(row) for row in rows]
 
 
-_SUPERSEDE = Prepared(
-    update(operations)
-    .where(
-        _o.resource_kind == bindparam("kind"),
-        _o.resource_id == bindparam("object_id"),
-        _o.state == OperationState.PENDING.value,
-    )
-    .values(
-        state=OperationState.SUPERSEDED.value,
-        error=bindparam("reason"),
-        result_due_at=db_now() + bindparam("store_again"),
-        finished_at=db_now(),
-    )
-    .returning(_o.id)
-)
-
-
 def supersede(
     connection: Connection,
     resource_kind: str,
@@ -528,7 +370,7 @@ def supersede(
     store_again: float,
 ) -> list[str]:
     """End what is queued behind an object that is to be deleted; return the operations' ids."""
-    rows = _SUPERSEDE.all(
+    rows = SUPERSEDE.all(
         connection,
         kind=resource_kind,
         object_id=resource_id,

@@ -329,9 +329,6 @@ def upgrade() -> None:  # noqa: PLR0915 - a first revision has every table and i
         sa.PrimaryKeyConstraint("id", name=op.f("pk_share_networks")),
     )
     op.create_index(
-        "ix_share_networks_created", "share_networks", ["created_at", "id"], unique=False
-    )
-    op.create_index(
         "ix_share_networks_project",
         "share_networks",
         ["project_id", "created_at", "id"],
@@ -397,7 +394,6 @@ def upgrade() -> None:  # noqa: PLR0915 - a first revision has every table and i
         postgresql_where=sa.text("idle_since IS NOT NULL"),
         sqlite_where=sa.text("idle_since IS NOT NULL"),
     )
-    op.create_index("ix_share_servers_created", "share_servers", ["created_at", "id"], unique=False)
     op.create_index(
         "ix_share_servers_project",
         "share_servers",
@@ -456,7 +452,6 @@ def upgrade() -> None:  # noqa: PLR0915 - a first revision has every table and i
         sa.CheckConstraint("size > 0", name=op.f("ck_shares_size")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_shares")),
     )
-    op.create_index("ix_shares_created", "shares", ["created_at", "id"], unique=False)
     op.create_index("ix_shares_project", "shares", ["project_id", "created_at", "id"], unique=False)
     op.create_index(
         op.f("ix_shares_share_network_id"), "shares", ["share_network_id"], unique=False
@@ -478,7 +473,6 @@ def upgrade() -> None:  # noqa: PLR0915 - a first revision has every table and i
         sa.Column("error", sa.JSON(none_as_null=True), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_snapshots")),
     )
-    op.create_index("ix_snapshots_created", "snapshots", ["created_at", "id"], unique=False)
     op.create_index(
         "ix_snapshots_project", "snapshots", ["project_id", "created_at", "id"], unique=False
     )
@@ -496,6 +490,8 @@ def upgrade() -> None:  # noqa: PLR0915 - a first revision has every table and i
         sa.Column("changed_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("backend", "name", name=op.f("pk_storage_pools")),
     )
+    for table in ("share_networks", "share_servers", "shares", "snapshots"):
+        op.create_index(f"ix_{table}_created", table, ["created_at", "id"], unique=False)
 
 
 def downgrade() -> None:
