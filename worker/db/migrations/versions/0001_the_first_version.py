@@ -9,7 +9,7 @@ revision = "0001"
 down_revision = None
 
 
-def upgrade() -> None:  # noqa: PLR0915 - a first revision has every table and index
+def upgrade() -> None:
     op.create_table(
         "access_rules",
         sa.Column("id", sa.String(length=64), nullable=False),
