@@ -300,6 +300,8 @@ def plugin_options() -> str:
             model: type[Options] = plugin.OptionsModel
             modes = ", ".join(code(mode) for mode in DriverMode if mode in plugin.modes)
             bound = " It is bound to a host." if plugin.host_bound else ""
+            if getattr(plugin, "needs_shell", False):
+                bound = " It is bound to a host in `single_svm`, and where its compute helper is."
             parts.append(
                 f"#### {title} `{name}`: `{section.format(name)}`\n\n"
                 f"{_summary(plugin)} Modes: {modes}.{bound}\n\n"
@@ -402,6 +404,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "exit-codes": exit_codes,
     "metrics": metrics,
     "producer": lambda: example("producer.py"),
+    "sealing": lambda: example("seal.py"),
     "example-driver": lambda: example("directories/directories.py"),
     "example-driver-project": lambda: example("directories/pyproject.toml"),
 }

@@ -135,7 +135,8 @@ class Acceptance:
             "resource_kind": kind,
             "resource_id": object_id,
             "payload": self.request.model_dump(
-                mode="json", exclude={"context", "version", "idempotency_key"}
+                mode="json",
+                exclude={"context", "version", "idempotency_key", *self.request.secret_fields},
             ),
             "payload_digest": self.digest,
             "idempotency_key": self.request.idempotency_key,

@@ -8,7 +8,9 @@ from typing import Protocol
 
 import pytest
 
+from tests.openstack.baremetal import BARE_METAL
 from tests.openstack.cloud import OpenStack
+from tests.openstack.compute import COMPUTE
 from tests.services import PostgresServer, Process, RedisServer
 
 
@@ -81,6 +83,26 @@ def database_url(request: pytest.FixtureRequest) -> str:
 def openstack() -> Iterator[OpenStack]:
     """Keystone and Neutron for the whole run; tests leave in them what was there."""
     cloud = OpenStack()
+    try:
+        yield cloud.start()
+    finally:
+        cloud.close()
+
+
+@pytest.fixture(scope="session")
+def openstack_with_nova() -> Iterator[OpenStack]:
+    """As :func:`openstack`, and Nova; it takes far longer to start."""
+    cloud = OpenStack(COMPUTE)
+    try:
+        yield cloud.start()
+    finally:
+        cloud.close()
+
+
+@pytest.fixture(scope="session")
+def openstack_with_ironic() -> Iterator[OpenStack]:
+    """As :func:`openstack`, and Ironic."""
+    cloud = OpenStack(BARE_METAL)
     try:
         yield cloud.start()
     finally:

@@ -172,17 +172,20 @@ def take_in(config: Config, verb: str, asked: dict[str, Any], operation_id: str)
     )
     known = VERBS[verb]
     request = parse(known, asked)
-    accept(
-        runtime,
-        cache_for(config, engine),
-        known,
-        HANDLERS[verb],
-        request,
-        operation_id=operation_id,
-        digest=digest(known, request),
-        is_admin=known.admin,
-        heard=lambda: None,
-    )
+    try:
+        accept(
+            runtime,
+            cache_for(config, engine),
+            known,
+            HANDLERS[verb],
+            request,
+            operation_id=operation_id,
+            digest=digest(known, request),
+            is_admin=known.admin,
+            heard=lambda: None,
+        )
+    finally:
+        runtime.keeper.stop()
     return stored
 
 

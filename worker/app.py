@@ -38,6 +38,7 @@ from worker.tasks import renewals
 from worker.tasks.reconcile import Reconciler
 from worker.tasks.reports import PORTION, REPORT_TIMEOUT, TASK, report_pools
 from worker.tasks.sagas import ACTS, SAGAS
+from worker.tasks.security import check_keys
 
 HARD_LIMIT_GRACE: Final = 10
 """Seconds after a step's timeout at which its process is killed."""
@@ -233,6 +234,8 @@ def run_worker(
         )
     for backend in mine:
         check(backend_here(config, backend))
+    if any(backend.mode.has_share_servers for backend in mine.values()):
+        check_keys(config)
     engine_for(config.database.url).dispose()
     app = make_app(config)
 

@@ -109,6 +109,7 @@ def assemble(config: Config, name: str, addresses: AddressBook) -> Backend:
         mode=settings.mode,
         state_dir=config.state_dir / "backends" / name,
         share_network_addresses=settings.share_network_addresses,
+        servers_elsewhere=compute_class is not None and not compute_class.host_bound,
     )
     compute = None
     if compute_class is not None:
@@ -177,7 +178,8 @@ def check_parts(
     reasons = [
         *_mode_problems(settings, driver, compute, helpers),
         *_helper_problems(settings, helpers),
-        *_host_problems(settings, [driver, *([compute] if compute else []), *networks]),
+        *_port_problems(settings, compute, helpers),
+        *_host_problems(settings, driver, [*([compute] if compute else []), *networks]),
     ]
     if compute is None and settings.compute:
         reasons.append("options for a compute helper are given, but none is named.")
@@ -238,8 +240,30 @@ def _helper_problems(
             yield f"options for network helper {key!r} are given, but it is not named."
 
 
-def _host_problems(settings: BackendSettings, parts: list[Any]) -> Iterator[str]:
-    bound = ", ".join(part.__name__ for part in parts if part.host_bound)
+def _port_problems(
+    settings: BackendSettings,
+    compute: type[ComputeHelper] | None,
+    helpers: Mapping[str, type[NetworkHelper]],
+) -> Iterator[str]:
+    if compute is None or not compute.needs_ports:
+        return
+    for key, helper in helpers.items():
+        if not helper.gives_ports:
+            yield (
+                f"compute helper {settings.compute_helper!r} attaches its servers to ports of "
+                f"Neutron, and network helper {key!r} makes none; name neutron instead."
+            )
+
+
+def _host_problems(
+    settings: BackendSettings, driver: type[ShareDriver], helpers: list[Any]
+) -> Iterator[str]:
+    # The predefined server that takes commands is this host.
+    on_this_host = driver.needs_shell and not settings.mode.has_share_servers
+    bound = ", ".join(
+        [driver.__name__] * (driver.host_bound or on_this_host)
+        + [helper.__name__ for helper in helpers if helper.host_bound]
+    )
     if bound and settings.host is None:
         yield f"{bound} works on one host only; name it as `host`."
     elif bound and settings.host != this_host():

@@ -39,6 +39,8 @@ class Setting:
     state_dir: Path
     share_network_addresses: bool = False
     """Whether a flat backend uses the addresses that a share network brings."""
+    servers_elsewhere: bool = False
+    """Whether share servers are machines of their own, so that what they need lies on them."""
 
 
 class Checked(ABC):

@@ -11,7 +11,14 @@ from sqlalchemy import Connection, Row, Select, Table, bindparam, or_, select
 from scheduler.filters import MODE_SPEC
 from scheduler.resolve import NETWORK_SPEC, Named, Standing, resolve
 from worker.db.prepared import Prepared
-from worker.db.tables import access_rules, share_networks, share_types, shares, snapshots
+from worker.db.tables import (
+    access_rules,
+    security_services,
+    share_networks,
+    share_types,
+    shares,
+    snapshots,
+)
 from worker.errors import Conflict, NotFound
 from worker.model import DriverMode
 
@@ -36,6 +43,7 @@ def _owned(table: Table) -> Select[Any]:
 
 _SHARE = Prepared(_owned(shares).with_for_update())
 _SNAPSHOT = Prepared(_owned(snapshots).with_for_update())
+_SECURITY_SERVICE = Prepared(_owned(security_services).with_for_update())
 
 
 def share(connection: Connection, share_id: str, project_id: str) -> Row[Any]:
@@ -48,6 +56,12 @@ def snapshot(connection: Connection, snapshot_id: str, project_id: str) -> Row[A
     """Return a snapshot of the project, held for the rest of the transaction."""
     row = _SNAPSHOT.first(connection, object_id=snapshot_id, project=project_id)
     return _found(row, "snapshot", snapshot_id, field="snapshot_id")
+
+
+def security_service(connection: Connection, service_id: str, project_id: str) -> Row[Any]:
+    """Return a security service of the project, held for the rest of the transaction."""
+    row = _SECURITY_SERVICE.first(connection, object_id=service_id, project=project_id)
+    return _found(row, "security service", service_id, field="security_service_id")
 
 
 def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:

@@ -3,21 +3,21 @@
 ``helper``       the helper under test, with no server
 ``outside``      an :class:`Outside`: how the test looks behind the helper
 ``network_for``  gives the NetworkInfo of the n-th server (different addresses)
+``failing``      a helper, and a server whose build by it fails for good when half of it is there
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 import pytest
 
 from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
-from worker.errors import LeaseLost, NotReady
+from worker.errors import LeaseLost, NotReady, StepError
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.model import (
     NetworkInfo,
@@ -29,7 +29,11 @@ from worker.model import (
     ShareServerDetails,
 )
 
+Answer = TypeVar("Answer")
 NetworkFor = Callable[[int], NetworkInfo]
+
+PATIENCE: Final = 60.0
+"""Seconds until a server must be there, or gone."""
 
 
 class Outside(Protocol):
@@ -48,6 +52,18 @@ def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareSer
         ServerStatus.BUILDING,
         network_info=network_info,
     )
+
+
+def patiently(call: Callable[[], Answer]) -> Answer:
+    """Call as the engine does: again for as long as the helper is not ready."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return call()
+        except NotReady as wait:
+            if time.monotonic() > deadline:
+                pytest.fail(f"not within {PATIENCE:g} s: {wait.message}")
+            time.sleep(min(wait.retry_after, 1))
 
 
 class ComputeHelperContract:
@@ -70,16 +86,19 @@ class ComputeHelperContract:
         network: ShareNetwork,
         given: RequestContext | None = None,
     ) -> ShareServerDetails:
-        """Get the server as the engine does, coming again for as long as it is not ready."""
-        assert server.network_info is not None
-        for _ in range(30):
-            try:
-                return helper.get_share_server(
-                    given or context(), server, network, server.network_info, ()
-                )
-            except NotReady as wait:
-                time.sleep(min(wait.retry_after, 1))
-        pytest.fail("the server does not become ready")
+        """Get the server, as the engine does."""
+        info = server.network_info
+        assert info is not None
+        asking = given or context()
+        return patiently(lambda: helper.get_share_server(asking, server, network, info, ()))
+
+    @staticmethod
+    def delete(
+        helper: ComputeHelper, server: ShareServer, given: RequestContext | None = None
+    ) -> None:
+        """Delete the server, as the engine does."""
+        asking = given or context()
+        patiently(lambda: helper.delete_share_server(asking, server))
 
     def test_asked_twice_it_is_one_server(
         self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
@@ -92,7 +111,7 @@ class ComputeHelperContract:
         assert details.addresses == server.network_info.addresses
         assert self.get(helper, server, share_network) == details
         assert outside.state() == once
-        helper.delete_share_server(context(), dataclasses.replace(server, details=details))
+        self.delete(helper, dataclasses.replace(server, details=details))
         assert outside.state() == empty
 
     def test_deleting_what_is_gone_or_never_was_is_fine(
@@ -100,10 +119,10 @@ class ComputeHelperContract:
     ) -> None:
         empty = outside.state()
         server = new_server(0)
-        helper.delete_share_server(context(), server)
+        self.delete(helper, server)
         self.get(helper, server, share_network)
         for _ in range(2):
-            helper.delete_share_server(context(), server)
+            self.delete(helper, server)
         assert outside.state() == empty
 
     def test_nothing_changes_once_the_lease_is_lost(
@@ -117,9 +136,9 @@ class ComputeHelperContract:
         self.get(helper, server, share_network)
         made = outside.state()
         with pytest.raises(LeaseLost):
-            helper.delete_share_server(context(GuardThatEnds(0)), server)
+            self.delete(helper, server, context(GuardThatEnds(0)))
         assert outside.state() == made
-        helper.delete_share_server(context(), server)
+        self.delete(helper, server)
 
     def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
         self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
@@ -128,23 +147,37 @@ class ComputeHelperContract:
         server = new_server(0)
         details = interrupted_everywhere(lambda c: self.get(helper, server, share_network, c))
         assert self.get(helper, server, share_network) == details
-        interrupted_everywhere(lambda c: helper.delete_share_server(c, server))
+        interrupted_everywhere(lambda c: self.delete(helper, server, c))
         assert outside.state() == empty
 
-    @pytest.mark.parametrize("allowed", range(8))
     def test_a_delete_clears_a_build_that_was_cut_off(
-        self,
-        helper: ComputeHelper,
-        outside: Outside,
-        new_server: Any,
-        share_network: ShareNetwork,
-        allowed: int,
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
     ) -> None:
         empty = outside.state()
-        server = new_server(0)
-        with contextlib.suppress(LeaseLost):
-            self.get(helper, server, share_network, context(GuardThatEnds(allowed)))
-        helper.delete_share_server(context(), server)
+        for allowed in range(8):
+            server, cut = new_server(allowed), False
+            try:
+                self.get(helper, server, share_network, context(GuardThatEnds(allowed)))
+            except LeaseLost:
+                cut = True
+            self.delete(helper, server)
+            assert outside.state() == empty
+            if not cut:
+                break
+
+    def test_a_failure_names_what_exists(
+        self,
+        failing: tuple[ComputeHelper, ShareServer],
+        outside: Outside,
+        share_network: ShareNetwork,
+    ) -> None:
+        helper, server = failing
+        empty = outside.state()
+        with pytest.raises(StepError) as failure:
+            self.get(helper, server, share_network)
+        assert failure.value.share_server_id
+        assert outside.state() != empty
+        self.delete(helper, dataclasses.replace(server, server_id=failure.value.share_server_id))
         assert outside.state() == empty
 
     def test_two_servers_of_one_network_do_not_touch_each_other(
@@ -155,10 +188,10 @@ class ComputeHelperContract:
         alone = outside.state()
         two = self.get(helper, second, share_network)
         assert one.server_id != two.server_id
-        helper.delete_share_server(context(), second)
+        self.delete(helper, second)
         assert outside.state() == alone
         assert self.get(helper, first, share_network) == one
-        helper.delete_share_server(context(), first)
+        self.delete(helper, first)
 
     def test_a_reachable_server_takes_commands(
         self, helper: ComputeHelper, new_server: Any, share_network: ShareNetwork
@@ -168,4 +201,4 @@ class ComputeHelperContract:
         server = new_server(0)
         server = dataclasses.replace(server, details=self.get(helper, server, share_network))
         assert helper.shell(server).run(["sh", "-c", "exit 3"], check=False).exit_code == 3
-        helper.delete_share_server(context(), server)
+        self.delete(helper, server)

@@ -155,6 +155,13 @@ class TestCompute(ComputeHelperContract):
             "10.7.0.0/24", "255.255.255.0", 24, 4, "10.7.0.255", None, (f"10.7.0.{number + 2}",)
         )
 
+    @pytest.fixture
+    def failing(
+        self, helper: FakeComputeHelper, world: World, new_server: Callable[[int], ShareServer]
+    ) -> tuple[FakeComputeHelper, ShareServer]:
+        world.arm("get_share_server", FaultKind.FATAL_AFTER_EFFECT)
+        return helper, new_server(0)
+
 
 class TestNetwork(NetworkHelperContract):
     @pytest.fixture(params=[FLAT, MANAGED])

@@ -87,6 +87,15 @@ class TestNamespaceComputeHelper(ComputeHelperContract):
         for server in made:
             helper.delete_share_server(context(), server)
 
+    @pytest.fixture
+    def failing(
+        self, helper: NamespaceComputeHelper, new_server: Callable[[int], ShareServer]
+    ) -> tuple[NamespaceComputeHelper, ShareServer]:
+        """Nothing on its network leads to its gateway."""
+        server = new_server(0)
+        lost = dataclasses.replace(network(0), gateway="192.0.2.1")
+        return helper, dataclasses.replace(server, network_info=lost)
+
     def test_the_daemon_is_nobodys_child_and_outlives_its_starter(
         self, helper: Any, new_server: Any, share_network: ShareNetwork, tmp_path: Path
     ) -> None:

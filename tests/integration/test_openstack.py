@@ -18,7 +18,7 @@ from pydantic import ValidationError
 from tests.contract.network_helper_suite import a_server
 from tests.contract.share_driver_suite import context
 from tests.openstack.cloud import OpenStack as Cloud
-from tests.openstack.configuration import PASSWORD
+from tests.openstack.service import PASSWORD
 from worker.backend import assemble, check
 from worker.config import Config
 from worker.db.addresses import DatabaseAddressBook

@@ -1,18 +1,14 @@
-"""Real Keystone and Neutron for tests, on free ports of 127.0.0.1, without DevStack.
+"""Real OpenStack services for tests, on free ports of 127.0.0.1, without DevStack.
 
-The slow part (the tables) is done once and copied from then on. Another service is a member of
-``SERVICES`` with its configuration; a larger set of packages is a requirements file of its own.
+The slow part (the tables) is done once and copied from then on. A test asks for a set of services
+(a :class:`~tests.openstack.service.Kit`), so that those which need networks only pay for no more.
 """
 
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import subprocess
 import tempfile
-from collections.abc import Callable
-from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -20,110 +16,88 @@ import openstack
 import requests
 from openstack.connection import Connection
 
-from tests.openstack import configuration, venv
-from tests.openstack.configuration import PASSWORD
+from tests.openstack import venv
+from tests.openstack.configuration import NETWORK
+from tests.openstack.service import PASSWORD, REGION, Kit, Service, keystone_url
 from tests.services import Process, free_port
 
-REGION: Final = "RegionOne"
-_PLACEHOLDER: Final = "http://127.0.0.1:1/v3"
-"""Keystone's own endpoint in the prepared tables, until its port is known."""
 _START_SECONDS: Final = 60.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Service:
-    module: str
-    configuration: Callable[[Path, int], str]
-    catalog_type: str = ""
-
-
-SERVICES: Final = {
-    "keystone": _Service("keystone.wsgi.api", configuration.keystone),
-    "neutron": _Service("neutron.wsgi.api", configuration.neutron, "network"),
-}
-
-
 class OpenStack:
-    """Keystone and Neutron with an administrator, and a member of the project ``tenant``."""
+    """The services of a kit with an administrator, and a member of the project ``tenant``."""
 
-    def __init__(self) -> None:
-        requirements = venv.RECIPE / "requirements.txt"
-        self._prepared = venv.cache("tables", requirements, *venv.RECIPE.rglob("*.py"))
-        with venv.locked(self._prepared.parent):
-            self._bin = venv.install(requirements)
-            if not self._prepared.exists():
-                self._prepare()
+    def __init__(self, kit: Kit = NETWORK) -> None:
+        self._services = {service.name: service for service in kit.services}
+        # Kits agree in the versions of what they share, so they share the tables too.
+        recipe = (*venv.RECIPE.rglob("*.py"), *venv.RECIPE.glob("*.in"))
+        prepared = {name: venv.cache(name, *recipe) for name in self._services}
+        with venv.locked(kit.requirements):
+            self._programs = venv.install(venv.RECIPE / kit.requirements)
+        for name, directory in prepared.items():
+            with venv.locked(name):
+                if not directory.exists():
+                    self._prepare(self._services[name], directory)
         self.home = Path(tempfile.mkdtemp(prefix="sw-openstack-"))
-        shutil.copytree(self._prepared, self.home, dirs_exist_ok=True)
-        self.ports = {name: free_port() for name in SERVICES}
-        self.processes = {name: self._process(name) for name in SERVICES}
+        for name, directory in prepared.items():
+            shutil.copytree(directory, self.home / name)
+        self.ports = {name: free_port() for name in self._services}
+        self.processes = {name: self._process(name) for name in self._services}
 
     @property
     def auth_url(self) -> str:
-        return f"http://127.0.0.1:{self.ports['keystone']}/v3"
+        return keystone_url(self.ports)
 
     def url(self, service: str) -> str:
         return f"http://127.0.0.1:{self.ports[service]}"
 
-    def _prepare(self) -> None:
+    def _prepare(self, service: Service, directory: Path) -> None:
         """Fill a directory with tables and keys; it takes its name when it is complete."""
-        home = self._prepared.with_suffix(".part")
+        home = directory.with_suffix(".part")
         shutil.rmtree(home, ignore_errors=True)
-        (home / "neutron").mkdir(parents=True)
-        shutil.copy(self._bin.parent / "etc/neutron/api-paste.ini", home)
-        self._configure(home, 1)
-        manage = (str(self._bin / "keystone-manage"), "--config-file", str(home / "keystone.conf"))
-        root = ("--keystone-user", "root", "--keystone-group", "root")
-        for command in (
-            (*manage, "db_sync"),
-            (*manage, "fernet_setup", *root),
-            (*manage, "credential_setup", *root),
-            (
-                *(*manage, "bootstrap", "--bootstrap-password", PASSWORD),
-                *("--bootstrap-region-id", REGION),
-                *("--bootstrap-public-url", _PLACEHOLDER),
-                *("--bootstrap-internal-url", _PLACEHOLDER),
-            ),
-            (
-                *(str(self._bin / "python"), str(venv.INSIDE / "neutron_schema.py")),
-                str(home / "neutron.conf"),
-            ),
-        ):
+        home.mkdir()
+        for file in service.copied:
+            shutil.copy(self._programs.parent / "etc" / file, home)
+        self._configure(service, home, dict.fromkeys(self._services, 1))
+        for command in service.tables(self._programs, home):
             done = subprocess.run(
                 command, capture_output=True, text=True, timeout=120, check=False, cwd=home
             )
-            assert done.returncode == 0, f"{command}: {done.stdout[-2000:]}{done.stderr[-4000:]}"
-        home.rename(self._prepared)
+            said = f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
+            assert done.returncode == 0, f"{command}: {said}"
+        home.rename(directory)
 
     @staticmethod
-    def _configure(home: Path, keystone_port: int) -> None:
-        for name, service in SERVICES.items():
-            (home / f"{name}.conf").write_text(service.configuration(home, keystone_port))
+    def _configure(service: Service, home: Path, ports: dict[str, int]) -> None:
+        (home / service.file_name).write_text(service.configuration(home, ports))
 
     def _process(self, name: str) -> Process:
-        command = (
-            *(str(self._bin / "python"), str(venv.INSIDE / "serve.py")),
-            *(SERVICES[name].module, str(self.ports[name])),
-        )
-        upper = name.upper()
+        service, home = self._services[name], self.home / name
         env = {
             "PYTHONPATH": str(venv.INSIDE),
             "PYTHONWARNINGS": "ignore",
-            f"OS_{upper}_CONFIG_DIR": str(self.home),
-            f"OS_{upper}_CONFIG_FILES": f"{name}.conf",
+            f"OS_{name.upper()}_CONFIG_DIR": str(home),
+            f"OS_{name.upper()}_CONFIG_FILES": service.files or service.file_name,
         }
+        command = service.start_command(self._programs, home, self.ports[name])
         return Process(command, log=self.home / f"{name}.log", env=env)
 
     def start(self) -> Self:
-        """Start both at once; the catalog and the tenant are written while Neutron starts."""
-        self._configure(self.home, self.ports["keystone"])
-        with closing(sqlite3.connect(self.home / "keystone.db")) as database, database:
-            database.execute("UPDATE endpoint SET url = ?", (self.auth_url,))
-        for process in self.processes.values():
-            process.start()
+        """Start what can start at once; the catalog and the tenant are written meanwhile."""
+        for service in self._services.values():
+            self._configure(service, self.home / service.name, self.ports)
+            service.move(self.home / service.name, self.auth_url)
+            if not service.after:
+                self.processes[service.name].start()
         self.wait("keystone")
         self._fill_catalog()
-        self.wait("neutron")
+        for service in self._services.values():
+            for other in service.after:
+                self.wait(other)
+            if service.after:
+                self.processes[service.name].start()
+        for name in self._services:
+            self.wait(name)
         return self
 
     def wait(self, service: str) -> None:
@@ -140,7 +114,7 @@ class OpenStack:
     def _fill_catalog(self) -> None:
         with self.connect() as admin:
             identity = admin.identity
-            for name, service in SERVICES.items():
+            for name, service in self._services.items():
                 if service.catalog_type:
                     made = identity.create_service(type=service.catalog_type, name=name)
                     for interface in ("public", "internal"):
@@ -148,12 +122,16 @@ class OpenStack:
                             service_id=made.id,
                             interface=interface,
                             region_id=REGION,
-                            url=self.url(name),
+                            url=self.url(name) + service.catalog_path,
                         )
             project = identity.create_project(name="tenant", domain_id="default")
             user = identity.create_user(name="tenant", password=PASSWORD, domain_id="default")
-            member = next(role for role in identity.roles() if role.name == "member")
-            identity.assign_project_role_to_user(project, user, member)
+            roles = {role.name: role for role in identity.roles()}
+            identity.assign_project_role_to_user(project, user, roles["member"])
+            # The services log in as the administrator, and act for one another.
+            own = identity.find_project("admin", ignore_missing=False)
+            administrator = identity.find_user("admin", ignore_missing=False)
+            identity.assign_project_role_to_user(own, administrator, roles["service"])
 
     def auth(self, who: str = "admin") -> dict[str, str]:
         """The options by which our helpers log in: ``admin``, or the member ``tenant``."""

@@ -1,16 +1,28 @@
-"""What Keystone and Neutron are told: SQLite, no message queue, no cache."""
+"""Keystone and Neutron: SQLite, no message queue, no cache server."""
 
 from __future__ import annotations
 
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import Final
 
-PASSWORD = "a-secret-of-the-tests"
+from tests.openstack import venv
+from tests.openstack.service import PASSWORD, REGION, Command, Kit, Service, login
+
+_PLACEHOLDER: Final = "http://127.0.0.1:1/v3"
+"""Keystone's own endpoint in the prepared tables, until its port is known."""
 
 
-def keystone(home: Path, _port: int) -> str:
+def _keystone(home: Path, _ports: Mapping[str, int]) -> str:
     return f"""
 [DEFAULT]
 log_file = {home}/keystone-service.log
+[cache]
+enabled = true
+# Of its one process. Ironic logs in ten times to attach one port.
+backend = dogpile.cache.memory
 [database]
 connection = sqlite:///{home}/keystone.db
 [token]
@@ -24,8 +36,18 @@ password_hash_rounds = 4
 """
 
 
-def neutron(home: Path, keystone_port: int) -> str:
-    url = f"http://127.0.0.1:{keystone_port}/v3"
+def _keystone_tables(programs: Path, home: Path) -> Iterator[Command]:
+    script = str(venv.INSIDE / "keystone_schema.py")
+    configuration = str(home / "keystone.conf")
+    yield (str(programs / "python"), script, configuration, PASSWORD, REGION, _PLACEHOLDER)
+
+
+def _move_keystone(home: Path, keystone_url: str) -> None:
+    with closing(sqlite3.connect(home / "keystone.db")) as database, database:
+        database.execute("UPDATE endpoint SET url = ?", (keystone_url,))
+
+
+def _neutron(home: Path, ports: Mapping[str, int]) -> str:
     return f"""
 [DEFAULT]
 core_plugin = ml2
@@ -66,15 +88,29 @@ flat_networks = *
 network_vlan_ranges = physnet1:100:1100
 [ml2_type_vxlan]
 vni_ranges = 2000:3000
-[keystone_authtoken]
-www_authenticate_uri = {url}
-auth_url = {url}
-auth_type = password
-username = admin
-password = {PASSWORD}
-project_name = admin
-user_domain_id = default
-project_domain_id = default
-region_name = RegionOne
-interface = internal
+[keystone_authtoken]{login(ports)}interface = internal
 """
+
+
+def _neutron_tables(programs: Path, home: Path) -> Iterator[Command]:
+    script = str(venv.INSIDE / "neutron_schema.py")
+    yield (str(programs / "python"), script, str(home / "neutron.conf"))
+
+
+KEYSTONE: Final = Service(
+    "keystone",
+    _keystone,
+    module="keystone.wsgi.api",
+    tables=_keystone_tables,
+    move=_move_keystone,
+)
+NEUTRON: Final = Service(
+    "neutron",
+    _neutron,
+    module="neutron.wsgi.api",
+    tables=_neutron_tables,
+    copied=("neutron/api-paste.ini",),
+    catalog_type="network",
+)
+NETWORK: Final = Kit("requirements.txt", (KEYSTONE, NEUTRON))
+"""Enough for networks."""

@@ -21,6 +21,7 @@ from tests.services import ROOT, missing
 
 RECIPE: Final = Path(__file__).resolve().parent
 INSIDE: Final = RECIPE / "inside"
+CACHE: Final = ROOT / ".run" / "openstack"
 INSTALL_SECONDS: Final = 150
 
 
@@ -29,14 +30,14 @@ def cache(kind: str, *files: Path) -> Path:
     digest = hashlib.sha256(sys.version.encode())
     for file in sorted(files):
         digest.update(file.read_bytes())
-    return ROOT / ".run" / "openstack" / f"{kind}-{digest.hexdigest()[:16]}"
+    return CACHE / f"{kind}-{digest.hexdigest()[:16]}"
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """One test run at a time fills the cache."""
-    directory.mkdir(parents=True, exist_ok=True)
-    with (directory / "lock").open("w") as lock:
+def locked(kind: str) -> Iterator[None]:
+    """One test run at a time makes a thing for the cache."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with (CACHE / f"{kind}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -89,7 +89,7 @@ class Joined:
 
 SEEN: Final = (
     *(_s.id, _s.project_id, _s.backend, _s.share_network_id, _s.status),
-    *(_s.network_info, _s.details, _s.server_id),
+    *(_s.network_info, _s.details, _s.server_id, _s.security_key),
 )
 """The columns that make a :class:`~worker.model.ShareServer`."""
 

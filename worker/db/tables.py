@@ -17,6 +17,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -194,6 +195,8 @@ share_networks = Table(
     Column("is_public", Boolean, nullable=False, server_default=text("false")),
     # Where requests go that name none; there is at most one.
     Column("is_default", Boolean, nullable=False, server_default=text("false")),
+    # A digest of the security services that are added to it; empty without any.
+    Column("security_key", String(64), nullable=False, server_default=""),
     CheckConstraint(
         "kind IN ('neutron', 'nova', 'flat_pool', 'dhcp', 'managed', 'none')"
         " AND (kind = 'neutron') = (neutron_net_id IS NOT NULL)"
@@ -215,6 +218,39 @@ _partial(
     share_networks.c.is_default,
     where=share_networks.c.is_default,
     unique=True,
+)
+
+security_services = Table(
+    "security_services",
+    metadata,
+    _id("id", primary_key=True),
+    *_described(),
+    Column("type", String(16), nullable=False),
+    # Of dns_ip and server there may be several, with commas between them.
+    Column("dns_ip", String(255)),
+    Column("server", String(255)),
+    Column("domain", String(255)),
+    Column("ou", String(255)),
+    Column("user", String(255)),
+    # Sealed by who asked for it; only a worker that holds the private key opens it.
+    Column("password_key_id", String(16), index=True),
+    Column("password_sealed", LargeBinary),
+    # Counts the changes of what servers are configured with.
+    Column("revision", Integer, nullable=False, server_default="0"),
+    CheckConstraint("type IN ('active_directory', 'ldap', 'kerberos')", name="type"),
+    CheckConstraint(
+        "(password_key_id IS NULL) = (password_sealed IS NULL)", name="password_has_key"
+    ),
+    Index("ix_security_services_project", "project_id", "created_at", "id"),
+)
+
+share_network_security_services = Table(
+    "share_network_security_services",
+    metadata,
+    _id("share_network_id", primary_key=True),
+    # Of the security service: at most one of each type on a share network.
+    Column("type", String(16), primary_key=True),
+    _id("security_service_id", nullable=False, index=True),
 )
 
 share_servers = Table(

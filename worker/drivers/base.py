@@ -37,7 +37,7 @@ class ShareDriver(ABC):
     host_bound: ClassVar[bool] = False
     """Whether the storage is the local disk of the host that its backend names."""
     needs_shell: ClassVar[bool] = False
-    """Whether it works through a shell on the share server."""
+    """Whether it works through a shell on the share server; in ``single_svm`` that is the host."""
     ports_per_server: ClassVar[int] = 1
     """How many addresses it wants a server to have; the larger of helper's and driver's wins."""
 

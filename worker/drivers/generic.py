@@ -1,10 +1,14 @@
-"""Shares on this host's own disk, served over NFS by nfs-ganesha.
+"""Shares on a machine's own disk, served over NFS by nfs-ganesha.
 
 Storage (:mod:`worker.systems.storage`) and export (:mod:`worker.systems.ganesha`) are separate:
 in ``single_svm`` the predefined server is an address of this host and its daemon is this
 driver's; with share servers it is the compute helper's, which says in the server's attribute
 ``ganesha`` where it lives. Calling :meth:`GenericShareDriver.create_share` again repairs mount
 and export after a reboot, and leaves content and rules alone.
+
+The storage is this host's, also for servers that are part of it (namespaces). Servers that are
+machines of their own have storage of their own, in the directory that their attribute ``storage``
+names; a snapshot then lies on one server, and so do the shares that are made from it.
 """
 
 from __future__ import annotations
@@ -39,7 +43,11 @@ from worker.systems.storage import GIB, Storage
 
 GANESHA_ATTRIBUTE: Final = "ganesha"
 """The share server attribute that names the directory of its NFS server."""
+STORAGE_ATTRIBUTE: Final = "storage"
+"""The attribute of a server that is a machine of its own: the directory for its storage."""
 _PREDEFINED: Final = "predefined"
+_ELSEWHERE: Final = "servers"
+"""The one pool of all servers that are machines of their own."""
 
 _BTRFS_POSSIBLE: Final = """
 command -v mkfs.btrfs >/dev/null || exit 1
@@ -53,10 +61,19 @@ class GenericOptions(Options):
     storage: Literal["auto", "btrfs", "images"] = Field(
         "auto",
         description="`btrfs`: a subvolume a share; `images`: an XFS image file a share; `auto`: "
-        "btrfs where this host can, decided once.",
+        "btrfs where the machine can, decided once.",
     )
     pool_size: int = Field(
-        50, ge=1, description="GiB of the sparse btrfs image, where no `mount` is given."
+        50,
+        ge=1,
+        description="GiB of the sparse btrfs image, where no `mount` is given. On share servers "
+        "that are machines of their own each has one: keep `max_share_server_size` below it.",
+    )
+    capacity: int | None = Field(
+        None,
+        ge=1,
+        description="Share servers that are machines of their own: GiB of shares that all of them "
+        "together may be given; required there. What exists is counted against it.",
     )
     mount: Path | None = Field(
         None,
@@ -77,7 +94,6 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
     OptionsModel: ClassVar[type[Options]] = GenericOptions
     modes: ClassVar[frozenset[DriverMode]] = frozenset(DriverMode)
     protocols: ClassVar[frozenset[str]] = frozenset({"NFS"})
-    host_bound: ClassVar[bool] = True
     needs_shell: ClassVar[bool] = True
 
     def __init__(self, setting: Setting, options: Options, shell_for: ShellFor) -> None:
@@ -94,12 +110,22 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
                 f"Backend {setting.backend!r} is {setting.mode}: its share servers have addresses "
                 f"of their own; leave driver.service_address and driver.service_namespace out."
             )
+        if setting.servers_elsewhere is (self._options.capacity is None):
+            raise ConfigurationError(
+                f"Backend {setting.backend!r} keeps its shares on "
+                + (
+                    "its share servers, whose number nobody knows; set driver.capacity to the GiB "
+                    "that they may hold together."
+                    if setting.servers_elsewhere
+                    else "this host, whose disk says what it holds; leave driver.capacity out."
+                )
+            )
 
     def create_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
         """As :meth:`ShareDriver.create_share`."""
-        storage = self._storage(context)
+        storage = self._storage(context, server)
         storage.create(share.id, share.size)
         return self._exported(context, share, server, storage)
 
@@ -114,7 +140,9 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
                 object=f"share {share.id}",
                 field="size",
             )
-        storage = self._storage(context)
+        storage = self._storage(context, server)
+        if self.setting.servers_elsewhere:
+            _check_here(storage, share, snapshot)
         storage.create_from_snapshot(share.id, snapshot.id, share.size)
         return self._exported(context, share, server, storage)
 
@@ -122,25 +150,27 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> None:
         """As :meth:`ShareDriver.delete_share`."""
-        if self.setting.mode is DriverMode.SINGLE_SVM or (server and server.details):
+        built = server is not None and server.details is not None
+        if self.setting.mode is DriverMode.SINGLE_SVM or built:
             ganesha = self._ganesha(context, server)
             if ganesha.exists():
                 ganesha.remove_export(share.id)
-        self._storage(context).delete(share.id)
+        if built or not self.setting.servers_elsewhere:
+            self._storage(context, server).delete(share.id)
 
     def create_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
         """As :meth:`ShareDriver.create_snapshot`."""
-        del server  # what clients have written is in the file system already
-        self._storage(context).snapshot(snapshot.id, share.id)
+        # What clients have written is in the file system already.
+        self._storage(context, server).snapshot(snapshot.id, share.id)
 
     def delete_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
         """As :meth:`ShareDriver.delete_snapshot`."""
-        del share, server
-        self._storage(context).delete_snapshot(snapshot.id)
+        del share
+        self._storage(context, server).delete_snapshot(snapshot.id)
 
     def update_access(
         self,
@@ -151,15 +181,14 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
         generation: int,
     ) -> None:
         """As :meth:`ShareDriver.update_access`."""
-        path = self._storage(context).path(share.id)
+        path = self._storage(context, server).path(share.id)
         self._serving(context, server).set_rules(share.id, path, rules, generation)
 
     def extend_share(
         self, context: RequestContext, share: Share, new_size: int, server: ShareServer | None
     ) -> None:
         """As :meth:`Resize.extend_share`; never lowers a limit, whatever is used."""
-        del server
-        storage = self._storage(context)
+        storage = self._storage(context, server)
         limit = storage.limit(share.id)
         if new_size * GIB < limit:
             raise Fatal(
@@ -172,28 +201,29 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
 
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
         """As :meth:`Resize.share_size`."""
-        del server
-        return self._storage(context).limit(share.id) // GIB
+        return self._storage(context, server).limit(share.id) // GIB
 
     def storage_pools(self) -> tuple[StoragePool, ...]:
-        """As :meth:`ShareDriver.storage_pools`; one pool, named as the kind of storage."""
-        storage = self._storage(None)
+        """As :meth:`ShareDriver.storage_pools`; one pool, named as the kind of storage.
+
+        Servers elsewhere are one pool of the configured capacity, all of it free: placement
+        subtracts what it has promised.
+        """
+        if self._options.capacity is not None:
+            return (_pool(_ELSEWHERE, self._options.storage, *2 * [self._options.capacity]),)
+        storage = self._storage(None, None)
         capacity = storage.capacity()
-        return (
-            StoragePool(
-                name=storage.kind,
-                total_gib=capacity.total // GIB,
-                free_gib=capacity.free // GIB,
-                capabilities={"storage": storage.kind, "snapshots": "true", "extend": "true"},
-            ),
-        )
+        return (_pool(storage.kind, storage.kind, capacity.total // GIB, capacity.free // GIB),)
 
     def decommission(self, context: RequestContext) -> None:
-        """As :meth:`Decommission.decommission`."""
-        shell = self._shell(context, None)
-        if shell.read_file(self._record) is None:
+        """As :meth:`Decommission.decommission`; storage elsewhere goes with its servers."""
+        if self.setting.servers_elsewhere:
             return
-        storage = self._storage(context)
+        shell = self._shell(context, None)
+        record = self._record(self._base(None))
+        if shell.read_file(record) is None:
+            return
+        storage = self._storage(context, None)
         if left := storage.contents():
             raise Conflict(
                 f"Backend {self.setting.backend!r} still holds {len(left)} shares or snapshots "
@@ -205,12 +235,12 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
                 ganesha.stop()
             shell.run(["rm", "-rf", "--one-file-system", ganesha.directory])
         storage.close()
-        shell.remove_file(self._record)
+        shell.remove_file(record)
 
-    @property
-    def _record(self) -> str:
+    @staticmethod
+    def _record(base: str) -> str:
         """Where it is kept which kind of storage ``auto`` decided for."""
-        return f"{self.setting.state_dir}/storage.kind"
+        return f"{base}/storage.kind"
 
     def _exported(
         self, context: RequestContext, share: Share, server: ShareServer | None, storage: Storage
@@ -241,46 +271,58 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
             directory = f"{self.setting.state_dir}/{_PREDEFINED}"
             address = str(self._options.service_address)
             return Ganesha(Guarded(shell, context.guard), directory, address)
+        directory = self._attribute(server, GANESHA_ATTRIBUTE, "NFS server")
+        bind = self._attribute(server, "ganesha_bind", "address for its NFS server")
+        return Ganesha(self._shell(context, server), directory, bind)
+
+    @staticmethod
+    def _attribute(server: ShareServer | None, name: str, what: str) -> str:
         if server is None or server.details is None:
-            raise Fatal("The share's server is not built, so nothing can be exported on it.")
-        attributes = server.details.attributes
-        if GANESHA_ATTRIBUTE not in attributes:
+            raise Fatal("The share's server is not built, so nothing can be done on it.")
+        value = server.details.attributes.get(name)
+        if value is None:
             raise Fatal(
-                f"Share server {server.id} has no NFS server that the generic driver can use "
-                f"(its attribute {GANESHA_ATTRIBUTE!r} is missing); use another compute helper.",
+                f"Share server {server.id} has no {what} that the generic driver can use "
+                f"(its attribute {name!r} is missing); use another compute helper.",
                 object=f"share_server {server.id}",
                 code=ErrorCode.CONFIGURATION,
             )
-        bind = attributes["ganesha_bind"]
-        return Ganesha(self._shell(context, server), attributes[GANESHA_ATTRIBUTE], bind)
+        return value
 
     def _shell(self, context: RequestContext | None, server: ShareServer | None) -> Shell:
         shell = self.shell_for(server)
         return Guarded(shell, context.guard) if context else shell
 
-    def _storage(self, context: RequestContext | None) -> Storage:
-        """Return the storage, opened; on the host itself, whatever server exports from it."""
-        shell = self._shell(context, None)
-        kind = shell.read_file(self._record)
+    def _base(self, server: ShareServer | None) -> str:
+        """The directory, on the machine that has the storage, of all that belongs to it."""
+        if self.setting.servers_elsewhere:
+            return self._attribute(server, STORAGE_ATTRIBUTE, "directory for storage")
+        return str(self.setting.state_dir)
+
+    def _storage(self, context: RequestContext | None, server: ShareServer | None) -> Storage:
+        """Return the storage, opened: the server's own, or this host's for any server on it."""
+        shell = self._shell(context, server if self.setting.servers_elsewhere else None)
+        base = self._base(server)
+        kind = shell.read_file(self._record(base))
         wanted = self._options.storage
         if kind is None:
             kind = wanted
             if kind == "auto":
                 possible = shell.run(["sh", "-euc", _BTRFS_POSSIBLE], check=False).exit_code == 0
                 kind = "btrfs" if possible or self._options.mount else "images"
-            shell.write_file(self._record, kind)
+            shell.write_file(self._record(base), kind)
         elif wanted not in {"auto", kind}:
             raise Fatal(
                 f"Backend {self.setting.backend!r} keeps its shares as {kind}, but is configured "
                 f"for {wanted}; set driver.storage back, or decommission it first.",
                 code=ErrorCode.CONFIGURATION,
             )
-        storage = self._made(kind, shell)
+        storage = self._made(kind, shell, base)
         storage.open()
         return storage
 
-    def _made(self, kind: str, shell: Shell) -> Storage:
-        root = posixpath.join(str(self.setting.state_dir), "storage")
+    def _made(self, kind: str, shell: Shell, base: str) -> Storage:
+        root = posixpath.join(base, "storage")
         if kind == ImageStorage.kind:
             return ImageStorage(shell, root)
         mount = self._options.mount
@@ -291,6 +333,23 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
             mount=None if mount is None else str(mount),
             name=self.setting.backend,
         )
+
+
+def _check_here(storage: Storage, share: Share, snapshot: Snapshot) -> None:
+    """Refuse a snapshot of another server; once the share is there, the snapshot may be gone."""
+    if not {snapshot.id, share.id} & set(storage.contents()):
+        raise Fatal(
+            f"Snapshot {snapshot.id} is not on share server {share.share_server_id}, which has "
+            f"room for share {share.id}, and data does not move between share servers; make room "
+            f"on the snapshot's own server, or copy as a client.",
+            object=f"share {share.id}",
+            code=ErrorCode.NOT_SUPPORTED,
+        )
+
+
+def _pool(name: str, storage: str, total: int, free: int) -> StoragePool:
+    capabilities = {"storage": storage, "snapshots": "true", "extend": "true"}
+    return StoragePool(name=name, total_gib=total, free_gib=free, capabilities=capabilities)
 
 
 def _in_path(address: str) -> str:

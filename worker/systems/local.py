@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -13,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from worker.errors import ErrorCode, Fatal, Retryable
-from worker.systems.shell import Completed
+from worker.errors import Fatal, Retryable
+from worker.systems.shell import Completed, checked, decoded, not_installed, overran
 
 NAMESPACES: Final = Path("/run/netns")
 _GRACE: Final = 5.0
@@ -47,11 +48,7 @@ class LocalShell:
         environment = {"PATH": _search_path(), "LC_ALL": "C", "HOME": "/root"}
         # nsenter's own failure would look like the command's, hence both checks beforehand.
         if shutil.which(argv[0], path=environment["PATH"]) is None:
-            raise Fatal(
-                f"The command {argv[0]!r} is not installed on this host; install the packages "
-                f"that docs/operator.md lists.",
-                code=ErrorCode.CONFIGURATION,
-            )
+            raise not_installed(argv[0], "this host")
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL if stdin is None else subprocess.PIPE,
@@ -60,29 +57,17 @@ class LocalShell:
             cwd="/",
             env=environment,
             start_new_session=True,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
         ) as process:
             try:
-                stdout, stderr = process.communicate(stdin, timeout)
+                out, err = process.communicate(None if stdin is None else stdin.encode(), timeout)
             except subprocess.TimeoutExpired:
                 _end(process)
-                raise Retryable(
-                    f"`{' '.join(argv[:3])}` did not end within {timeout:.0f} s on "
-                    f"{self._where()}.",
-                    code=ErrorCode.TIMEOUT,
-                ) from None
+                raise overran(argv, timeout, self._where()) from None
             except BaseException:
                 _end(process)
                 raise
-        done = Completed(tuple(argv), process.returncode, stdout, stderr)
-        if check and done.exit_code != 0:
-            raise Fatal(
-                f"`{' '.join(argv[:6])}` ended with exit code {done.exit_code} on "
-                f"{self._where()}: {(stderr or stdout).strip()[-500:] or 'it printed nothing'}"
-            )
-        return done
+        done = Completed(tuple(argv), process.returncode, decoded(out), decoded(err))
+        return checked(done, self._where()) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
         """As :meth:`~worker.systems.shell.Shell.write_file`; makes missing directories."""
@@ -91,21 +76,22 @@ class LocalShell:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(half, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            with os.fdopen(descriptor, "wb") as file:
                 os.fchmod(descriptor, mode)
-                file.write(content)
+                file.write(content.encode())
                 file.flush()
                 os.fsync(descriptor)
             half.replace(target)
             _sync_directory(target.parent)
         except OSError as error:
-            half.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                half.unlink()
             raise _file_error("write", path, error) from error
 
     def read_file(self, path: str) -> str | None:
         """As :meth:`~worker.systems.shell.Shell.read_file`."""
         try:
-            return Path(path).read_text(encoding="utf-8")
+            return Path(path).read_bytes().decode()
         except FileNotFoundError:
             return None
         except OSError as error:
@@ -140,7 +126,7 @@ def _search_path() -> str:
     return f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def _end(process: subprocess.Popen[bytes]) -> None:
     """End a command with all that it started; SIGTERM first, so that scripts can put right."""
     for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
         try:

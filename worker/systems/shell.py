@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from worker.errors import Retryable
+from worker.errors import ErrorCode, Fatal, Retryable
 
 LOCK_TAKEN: Final = 75
 """What :func:`locked` has ``flock`` exit with (EX_TEMPFAIL); scripts do not use it."""
@@ -89,6 +89,41 @@ class Guarded:
         """As :meth:`Shell.remove_file`."""
         self.guard()
         self.shell.remove_file(path)
+
+
+def decoded(output: bytes) -> str:
+    """Return what a command printed as text; bytes that are no UTF-8 are replaced."""
+    return output.decode("utf-8", "replace")
+
+
+def shown(argv: Sequence[str]) -> str:
+    """Return the beginning of a command, on one line, for a message."""
+    return " ".join(" ".join(argv).split())[:80]
+
+
+def checked(done: Completed, where: str) -> Completed:
+    """Return a command that ended well; raise :class:`~worker.errors.Fatal` for another."""
+    if done.exit_code == 0:
+        return done
+    said = (done.stderr or done.stdout).strip()[-500:] or "it printed nothing"
+    raise Fatal(f"`{shown(done.argv)}` ended with exit code {done.exit_code} on {where}: {said}")
+
+
+def overran(argv: Sequence[str], timeout: float, where: str) -> Retryable:
+    """Return the error of a command that did not end in time."""
+    return Retryable(
+        f"`{shown(argv)}` did not end within {timeout:g} s on {where}.",
+        code=ErrorCode.TIMEOUT,
+    )
+
+
+def not_installed(command: str, where: str) -> Fatal:
+    """Return the error of a command that is not there."""
+    return Fatal(
+        f"The command {command!r} is not installed on {where}; install the packages that "
+        f"docs/operator.md lists.",
+        code=ErrorCode.CONFIGURATION,
+    )
 
 
 def locked(

@@ -156,5 +156,5 @@ def _translated(done: Completed, doing: str) -> StepError:
     if "busy" in said:
         return Retryable(f"Could not {doing}: it is in use ({said}).")
     if "not found" in said and "sh:" in said:
-        return Fatal(f"Could not {doing}: a command is not installed on this host ({said}).")
+        return Fatal(f"Could not {doing}: a command is not installed there ({said}).")
     return Fatal(f"Could not {doing}: {said}")

@@ -12,11 +12,12 @@ from worker.errors import StepError
 from worker.job import Job, Writing
 from worker.model import ShareServer, SnapshotStatus
 from worker.saga import Act, Commit
+from worker.tasks.shares import share_and_server
 
 
 def _objects(connection: Connection, job: Job) -> tuple[Row[Any], Row[Any], ShareServer | None]:
     snapshot = inventory.snapshot_row(connection, job.operation.payload["snapshot_id"])
-    share, server = inventory.share_and_server(connection, snapshot.share_id)
+    share, server = share_and_server(job, connection, snapshot.share_id)
     return snapshot, share, server
 
 

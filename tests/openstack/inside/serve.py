@@ -29,9 +29,8 @@ def _lock_at_once(_connection: Any, _cursor: Any, statement: str, parameters: An
     return ("BEGIN IMMEDIATE" if statement == "BEGIN" else statement), parameters
 
 
-def main(module: str, port: int) -> None:
-    sys.argv = [module]  # the applications parse it themselves when they are imported
-    application = importlib.import_module(module).application
+def serve(application: Any, port: int) -> None:
+    """Serve a WSGI application until the process is ended."""
     server = Server(
         ("127.0.0.1", port),
         application,
@@ -43,4 +42,10 @@ def main(module: str, port: int) -> None:
     server.safe_start()
 
 
-main(sys.argv[1], int(sys.argv[2]))
+def main(module: str, port: int) -> None:
+    sys.argv = [module]  # the applications parse it themselves when they are imported
+    serve(importlib.import_module(module).application, port)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -30,6 +30,8 @@ class ComputeHelper(ABC):
     """Whether its servers live on the host that its backend names."""
     ports_per_server: ClassVar[int] = 1
     """How many addresses a server of this kind needs at least."""
+    needs_ports: ClassVar[bool] = False
+    """Whether its servers are attached to Neutron's ports, not only given addresses."""
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.setting = setting
@@ -53,7 +55,10 @@ class ComputeHelper(ABC):
 
     @abstractmethod
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Delete it by its recorded id or by the name made of its row's id; gone is fine."""
+        """Delete it by its recorded id or by the name made of its row's id; gone is fine.
+
+        Raises :class:`~worker.errors.NotReady` while it goes: its addresses are released next.
+        """
 
 
 class Reachable(ABC):

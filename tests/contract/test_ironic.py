@@ -1,0 +1,342 @@
+"""The contract on Ironic, with the real API and fake hardware, and what is particular to it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sqlite3
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import asyncssh
+import pytest
+import yaml
+from openstack.baremetal.v1.node import Node
+from openstack.connection import Connection
+from pydantic import ValidationError
+
+from tests.contract.compute_helper_suite import (
+    PATIENCE,
+    ComputeHelperContract,
+    NetworkFor,
+    a_server,
+)
+from tests.contract.share_driver_suite import GuardThatEnds, context
+from tests.machines import Lan, address_of
+from tests.openstack import baremetal
+from tests.openstack.cloud import OpenStack
+from tests.services import wait_until
+from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable
+from worker.helpers.compute.ironic import IronicComputeHelper, IronicOptions
+from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer
+from worker.plugin import Setting
+from worker.systems.openstack import OpenStack as Client
+from worker.systems.openstack import OpenStackOptions
+
+# The first test of a checkout installs OpenStack and prepares its tables.
+pytestmark = pytest.mark.timeout(420)
+
+CLASS = "contract"
+IMAGE = "http://images.example/share-server.qcow2"
+
+
+@pytest.fixture(scope="module")
+def cloud(openstack_with_ironic: OpenStack) -> OpenStack:
+    return openstack_with_ironic
+
+
+@pytest.fixture(scope="module")
+def admin(cloud: OpenStack) -> Iterator[Connection]:
+    with cloud.connect() as connection:
+        yield connection
+
+
+@pytest.fixture(scope="module")
+def nodes(admin: Connection) -> Iterator[list[Node]]:
+    made = baremetal.enrol(admin, CLASS, 2)
+    yield made
+    baremetal.remove(admin, made)
+
+
+@pytest.fixture(scope="module")
+def ports(admin: Connection) -> Iterator[list[Any]]:
+    """Two ports as the network helper makes them, on addresses that are this machine's too."""
+    network = admin.network.create_network(name="ironic-contract")
+    subnet = admin.network.create_subnet(
+        network_id=network.id, cidr="127.71.0.0/24", ip_version=4, enable_dhcp=False
+    )
+    made = [
+        admin.network.create_port(network_id=network.id, fixed_ips=[{"subnet_id": subnet.id}])
+        for _ in range(2)
+    ]
+    yield made
+    for port in made:
+        admin.network.delete_port(port)
+    admin.network.delete_network(network)
+
+
+@pytest.fixture(scope="module")
+def private_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("ironic") / "id_ed25519"
+    asyncssh.generate_private_key("ssh-ed25519").write_private_key(file)
+    file.chmod(0o600)
+    return file
+
+
+@pytest.fixture
+def options(cloud: OpenStack, nodes: list[Node], private_key: Path) -> dict[str, Any]:
+    return cloud.auth() | {
+        "resource_class": CLASS,
+        "image": IMAGE,
+        "image_checksum": "0" * 32,
+        "ssh_private_key_file": private_key,
+        "wait_for_ssh": False,
+        "poll_interval": 0.2,
+    }
+
+
+def make_helper(options: dict[str, Any]) -> IronicComputeHelper:
+    setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"))
+    return IronicComputeHelper(setting, IronicOptions(**options))
+
+
+class Seen:
+    """All that Ironic and Neutron have of share servers."""
+
+    def __init__(self, admin: Connection, nodes: list[Node], ports: list[Any]) -> None:
+        self.admin = admin
+        self._nodes = nodes
+        self._ports = ports
+
+    def state(self) -> Any:
+        ironic = self.admin.baremetal
+        baremetal.settle(self.admin, self._nodes)
+        allocations = [(one.name, one.state, one.node_id) for one in ironic.allocations()]
+        nodes = [
+            (
+                *(node.id, node.provision_state, node.instance_id, node.instance_info),
+                *ironic.list_node_vifs(node),
+            )
+            for node in (ironic.get_node(made.id) for made in self._nodes)
+        ]
+        ports = [self.admin.network.get_port(port.id).binding_host_id for port in self._ports]
+        return sorted(allocations), nodes, ports
+
+
+def configdrive(cloud: OpenStack, server: ShareServer) -> Any:
+    """What the server's node is told at its first boot; Ironic's API shows it to nobody."""
+    with closing(sqlite3.connect(cloud.home / "ironic" / "ironic.db")) as database:
+        ours = "SELECT instance_info FROM nodes WHERE instance_uuid = ?"
+        ((info,),) = database.execute(ours, (server.id,)).fetchall()
+    return json.loads(info)["configdrive"]
+
+
+def lock(cloud: OpenStack, node_id: str, conductor: str | None) -> None:
+    """Have a conductor work on a node, for as long as the test wants."""
+    with closing(sqlite3.connect(cloud.home / "ironic" / "ironic.db", timeout=30)) as database:
+        database.execute("UPDATE nodes SET reservation = ? WHERE uuid = ?", (conductor, node_id))
+        database.commit()
+
+
+@pytest.fixture
+def outside(admin: Connection, nodes: list[Node], ports: list[Any]) -> Seen:
+    return Seen(admin, nodes, ports)
+
+
+@pytest.fixture
+def network_for(ports: list[Any]) -> NetworkFor:
+    def network(number: int) -> NetworkInfo:
+        port = ports[number]
+        return NetworkInfo(
+            cidr="127.71.0.0/24",
+            netmask="255.255.255.0",
+            prefix_length=24,
+            ip_version=4,
+            broadcast="127.71.0.255",
+            gateway="127.71.0.1",
+            addresses=(port.fixed_ips[0]["ip_address"],),
+            ports=(port.id,),
+            mac_addresses=(port.mac_address,),
+        )
+
+    return network
+
+
+class TestIronicComputeHelper(ComputeHelperContract):
+    @pytest.fixture
+    def helper(self, options: dict[str, Any]) -> IronicComputeHelper:
+        return make_helper(options)
+
+    @pytest.fixture
+    def failing(
+        self,
+        helper: IronicComputeHelper,
+        new_server: Callable[[int], ShareServer],
+        network_for: NetworkFor,
+    ) -> tuple[IronicComputeHelper, ShareServer]:
+        """More ports than its node has network cards."""
+        both = network_for(0).ports + network_for(1).ports
+        info = dataclasses.replace(network_for(0), ports=both)
+        return helper, dataclasses.replace(new_server(0), network_info=info)
+
+    def test_a_reachable_server_takes_commands(
+        self,
+        cloud: OpenStack,
+        options: dict[str, Any],
+        new_server: Any,
+        share_network: ShareNetwork,
+        tmp_path: Path,
+    ) -> None:
+        """A machine with a real sshd stands in for the node; what Ironic was told makes its key."""
+        with Lan.made(tmp_path) as lan:
+            server = new_server(0)
+            info = dataclasses.replace(server.network_info, addresses=(address_of(2),))
+            server = dataclasses.replace(server, network_info=info)
+            helper = make_helper(
+                options
+                | {
+                    "ssh_private_key_file": lan.directory / "key",
+                    "ssh_connect_timeout": 1.0,
+                    "server_directory": str(lan.directory / "var"),
+                    "wait_for_ssh": True,
+                }
+            )
+            self.until(helper, server, share_network, "does not serve yet")
+            machine = lan.machine(server.id)
+            assert machine.address == address_of(2)
+            told = configdrive(cloud, server)
+            machine.sshd.close()
+            machine.install(yaml.safe_load(told["user_data"])["ssh_keys"]["ed25519_private"])
+            machine.start()
+            self.until(helper, server, share_network, "still installs its software")
+            (lan.directory / "var").mkdir()
+            (lan.directory / "var" / "ready").touch()
+            server = dataclasses.replace(server, details=self.get(helper, server, share_network))
+            assert helper.shell(server).run(["sh", "-c", "exit 3"], check=False).exit_code == 3
+            self.delete(helper, server)
+
+    @staticmethod
+    def until(
+        helper: IronicComputeHelper, server: ShareServer, network: ShareNetwork, words: str
+    ) -> None:
+        """Ask until the helper waits for this."""
+
+        def waits_for_it() -> bool:
+            assert server.network_info is not None
+            with pytest.raises(NotReady) as wait:
+                helper.get_share_server(context(), server, network, server.network_info, ())
+            return words in wait.value.message
+
+        wait_until(waits_for_it, words, PATIENCE)
+
+    def test_a_node_is_told_who_it_is_and_where(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork, cloud: OpenStack
+    ) -> None:
+        server = new_server(0)
+        self.get(helper, server, share_network)
+        told = configdrive(cloud, server)
+        assert told["meta_data"] == {"uuid": server.id, "hostname": f"sw-{server.id}"}
+        (network,) = told["network_data"]["networks"]
+        assert network["ip_address"] == server.network_info.addresses[0]
+        self.delete(helper, server)
+
+    def test_no_node_is_free(
+        self, options: dict[str, Any], outside: Seen, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        empty = outside.state()
+        helper, server = make_helper(options | {"resource_class": "none"}), new_server(0)
+        with pytest.raises(Fatal, match="no available nodes match the resource class none"):
+            self.get(helper, server, share_network)
+        self.delete(helper, server)
+        assert outside.state() == empty
+
+    def test_a_node_that_goes_into_maintenance_or_is_locked(
+        self,
+        helper: Any,
+        outside: Seen,
+        cloud: OpenStack,
+        new_server: Any,
+        share_network: ShareNetwork,
+    ) -> None:
+        admin = outside.admin
+        empty = outside.state()
+        server = new_server(0)
+        with pytest.raises(LeaseLost):
+            self.get(helper, server, share_network, context(GuardThatEnds(1)))
+        node = admin.baremetal.get_allocation(f"sw-{server.id}").node_id
+        lock(cloud, node, "testhost")
+        self.until(helper, server, share_network, "locked by conductor testhost")
+        user = Client(OpenStackOptions(**cloud.auth()), ErrorCode.COMPUTE_FAILED)
+        with pytest.raises(Retryable, match="is locked by host"):
+            user.change(
+                "attach",
+                lambda c: c.baremetal.attach_vif_to_node(node, "port", retry_on_conflict=False),
+                about="node",
+                guard=lambda: None,
+            )
+        lock(cloud, node, None)
+        admin.baremetal.set_node_maintenance(node, "its fan is broken")
+        with pytest.raises(Fatal, match="maintenance: its fan is broken") as failure:
+            self.get(helper, server, share_network)
+        assert failure.value.share_server_id == node
+        self.delete(helper, server)
+        admin.baremetal.unset_node_maintenance(node)
+        assert outside.state() == empty
+
+    def test_a_node_that_can_be_neither_deployed_nor_undeployed(
+        self,
+        helper: Any,
+        outside: Seen,
+        cloud: OpenStack,
+        new_server: Any,
+        share_network: ShareNetwork,
+    ) -> None:
+        """Ironic itself does not reach Neutron."""
+        empty = outside.state()
+        server = new_server(0)
+        with pytest.raises(LeaseLost):
+            self.get(helper, server, share_network, context(GuardThatEnds(3)))
+        cloud.stop("neutron")
+        with pytest.raises(Fatal, match=r"is deploy failed instead of deployed: \w+") as failure:
+            self.get(helper, server, share_network)
+        with pytest.raises(Retryable, match="could not be undeployed: Failed to tear down") as left:
+            self.delete(helper, server)
+        assert left.value.share_server_id == failure.value.share_server_id
+        cloud.start_again("neutron")
+        self.delete(helper, server)
+        assert outside.state() == empty
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"resource_class": "none"}, "no node of resource class none"),
+        ({"traits": ("CUSTOM_GOLD",)}, "None of the 2 nodes .* has the traits CUSTOM_GOLD"),
+        ({"password": "not-it"}, "Keystone refuses the login"),
+    ],
+)
+def test_what_cannot_work_is_refused_at_start(
+    options: dict[str, Any], wrong: dict[str, Any], words: str
+) -> None:
+    make_helper(options).check()
+    with pytest.raises(Fatal, match=words):
+        make_helper(options | wrong).check()
+
+
+def test_what_an_image_needs() -> None:
+    login = {"cloud": "c", "resource_class": "r", "ssh_private_key_file": "/key"}
+    with pytest.raises(ValidationError, match="needs image_checksum"):
+        IronicOptions(**login, image=IMAGE)
+    with pytest.raises(ValidationError, match="image"):
+        IronicOptions(**login, image="debian")
+    assert IronicOptions(**login, image=str(uuid.uuid4())).image_checksum is None
+
+
+def test_a_server_without_ports(options: dict[str, Any], network_for: NetworkFor) -> None:
+    network = ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.FLAT_POOL)
+    server = a_server(dataclasses.replace(network_for(0), ports=()), network)
+    with pytest.raises(Fatal, match="no Neutron ports"):
+        ComputeHelperContract.get(make_helper(options), server, network)

@@ -1,0 +1,387 @@
+"""Share servers on bare metal, by Ironic.
+
+A server is the node that Ironic gives to the allocation ``sw-<server id>``, whose UUID is the
+server's id as well; the node bears it as its instance's for as long as it is ours. So an attempt
+that finds the allocation goes on with what a dead one made, and nothing is undeployed that is not
+under it. A node's own id is used again by others: it is recorded for people, and only looked at.
+
+Undeploying a node detaches its VIFs and ends its allocation. Whether the node is cleaned after
+that is no concern of the server's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Final, Self, TypeVar, cast
+
+from openstack.baremetal.v1.allocation import Allocation
+from openstack.baremetal.v1.node import Node
+from openstack.connection import Connection
+from pydantic import Field, model_validator
+
+from worker.errors import ErrorCode, Fatal, NotReady, Retryable, StepError
+from worker.failpoints import failpoint
+from worker.helpers.compute.base import ComputeHelper, Reachable
+from worker.helpers.compute.ssh_servers import (
+    SshOptions,
+    boot_data,
+    check_reachable,
+    ssh_attributes,
+    ssh_shell,
+)
+from worker.model import (
+    NetworkInfo,
+    RequestContext,
+    SecurityService,
+    ShareNetwork,
+    ShareServer,
+    ShareServerDetails,
+)
+from worker.plugin import Checked, Options, Setting
+from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken
+from worker.systems.shell import Shell
+
+Answer = TypeVar("Answer")
+
+_ALLOCATING: Final = 0.5
+"""Seconds in which Ironic has usually chosen a node."""
+_IDLE: Final = frozenset({"available", "manageable", "enroll"})
+"""States of a node that nothing is deployed on."""
+_DEPLOYING: Final = frozenset({"deploying", "wait call-back", "deploy hold"})
+_UNDEPLOYING: Final = frozenset({"deleting", "cleaning", "clean wait", "clean hold"})
+
+
+class IronicOptions(OpenStackOptions, SshOptions):
+    """Options of the Ironic helper."""
+
+    resource_class: str = Field(
+        min_length=1, max_length=80, description="The resource class of the nodes to take."
+    )
+    traits: tuple[str, ...] = Field(
+        (), description="Traits that a node must have; Ironic deploys by them too."
+    )
+    image: str = Field(
+        pattern=r"^(https?://\S+|file:///\S+|[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})$",
+        description="The image to deploy: its id in Glance, or its URL (`http`, `https`, `file`). "
+        "It has cloud-init.",
+    )
+    image_checksum: str | None = Field(
+        None, description="The checksum of an image by URL, or the URL of a file with it."
+    )
+    instance_info: dict[str, str | int] = Field(
+        default_factory=dict,
+        description="What else Ironic needs to know to deploy the image, such as `root_gb`, or "
+        "`kernel` and `ramdisk`.",
+    )
+    poll_interval: float = Field(
+        5.0, gt=0, description="Seconds between looks at a node that is deployed or undeployed."
+    )
+
+    @model_validator(mode="after")
+    def _a_url_needs_a_checksum(self) -> Self:
+        if self.image.startswith("http") and self.image_checksum is None:
+            raise ValueError("an image by URL needs image_checksum: Ironic refuses it otherwise")
+        return self
+
+
+class IronicComputeHelper(ComputeHelper, Reachable, Checked):
+    """Makes share servers out of bare metal nodes, by Ironic."""
+
+    OptionsModel: ClassVar[type[Options]] = IronicOptions
+
+    def __init__(self, setting: Setting, options: Options) -> None:
+        super().__init__(setting, options)
+        self._options = cast("IronicOptions", options)
+        self._ironic = OpenStack(self._options, ErrorCode.COMPUTE_FAILED)
+
+    def check(self) -> None:
+        """Log in, and look for a node of the resource class with the traits."""
+        wanted, traits = self._options.resource_class, set(self._options.traits)
+        nodes = self._ironic.ask(
+            f"list the nodes of resource class {wanted}",
+            lambda c: list(c.baremetal.nodes(resource_class=wanted, fields=["uuid", "traits"])),
+            about=f"backend {self.setting.backend}",
+        )
+        if not nodes:
+            raise Fatal(
+                f"Ironic has no node of resource class {wanted}, or hides them from the backend's "
+                f"user; correct resource_class, or the user's role.",
+                code=ErrorCode.CONFIGURATION,
+            )
+        if not any(traits <= set(node.traits or ()) for node in nodes):
+            raise Fatal(
+                f"None of the {len(nodes)} nodes of resource class {wanted} has the traits "
+                f"{', '.join(sorted(traits))}; correct traits.",
+                code=ErrorCode.CONFIGURATION,
+            )
+
+    def get_share_server(
+        self,
+        context: RequestContext,
+        share_server: ShareServer,
+        share_network: ShareNetwork,
+        network_info: NetworkInfo,
+        security_services: Sequence[SecurityService],
+    ) -> ShareServerDetails:
+        """As :meth:`ComputeHelper.get_share_server`."""
+        del security_services  # the share driver's business, on the server
+        if not network_info.ports:
+            raise Fatal(
+                f"Share server {share_server.id} has no Neutron ports to attach to a node: share "
+                f"network {share_network.id} is served by another network helper; use neutron.",
+                object=f"share_server {share_server.id}",
+                code=ErrorCode.CONFIGURATION,
+            )
+        work = _Work(self._ironic, context, share_server)
+        node = work.node_of(self._allocation(work))
+        try:
+            self._deploy(work, node, network_info)
+        except StepError as error:
+            error.share_server_id = node.id
+            raise
+        address = network_info.addresses[0]
+        attributes = ssh_attributes(self._options, share_server.id, address=address)
+        check_reachable(self._options, share_server.id, attributes, server_id=node.id)
+        return ShareServerDetails(
+            server_id=node.id,
+            addresses=network_info.addresses,
+            attributes={**attributes, "allocation": allocation_name(share_server.id)},
+        )
+
+    def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
+        """As :meth:`ComputeHelper.delete_share_server`.
+
+        Raises :class:`~worker.errors.NotReady` while the node is undeployed.
+        """
+        work = _Work(self._ironic, context, share_server)
+        allocation = work.allocation()
+        if allocation is None:
+            self._check_undeployed(work)
+        elif allocation.node_id is None:
+            work.release(allocation)
+        else:
+            self._give_back(work, allocation)
+
+    def shell(self, share_server: ShareServer) -> Shell:
+        """As :meth:`Reachable.shell`."""
+        return ssh_shell(self._options, share_server)
+
+    def _allocation(self, work: _Work) -> Allocation:
+        """Return the server's allocation once it has a node."""
+        allocation = work.allocation() or work.allocate(self._options)
+        failpoint("ironic.after_allocation")
+        if allocation.state == "error":
+            raise work.failed(f"Ironic has no node for it: {allocation.last_error}")
+        if allocation.state != "active":
+            raise NotReady(
+                f"Ironic still chooses a node for share server {work.server.id}.",
+                retry_after=_ALLOCATING,
+            )
+        return allocation
+
+    def _deploy(self, work: _Work, node: Node, network_info: NetworkInfo) -> None:
+        """Return when the node is deployed and attached."""
+        state = node.provision_state
+        if state in _DEPLOYING or (node.reservation and state in {"available", "active"}):
+            raise self._busy(work, node)
+        if state not in {"available", "active"}:
+            raise work.failed(
+                f"Node {node.id} is {state} instead of deployed: {node.last_error or 'no reason'}"
+            )
+        if state == "available" and node.is_maintenance:
+            raise work.failed(
+                f"Node {node.id} went into maintenance: {node.maintenance_reason or 'no reason'}"
+            )
+        self._attach(work, node, network_info)
+        if state == "available":
+            self._start(work, node)
+            failpoint("ironic.after_deploy")
+            raise self._busy(work, node)
+
+    def _attach(self, work: _Work, node: Node, network_info: NetworkInfo) -> None:
+        attached = work.vifs(node)
+        for port in network_info.ports:
+            if port not in attached:
+                work.attach(node, port)
+                failpoint("ironic.after_vif")
+
+    def _start(self, work: _Work, node: Node) -> None:
+        options = self._options
+        told: dict[str, Any] = {
+            "image_source": options.image,
+            "display_name": allocation_name(work.server.id),
+            **options.instance_info,
+        }
+        if options.image_checksum is not None:
+            told["image_checksum"] = options.image_checksum
+        # Field by field: Ironic keeps the allocation's traits there.
+        patch = [
+            {"op": "add", "path": f"/instance_info/{name}", "value": value}
+            for name, value in told.items()
+        ]
+        work.change(
+            f"tell node {node.id} its image",
+            lambda c: c.baremetal.patch_node(node, patch, retry_on_conflict=False),
+        )
+        # Ironic adds the network's part itself: it knows which card has which port.
+        drive: dict[str, object] = {
+            "meta_data": {"uuid": work.server.id, "hostname": allocation_name(work.server.id)},
+            "user_data": boot_data(options, work.server.id),
+        }
+        work.change(
+            f"deploy node {node.id}",
+            lambda c: c.baremetal.set_node_provision_state(node, "active", config_drive=drive),
+        )
+
+    def _give_back(self, work: _Work, allocation: Allocation) -> None:
+        """Undeploy the allocation's node; one that nothing was deployed on is only released."""
+        node = work.node_of(allocation)
+        state = node.provision_state
+        if state in _UNDEPLOYING or state == "deploying" or node.reservation:
+            raise self._busy(work, node)
+        if state in _IDLE:
+            for port in work.vifs(node):
+                work.detach(node, port)
+            if node.instance_info:
+                forget = [{"op": "replace", "path": "/instance_info", "value": {}}]
+                work.change(
+                    f"make node {node.id} forget its image",
+                    lambda c: c.baremetal.patch_node(node, forget, retry_on_conflict=False),
+                )
+            work.release(allocation)
+            return
+        work.change(
+            f"undeploy node {node.id}",
+            lambda c: c.baremetal.set_node_provision_state(node, "deleted"),
+        )
+        failpoint("ironic.after_undeploy")
+        if state == "error":
+            raise self._not_undeployed(work, node)
+        raise self._busy(work, node)
+
+    def _check_undeployed(self, work: _Work) -> None:
+        """Where the recorded node is nobody's, it may still be on its way back from us."""
+        if work.server.server_id is None:
+            return
+        node = work.node(work.server.server_id)
+        if node is None or node.instance_id is not None:
+            return
+        if node.provision_state == "deleting":
+            raise self._busy(work, node)
+        if node.provision_state == "error":
+            raise self._not_undeployed(work, node)
+
+    def _busy(self, work: _Work, node: Node) -> NotReady:
+        return NotReady(
+            f"Node {node.id} of share server {work.server.id} is {node.provision_state}"
+            + (f", locked by conductor {node.reservation}." if node.reservation else "."),
+            retry_after=self._options.poll_interval,
+            share_server_id=node.id,
+        )
+
+    @staticmethod
+    def _not_undeployed(work: _Work, node: Node) -> Retryable:
+        return Retryable(
+            f"Node {node.id} could not be undeployed: {node.last_error or 'Ironic says no more'}. "
+            f"It may still run as share server {work.server.id}; repair it in Ironic.",
+            object=f"share_server {work.server.id}",
+            code=ErrorCode.COMPUTE_FAILED,
+            share_server_id=node.id,
+        )
+
+
+class _Work:
+    """Ironic's calls for one server, in one attempt."""
+
+    def __init__(self, ironic: OpenStack, context: RequestContext, server: ShareServer) -> None:
+        self._ironic = ironic
+        self._context = context
+        self.server = server
+        self._about = f"share_server {server.id}"
+
+    def ask(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
+        return self._ironic.ask(doing, call, about=self._about)
+
+    def change(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
+        return self._ironic.change(doing, call, about=self._about, guard=self._context.guard)
+
+    def failed(self, sentence: str) -> Fatal:
+        """Return the error of a build that will not go better."""
+        return Fatal(
+            f"Share server {self.server.id} cannot be built. {sentence}",
+            object=self._about,
+            code=ErrorCode.COMPUTE_FAILED,
+        )
+
+    def allocation(self) -> Allocation | None:
+        """Find the server's allocation."""
+        name = allocation_name(self.server.id)
+        try:
+            return self.ask(f"look for {name}", lambda c: c.baremetal.get_allocation(name))
+        except Missing:
+            return None
+
+    def allocate(self, options: IronicOptions) -> Allocation:
+        """Ask for a node."""
+        name = allocation_name(self.server.id)
+        try:
+            return self.change(
+                f"allocate a node of resource class {options.resource_class}",
+                lambda c: c.baremetal.create_allocation(
+                    id=self.server.id,
+                    name=name,
+                    resource_class=options.resource_class,
+                    traits=list(options.traits),
+                    extra={"share_server": self.server.id, "backend": self.server.backend},
+                ),
+            )
+        except Taken as error:
+            # An earlier attempt's request arrived after we had looked.
+            found = self.allocation()
+            if found is None:
+                raise error from None
+            return found
+
+    def release(self, allocation: Allocation) -> None:
+        """End an allocation whose node is not deployed."""
+        self.change(
+            f"release {allocation.name}",
+            lambda c: c.baremetal.delete_allocation(allocation.id, ignore_missing=True),
+        )
+
+    def node(self, node_id: str) -> Node | None:
+        """Find a node."""
+        try:
+            return self.ask(f"read node {node_id}", lambda c: c.baremetal.get_node(node_id))
+        except Missing:
+            return None
+
+    def node_of(self, allocation: Allocation) -> Node:
+        """Read an allocation's node, which Ironic does not delete before its allocation."""
+        node_id = allocation.node_id
+        return self.ask(f"read node {node_id}", lambda c: c.baremetal.get_node(node_id))
+
+    def vifs(self, node: Node) -> list[str]:
+        """List what is attached to a node: ids of Neutron ports."""
+        return self.ask(
+            f"list what is attached to node {node.id}", lambda c: c.baremetal.list_node_vifs(node)
+        )
+
+    def attach(self, node: Node, port: str) -> None:
+        """Attach a Neutron port to a node."""
+        self.change(
+            f"attach port {port} to node {node.id}",
+            lambda c: c.baremetal.attach_vif_to_node(node, port, retry_on_conflict=False),
+        )
+
+    def detach(self, node: Node, port: str) -> None:
+        """Detach a Neutron port from a node; detached already is fine."""
+        self.change(
+            f"detach port {port} from node {node.id}",
+            lambda c: c.baremetal.detach_vif_from_node(node, port),
+        )
+
+
+def allocation_name(server_id: str) -> str:
+    """Return the name of a share server's allocation."""
+    return f"sw-{server_id}"
