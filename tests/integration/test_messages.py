@@ -20,7 +20,8 @@ class Wire:
 
     def __init__(self, server: RedisServer) -> None:
         self.tasks: list[tuple[str, str]] = []
-        self._client = server.client()
+        # Nothing may be said for longer than redis-py waits by default.
+        self._client = redis.Redis(host="127.0.0.1", port=server.port, socket_timeout=None)
         self._monitor = self._client.monitor()
         self._monitor.__enter__()
         threading.Thread(target=self._listen, daemon=True).start()
