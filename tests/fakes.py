@@ -8,8 +8,8 @@ import pytest
 from sqlalchemy import func, not_, select
 
 from tests.deployment import Deployment
+from worker.db.audits import is_undone
 from worker.db.engine import reading
-from worker.db.servers import is_undone
 from worker.db.tables import operation_steps, share_server_refs, share_servers, shares
 from worker.errors import RequestFailed
 from worker.fake_world import World

@@ -8,9 +8,9 @@ from dataclasses import fields
 from sqlalchemy import Engine, func, not_, select
 
 from tests.tenants import Machine
+from worker.db.all_tables import metadata
+from worker.db.audits import is_undone
 from worker.db.engine import reading
-from worker.db.servers import is_undone
-from worker.db.tables import metadata
 
 KEPT_TABLES = frozenset(
     {

@@ -18,7 +18,7 @@ from celery import Celery, signals
 from celery.app.task import Task
 
 from worker.backend import Backend, assemble, check
-from worker.broker import queue_depth, transport_options
+from worker.broker import our_transport, queue_depth, transport_options
 from worker.config import Config
 from worker.db.addresses import DatabaseAddressBook
 from worker.db.engine import engine_for, transaction
@@ -45,9 +45,21 @@ HARD_LIMIT_GRACE: Final = 10
 POOLS: Final = ("prefork", "solo")
 
 
+class App(Celery):  # type: ignore[misc] # celery ships no types
+    """Celery's, which publishes through our transport where the broker is Redis."""
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """Celery's, with our transport's options where none are given."""
+        asked = {name: value for name, value in options.items() if value is not None}
+        ours = our_transport(url or self.conf.broker_write_url or "")
+        if self.conf.broker_use_ssl:
+            ours.pop("ssl", None)
+        return super().connection_for_write(**{"url": url, **ours, **asked})
+
+
 def make_app(config: Config) -> Celery:
     """The application with every step's task; the scheduler adds the requests' tasks."""
-    app = Celery("sharewright", set_as_current=False)
+    app = App("sharewright", set_as_current=False)
     app.conf.update(
         broker_url=config.broker.url,
         broker_connection_retry_on_startup=True,

@@ -10,7 +10,7 @@ from sqlalchemy import delete as sql_delete
 
 from scheduler.dispatch import Acceptance
 from scheduler.requests import CreateShareNetwork, UpdateShareNetwork
-from worker.db import addresses, audits, servers
+from worker.db import addresses, audits
 from worker.db.documents import shown
 from worker.db.engine import db_now
 from worker.db.tables import (
@@ -203,7 +203,7 @@ def _check_unused(
 def _using(table: Table, row: Row[Any], but_for: str | None) -> Select[tuple[str]]:
     found = select(table.c.id).where(table.c.share_network_id == row.id)
     if table is share_servers:
-        found = found.where(not_(servers.is_undone()))
+        found = found.where(not_(audits.is_undone()))
     return found if but_for is None else found.where(table.c.project_id != but_for)
 
 

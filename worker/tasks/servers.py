@@ -54,10 +54,12 @@ def _allocate_network(job: Job) -> Commit:
                 waits_for=key.waits_for,
                 recheck=RECHECK_SECONDS,
             )
+        elif not joined.is_builder:
+            inventory.attach_server(writing.connection, share_id, joined.server.id)
+            writing.finish()
     assert joined is not None, "parked otherwise"
+    assert joined.is_builder, "parked or finished otherwise"
     server = joined.server
-    if not joined.is_builder:
-        return lambda writing: inventory.attach_server(writing.connection, share_id, server.id)
     failpoint("allocate_network.after_join")
     info = job.manager.allocate_network(job.context, server, network)
 

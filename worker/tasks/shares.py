@@ -22,8 +22,7 @@ def share_and_server(
     job: Job, connection: Connection, share_id: str
 ) -> tuple[Row[Any], ShareServer | None]:
     """Return a share's row and the server that it lives on (None in ``single_svm``)."""
-    row = inventory.share_row(connection, share_id)
-    server = servers.get(connection, row.share_server_id) if row.share_server_id else None
+    row, server = inventory.share_and_server(connection, share_id)
     if server is not None and server.security_key:
         server = with_services(job.runtime.config, connection, server)
     return row, server

@@ -464,6 +464,12 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sqlite_where=sa.text("idle_since IS NOT NULL"),
     )
     op.create_index(
+        "ix_share_servers_project",
+        "share_servers",
+        ["project_id", "created_at", "id"],
+        unique=False,
+    )
+    op.create_index(
         "ix_share_servers_key",
         "share_servers",
         ["project_id", "share_network_id", "backend", "security_key"],
@@ -554,6 +560,8 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sa.PrimaryKeyConstraint("backend", "name", name=op.f("pk_storage_pools")),
     )
     audit.create()
+    for table in ("share_networks", "share_servers", "shares", "snapshots"):
+        op.create_index(f"ix_{table}_created", table, ["created_at", "id"], unique=False)
 
 
 def downgrade() -> None:
