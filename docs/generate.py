@@ -404,6 +404,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "exit-codes": exit_codes,
     "metrics": metrics,
     "producer": lambda: example("producer.py"),
+    "sealing": lambda: example("seal.py"),
     "example-driver": lambda: example("directories/directories.py"),
     "example-driver-project": lambda: example("directories/pyproject.toml"),
 }

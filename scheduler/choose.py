@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import heapq
+from collections.abc import Iterator
 
-from scheduler.filters import FILTERS, Wanted
-from scheduler.pools import Pool
-from scheduler.weighers import WEIGHERS
+from scheduler.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
+from scheduler.pools import Offer, Pool
+from scheduler.snapshot import Ranked, Snapshot
+from scheduler.weighers import suitability
 from worker.errors import NoCapacity
 
 
+def refusal_of_offer(wanted: Wanted, offer: Offer) -> str | None:
+    """Why no pool of an offer can take the share, or None if one might."""
+    for test in OFFER_FILTERS:
+        reason = test(wanted, offer)
+        if reason is not None:
+            return reason
+    return None
+
+
 def refusal(wanted: Wanted, pool: Pool) -> str | None:
-    """Why a pool cannot take the share, or None if it can."""
-    for test in FILTERS:
+    """Why a pool of an offer that fits cannot take the share, or None if it can."""
+    for test in POOL_FILTERS:
         reason = test(wanted, pool)
         if reason is not None:
             return reason
     return None
 
 
-def weight(wanted: Wanted, pool: Pool) -> float:
-    """How good a pool is for the share."""
-    return sum(multiplier * weigh(wanted, pool) for weigh, multiplier in WEIGHERS)
+def candidates(wanted: Wanted, snapshot: Snapshot) -> Iterator[Pool]:
+    """Give the pools that can take the share, the best first; each is looked at when it is due."""
+    fitting = [
+        _of_offer(wanted, offer, ranked)
+        for offer, ranked in snapshot.ranked()
+        if refusal_of_offer(wanted, offer) is None
+    ]
+    return (pool for _, _, pool in heapq.merge(*fitting))
 
 
-def candidates(wanted: Wanted, pools: Sequence[Pool]) -> list[Pool]:
-    """Return the pools that can take the share, the best first.
+def _of_offer(wanted: Wanted, offer: Offer, ranked: list[Ranked]) -> Iterator[Ranked]:
+    better = suitability(wanted, offer)
+    for rank, key, pool in ranked:
+        if refusal(wanted, pool) is None:
+            yield rank - better, key, pool
 
-    Raises :class:`~worker.errors.NoCapacity` with the reason of each when there is none.
-    """
-    refusals: dict[str, str] = {}
-    fitting: list[Pool] = []
-    for pool in pools:
-        reason = refusal(wanted, pool)
-        if reason is None:
-            fitting.append(pool)
-        else:
-            refusals[pool.key] = reason
-    if not fitting:
-        raise no_capacity(wanted, refusals)
-    return sorted(fitting, key=lambda pool: (-weight(wanted, pool), pool.key))
+
+def refusals(wanted: Wanted, snapshot: Snapshot) -> dict[str, str]:
+    """Why each pool cannot take the share; those that can are left out."""
+    reasons = {
+        pool.key: refusal_of_offer(wanted, pool.offer) or refusal(wanted, pool) for pool in snapshot
+    }
+    return {key: reason for key, reason in reasons.items() if reason is not None}
 
 
 def no_capacity(wanted: Wanted, refusals: dict[str, str]) -> NoCapacity:

@@ -7,6 +7,7 @@ nothing, which is always safe.
 
 from __future__ import annotations
 
+import base64
 import time
 import uuid
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
 from worker.errors import RequestFailed
+from worker.sealing import SealingKey, seal
 
 RESEND_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
@@ -116,6 +118,26 @@ class Client:
                 raise RequestFailed(*error.args) from None
             raise
         return dict(answer)
+
+    def seal(
+        self,
+        password: str,
+        *,
+        project_id: str,
+        key: SealingKey | None = None,
+        timeout: float = 30.0,
+    ) -> dict[str, str]:
+        """Return what a payload's ``password`` takes: sealed, for this project only.
+
+        The service is asked for its public key. Who does not trust the broker with the answer
+        gives the ``key``. Raises as :meth:`result`.
+        """
+        if key is None:
+            asked = {"version": 1, "context": {"project_id": project_id}}
+            answer = self.result(self.submit("show_sealing_key", asked, timeout=timeout), timeout)
+            key = SealingKey(answer["key_id"], base64.b64decode(answer["public_key"]))
+        sealed = seal(key, password, project_id)
+        return {"key_id": key.id, "sealed": base64.b64encode(sealed).decode()}
 
     def close(self) -> None:
         """Give back the connections."""

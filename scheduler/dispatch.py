@@ -23,8 +23,8 @@ from tenacity import (
     wait_random_exponential,
 )
 
-from scheduler.pools import PoolCache
 from scheduler.requests import Payload, Verb
+from scheduler.snapshot import PoolCache
 from worker.config import Config
 from worker.db import journal
 from worker.db.engine import db_now, insert_into, is_passing, transaction
@@ -134,7 +134,8 @@ class Acceptance:
             "resource_kind": kind,
             "resource_id": object_id,
             "payload": self.request.model_dump(
-                mode="json", exclude={"context", "version", "idempotency_key"}
+                mode="json",
+                exclude={"context", "version", "idempotency_key", *self.request.secret_fields},
             ),
             "payload_digest": self.digest,
             "idempotency_key": self.request.idempotency_key,

@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from scheduler.pools import Pool
+from scheduler.pools import Offer, Pool
 from scheduler.resolve import NETWORK_SPEC
 from worker.model import DriverMode, NetworkKind
 
 BACKEND_NAME_SPEC: Final = "share_backend_name"
 MODE_SPEC: Final = "driver_mode"
+_NO_CAPABILITY: Final = frozenset({MODE_SPEC, NETWORK_SPEC, BACKEND_NAME_SPEC})
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,24 +25,27 @@ class Wanted:
     """Of the share network; None when the request names none."""
     extra_specs: Mapping[str, str]
     report_expiry: float
-    over_subscription: float
     only: tuple[str, str] | None = None
     """The backend and pool that it must live on: a snapshot's copies stay where it is."""
+    now: float = 0.0
+    """When it is asked for, by the clock of the pools' ``reported_at``; placement sets it."""
 
 
-Filter = Callable[[Wanted, Pool], str | None]
+OfferFilter = Callable[[Wanted, Offer], str | None]
+PoolFilter = Callable[[Wanted, Pool], str | None]
 
 
-def is_enabled(_wanted: Wanted, pool: Pool) -> str | None:
+def is_enabled(_wanted: Wanted, offer: Offer) -> str | None:
     """Refuse a backend that an administrator has disabled."""
-    return None if pool.enabled else "the backend is disabled"
+    return None if offer.enabled else "the backend is disabled"
 
 
 def is_up(wanted: Wanted, pool: Pool) -> str | None:
     """Refuse a backend whose last report is too old."""
-    if pool.age <= wanted.report_expiry:
+    age = wanted.now - pool.reported_at
+    if age <= wanted.report_expiry:
         return None
-    return f"the backend is down: its last report is {pool.age:.0f} s old"
+    return f"the backend is down: its last report is {age:.0f} s old"
 
 
 def is_there(wanted: Wanted, pool: Pool) -> str | None:
@@ -51,54 +55,57 @@ def is_there(wanted: Wanted, pool: Pool) -> str | None:
     return f"the snapshot is on {'#'.join(wanted.only)}"
 
 
-def has_mode(wanted: Wanted, pool: Pool) -> str | None:
+def has_mode(wanted: Wanted, offer: Offer) -> str | None:
     """Refuse what needs a share network where none is named."""
     asked = wanted.extra_specs.get(MODE_SPEC)
-    if asked is not None and asked != pool.mode:
-        return f"its mode is {pool.mode}, and the share type asks for {asked}"
-    if wanted.network_kind in {None, NetworkKind.NONE} and pool.mode.has_share_servers:
-        return f"its mode is {pool.mode}, which needs a share network with addresses"
+    if asked is not None and asked != offer.mode:
+        return f"its mode is {offer.mode}, and the share type asks for {asked}"
+    if wanted.network_kind in {None, NetworkKind.NONE} and offer.mode.has_share_servers:
+        return f"its mode is {offer.mode}, which needs a share network with addresses"
     return None
 
 
-def has_network_kind(wanted: Wanted, pool: Pool) -> str | None:
+def has_network_kind(wanted: Wanted, offer: Offer) -> str | None:
     """Refuse share networks that the backend's helpers do not serve."""
     kind = wanted.network_kind
-    if kind is None or pool.mode is DriverMode.SINGLE_SVM or kind in pool.network_kinds:
+    if kind is None or offer.mode is DriverMode.SINGLE_SVM or kind in offer.network_kinds:
         return None
     return f"it serves no share networks of kind {kind}"
 
 
-def has_protocol(wanted: Wanted, pool: Pool) -> str | None:
+def has_protocol(wanted: Wanted, offer: Offer) -> str | None:
     """Refuse a protocol that the driver does not export."""
-    return None if wanted.share_proto in pool.protocols else f"it has no {wanted.share_proto}"
+    return None if wanted.share_proto in offer.protocols else f"it has no {wanted.share_proto}"
 
 
-def has_capabilities(wanted: Wanted, pool: Pool) -> str | None:
+def has_capabilities(wanted: Wanted, offer: Offer) -> str | None:
     """Refuse where an extra spec differs from what was reported."""
     for name, value in wanted.extra_specs.items():
-        if name in {MODE_SPEC, NETWORK_SPEC}:
-            continue
-        has = pool.backend if name == BACKEND_NAME_SPEC else pool.capabilities.get(name)
-        if has != value:
-            return f"the share type asks for {name}={value}, and it has {has or 'none'}"
+        if (name, value) not in offer.capabilities and name not in _NO_CAPABILITY:
+            has = dict(offer.capabilities).get(name, "none")
+            return f"the share type asks for {name}={value}, and it has {has}"
     return None
+
+
+def is_of_backend(wanted: Wanted, pool: Pool) -> str | None:
+    """Refuse another backend than the share type names."""
+    asked = wanted.extra_specs.get(BACKEND_NAME_SPEC)
+    if asked in {None, pool.backend}:
+        return None
+    return f"the share type asks for {BACKEND_NAME_SPEC}={asked}, and it has {pool.backend}"
 
 
 def has_capacity(wanted: Wanted, pool: Pool) -> str | None:
     """Refuse what does not fit beside what is promised, or into what is really free."""
-    room = int(pool.total_gib * wanted.over_subscription) - pool.allocated_gib
-    free = min(room, pool.free_gib)
+    free = min(pool.promisable_gib - pool.allocated_gib, pool.free_gib)
     return None if wanted.size <= free else f"it has {max(free, 0)} GiB free"
 
 
-FILTERS: Final[tuple[Filter, ...]] = (
+OFFER_FILTERS: Final[tuple[OfferFilter, ...]] = (
     is_enabled,
-    is_up,
-    is_there,
     has_mode,
     has_network_kind,
     has_protocol,
     has_capabilities,
-    has_capacity,
 )
+POOL_FILTERS: Final[tuple[PoolFilter, ...]] = (is_up, is_there, is_of_backend, has_capacity)

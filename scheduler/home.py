@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from worker.config import BrokerSettings, Config, DatabaseSettings, from_document, load
+from worker.config import (
+    BrokerSettings,
+    Config,
+    DatabaseSettings,
+    SecretsSettings,
+    from_document,
+    load,
+)
 from worker.errors import ConfigurationError
 
 DEFAULT_HOME: Final = Path("~/.sharewright")
@@ -87,6 +94,8 @@ class Home:
         }
         if "state_dir" not in config.model_fields_set:
             update["state_dir"] = self.path / "state"
+        if "directory" not in config.secrets.model_fields_set:
+            update["secrets"] = SecretsSettings(directory=self.path / "secrets")
         return config.model_copy(update=update)
 
     def service(self) -> dict[str, Any] | None:

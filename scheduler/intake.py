@@ -14,9 +14,9 @@ from celery import Celery
 from celery.app.task import Task
 
 from scheduler.dispatch import Handler, accept, is_taken
-from scheduler.pools import PoolCache
 from scheduler.queries import READS
 from scheduler.requests import VERBS, Kind, Verb, digest, is_id, parse
+from scheduler.snapshot import PoolCache, cache_for
 from scheduler.verbs import HANDLERS
 from worker.app import make_app, start
 from worker.config import Config
@@ -38,7 +38,7 @@ def add_request_tasks(app: Celery) -> None:
     caches: dict[int, PoolCache] = {}
 
     def pools_of(runtime: Runtime) -> PoolCache:
-        return caches.setdefault(id(runtime.engine), PoolCache(runtime.engine))
+        return caches.setdefault(id(runtime.engine), cache_for(runtime.config, runtime.engine))
 
     def register(verb: Verb) -> None:
         def request(self: Task, payload: Any) -> None:

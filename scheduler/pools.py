@@ -1,19 +1,28 @@
-"""A cached snapshot of storage pools: what the backends last reported, as frozen values."""
+"""Storage pools as frozen values: what the backends last reported.
+
+Pools that differ in numbers only share one :class:`Offer`, which placement judges once for all.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Connection, Engine, and_, exists, select, update
+from sqlalchemy import Connection, and_, exists, update
 
-from worker.db.engine import db_now, reading
 from worker.db.tables import backends, storage_pools
 from worker.model import DriverMode
 
-CACHE_SECONDS: Final = 1.0
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What a pool has to offer, its numbers apart."""
+
+    enabled: bool
+    mode: DriverMode
+    protocols: frozenset[str]
+    network_kinds: frozenset[str]
+    capabilities: frozenset[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,75 +31,19 @@ class Pool:
 
     backend: str
     name: str
-    enabled: bool
-    age: float
-    """Seconds since the report, by the database's clock."""
-    mode: DriverMode
-    protocols: frozenset[str]
-    network_kinds: frozenset[str]
-    total_gib: int
+    offer: Offer
+    reported_at: float
+    """By the database's clock."""
+    promisable_gib: int
+    """What all its shares may be promised together, over-subscription included."""
     free_gib: int
     allocated_gib: int
     shares: int
-    capabilities: Mapping[str, str]
 
     @property
     def key(self) -> str:
         """How people are told of it."""
         return f"{self.backend}#{self.name}"
-
-
-def load(connection: Connection) -> tuple[Pool, ...]:
-    """Read every pool that was ever reported."""
-    rows = connection.execute(
-        select(
-            storage_pools,
-            backends.c.enabled,
-            backends.c.report,
-            (db_now() - backends.c.reported_at).label("age"),
-        ).join(backends, backends.c.name == storage_pools.c.backend)
-    )
-    return tuple(
-        Pool(
-            backend=row.backend,
-            name=row.name,
-            enabled=row.enabled,
-            age=row.age,
-            mode=DriverMode(row.report["mode"]),
-            protocols=frozenset(row.report["protocols"]),
-            network_kinds=frozenset(row.report["network_kinds"]),
-            total_gib=row.total_gib,
-            free_gib=row.free_gib,
-            allocated_gib=row.allocated_gib,
-            shares=row.shares,
-            capabilities=row.capabilities,
-        )
-        for row in rows
-        if row.report
-    )
-
-
-@dataclass(slots=True)
-class PoolCache:
-    """The snapshot that a process places by: at most a second old, but for its own choices."""
-
-    engine: Engine
-    _pools: dict[tuple[str, str], Pool] = field(default_factory=dict)
-    _loaded_at: float = field(default=-CACHE_SECONDS * 2)
-
-    def pools(self, *, fresh: bool = False) -> list[Pool]:
-        """Return the snapshot, read anew if it is old or ``fresh`` is asked for."""
-        if fresh or time.monotonic() - self._loaded_at > CACHE_SECONDS:
-            with reading(self.engine) as connection:
-                self._pools = {(pool.backend, pool.name): pool for pool in load(connection)}
-            self._loaded_at = time.monotonic()
-        return list(self._pools.values())
-
-    def chosen(self, pool: Pool, size: int) -> None:
-        """Note a choice, so that the next one of this second does not fall on the same pool."""
-        self._pools[pool.backend, pool.name] = replace(
-            pool, allocated_gib=pool.allocated_gib + size, shares=pool.shares + 1
-        )
 
 
 def reserve(connection: Connection, pool: Pool, size: int, ratio: float) -> bool:

@@ -6,6 +6,7 @@ Another project's object is "not found". Lists are pages in the order of age (ke
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -26,16 +27,19 @@ from scheduler.requests import (
     ListAccess,
     ListBackends,
     ListOperations,
+    ListSecurityServices,
     ListShareNetworks,
     ListShares,
     ListShareServers,
     ListShareTypes,
     ListSnapshots,
     OperationOnly,
+    SecurityServiceOnly,
     ShareNetworkOnly,
     ShareOnly,
     ShareServerOnly,
     ShareTypeOnly,
+    ShowSealingKey,
     SnapshotOnly,
 )
 from worker.config import Config
@@ -47,7 +51,8 @@ from worker.db.tables import (
     operation_aliases,
     operation_steps,
     operations,
-    poison_messages,
+    security_services,
+    share_network_security_services,
     share_networks,
     share_servers,
     share_types,
@@ -55,8 +60,9 @@ from worker.db.tables import (
     snapshots,
     storage_pools,
 )
-from worker.errors import Forbidden, InvalidRequest, NotFound
+from worker.errors import ConfigurationError, Forbidden, InvalidRequest, NotFound
 from worker.model import ServerStatus
+from worker.sealing import Keys
 
 Read = Callable[[Connection, Any, Config], dict[str, Any]]
 """Answers a validated payload; raises :class:`~worker.errors.Refused`."""
@@ -200,7 +206,17 @@ def show_share_network(
     """Return one share network, the project's own or a public one, and what to attach to."""
     network_id, context = request.share_network_id, request.context
     found = _show(connection, share_networks, "share network", context, network_id)
-    return {**found, "attachments": _attachments(connection, network_id, context)}
+    a = share_network_security_services.c
+    added = connection.execute(
+        select(a.security_service_id, a.type)
+        .where(a.share_network_id == network_id)
+        .order_by(a.type)
+    )
+    return {
+        **found,
+        "security_services": [{"id": row.security_service_id, "type": row.type} for row in added],
+        "attachments": _attachments(connection, network_id, context),
+    }
 
 
 def _attachments(connection: Connection, network_id: str, context: Context) -> list[dict[str, Any]]:
@@ -240,6 +256,44 @@ def list_share_networks(
     """Return a page of share networks, the project's own and public ones."""
     filters = request.model_dump(include={"name", "kind"}, mode="json")
     return _list(connection, share_networks, "share_networks", request, filters)
+
+
+def show_security_service(
+    connection: Connection, request: SecurityServiceOnly, _config: Config
+) -> dict[str, Any]:
+    """Return one security service, and with which key its password is sealed."""
+    service_id = request.security_service_id
+    return _show(connection, security_services, "security service", request.context, service_id)
+
+
+def list_security_services(
+    connection: Connection, request: ListSecurityServices, _config: Config
+) -> dict[str, Any]:
+    """Return a page of security services."""
+    conditions = []
+    if request.share_network_id is not None:
+        a = share_network_security_services.c
+        added = select(a.security_service_id).where(a.share_network_id == request.share_network_id)
+        conditions.append(security_services.c.id.in_(added))
+    filters = request.model_dump(include={"name", "type"}, mode="json")
+    return _list(connection, security_services, "security_services", request, filters, *conditions)
+
+
+def show_sealing_key(
+    _connection: Connection, _request: ShowSealingKey, config: Config
+) -> dict[str, Any]:
+    """Return the public key that passwords are sealed with."""
+    try:
+        key = Keys(config.secrets.directory).current()
+    except ConfigurationError as error:
+        raise NotFound(error.message, object="sealing key") from error
+    if key is None:
+        raise NotFound(
+            "This service has no key to seal passwords with; an administrator makes one with "
+            "`sharewright secrets generate`.",
+            object="sealing key",
+        )
+    return {"key_id": key.id, "public_key": base64.b64encode(key.public).decode()}
 
 
 def show_share_type(
@@ -432,40 +486,9 @@ READS: Final[Mapping[str, Read]] = {
     for read in (
         *(show_share, list_shares, show_snapshot, list_snapshots, list_access),
         *(show_share_network, list_share_networks, show_share_type, list_share_types),
+        *(show_security_service, list_security_services, show_sealing_key),
         *(show_share_server, list_share_servers, show_operation, list_operations),
         *(show_backend, list_backends),
     )
 }
 """What answers each verb of :class:`~scheduler.requests.Kind` READ."""
-
-
-# What is not a request: an operator reads it from the database.
-
-
-def list_poison_messages(connection: Connection, limit: int, marker: int | None) -> dict[str, Any]:
-    """Return a page of the messages that were kept aside, without their bodies."""
-    m = poison_messages.c
-    rows = connection.execute(
-        select(m.id, m.queue, m.reason, m.size, m.received_at)
-        .where(m.id > (marker or 0))
-        .order_by(m.id)
-        .limit(limit + 1)
-    ).all()
-    return {
-        "poison_messages": [_received(row) for row in rows[:limit]],
-        "next_marker": rows[limit - 1].id if len(rows) > limit else None,
-    }
-
-
-def show_poison_message(connection: Connection, message_id: int) -> dict[str, Any]:
-    """Return a message that was kept aside, with headers and body."""
-    row = connection.execute(
-        select(poison_messages).where(poison_messages.c.id == message_id)
-    ).first()
-    if row is None:
-        raise NotFound(f"No message {message_id} was kept aside.", field="message_id")
-    return _received(row)
-
-
-def _received(row: Any) -> dict[str, Any]:
-    return {**row._asdict(), "received_at": moment(row.received_at)}

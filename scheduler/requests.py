@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from netaddr import AddrFormatError, IPNetwork
 from pydantic import (
@@ -26,8 +26,9 @@ from pydantic import (
 
 from scheduler.fields import Description, Id, Label, Metadata, Name, Size, Text, whole
 from scheduler.network_options import NetworkOptions
+from scheduler.security_options import SecurityOptions
 from worker.errors import InvalidRequest
-from worker.model import NetworkKind
+from worker.model import NetworkKind, SecurityServiceType
 
 PREFIX: Final = "sharewright.request."
 
@@ -46,8 +47,12 @@ class Context(_Model):
 
 
 class Payload(_Model):
-    """What every request carries."""
+    """What every request carries.
 
+    ``secret_fields`` are not kept with the operation: the object's own row has them.
+    """
+
+    secret_fields: ClassVar[frozenset[str]] = frozenset()
     version: Annotated[Literal[1], BeforeValidator(whole)]
     context: Context
     idempotency_key: Text | None = None
@@ -150,6 +155,57 @@ class UpdateShareNetwork(ShareNetworkOnly, NetworkOptions):
         return self.model_dump(include={"name", "description", "metadata"}, exclude_none=True)
 
 
+class CreateSecurityService(Payload, SecurityOptions):
+    """A directory that share servers authenticate users against.
+
+    `active_directory` needs `dns_ip`, `domain`, `user` and `password`; `kerberos` needs `dns_ip`,
+    `domain` and `server`; `ldap` needs `server` or `domain`.
+    """
+
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"password"})
+    type: SecurityServiceType
+    name: Name = ""
+    description: Description = ""
+
+
+class SecurityServiceOnly(Payload):
+    """A request that names a security service and nothing else."""
+
+    security_service_id: Id
+
+
+class UpdateSecurityService(SecurityServiceOnly, SecurityOptions):
+    """Change a security service; what is left out stays.
+
+    More than name and description only while no share network that it is added to is in use.
+    """
+
+    secret_fields: ClassVar[frozenset[str]] = frozenset({"password"})
+    name: Name | None = None
+    description: Description | None = None
+
+    @property
+    def described(self) -> dict[str, Any]:
+        """The new values of what servers are not told."""
+        return self.model_dump(include={"name", "description"}, exclude_none=True)
+
+
+class AddSecurityService(ShareNetworkOnly):
+    """Let new share servers of a share network use a security service: one of each type."""
+
+    security_service_id: Id
+
+
+class RemoveSecurityService(ShareNetworkOnly):
+    """Let new share servers of a share network do without a security service."""
+
+    security_service_id: Id
+
+
+class ShowSealingKey(Payload):
+    """The public key that passwords are sealed with, in base64, and its id."""
+
+
 class CreateShareType(Payload):
     """An administrator's named set of demands on a backend (``extra_specs``)."""
 
@@ -230,6 +286,14 @@ class ListShareNetworks(_List):
     kind: NetworkKind | None = None
 
 
+class ListSecurityServices(_List):
+    """Security services, oldest first."""
+
+    name: Name | None = None
+    type: SecurityServiceType | None = None
+    share_network_id: Id | None = None
+
+
 class ListShareTypes(_List):
     """Share types by age."""
 
@@ -305,6 +369,14 @@ _VERBS: Final = (
     Verb("unpublish_share_network", ShareNetworkOnly, Kind.ROW, admin=True),
     Verb("set_default_share_network", ShareNetworkOnly, Kind.ROW, admin=True),
     Verb("unset_default_share_network", ShareNetworkOnly, Kind.ROW, admin=True),
+    Verb("create_security_service", CreateSecurityService, Kind.ROW),
+    Verb("update_security_service", UpdateSecurityService, Kind.ROW),
+    Verb("delete_security_service", SecurityServiceOnly, Kind.ROW),
+    Verb("show_security_service", SecurityServiceOnly, Kind.READ),
+    Verb("list_security_services", ListSecurityServices, Kind.READ),
+    Verb("add_security_service", AddSecurityService, Kind.ROW),
+    Verb("remove_security_service", RemoveSecurityService, Kind.ROW),
+    Verb("show_sealing_key", ShowSealingKey, Kind.READ),
     Verb("create_share_type", CreateShareType, Kind.ROW, admin=True),
     Verb("delete_share_type", ShareTypeOnly, Kind.ROW, admin=True),
     Verb("show_share_type", ShareTypeOnly, Kind.READ),

@@ -9,8 +9,8 @@ from typing import Any
 from sqlalchemy import func, insert, select, update
 
 from scheduler.dispatch import accept
-from scheduler.pools import PoolCache
 from scheduler.requests import VERBS, digest, parse
+from scheduler.snapshot import cache_for
 from scheduler.verbs import HANDLERS
 from tests.deployment import Deployment
 from tests.services import RedisServer, wait_until
@@ -172,17 +172,20 @@ def take_in(config: Config, verb: str, asked: dict[str, Any], operation_id: str)
     )
     known = VERBS[verb]
     request = parse(known, asked)
-    accept(
-        runtime,
-        PoolCache(engine),
-        known,
-        HANDLERS[verb],
-        request,
-        operation_id=operation_id,
-        digest=digest(known, request),
-        is_admin=known.admin,
-        heard=lambda: None,
-    )
+    try:
+        accept(
+            runtime,
+            cache_for(config, engine),
+            known,
+            HANDLERS[verb],
+            request,
+            operation_id=operation_id,
+            digest=digest(known, request),
+            is_admin=known.admin,
+            heard=lambda: None,
+        )
+    finally:
+        runtime.keeper.stop()
     return stored
 
 

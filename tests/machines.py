@@ -1,7 +1,7 @@
 """Machines behind SSH: a network namespace with a real sshd stands in for a service VM.
 
 The host reaches them over a bridge, on which clients can be put as well. Their files lie in a
-directory of the test's own; what a first boot makes of the user data is done here by hand.
+directory of the test's own; what cloud-init does with the user data is done here.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from typing import Any
 
 import asyncssh
 import psutil
+import yaml
 
 from tests.services import Process, alive, require, require_root, wait_until
+from tests.tenants import Machine as Host
 from tests.tenants import Tenant, run
-from worker.helpers.compute.ssh_servers import SshOptions, ssh_attributes
+from worker.helpers.compute.ssh_servers import SshOptions, boot_data, ssh_attributes
 from worker.model import ServerStatus, ShareServer, ShareServerDetails
-from worker.systems.ssh import SshShell, private_key
+from worker.systems.ssh import SshShell
 from worker.systems.user_data import host_key_pair
 
 _SUBNET = os.getpid() % 8192
@@ -49,24 +51,30 @@ def address_of(number: int) -> str:
 
 @dataclass
 class Machine:
-    """One machine; ``server_id`` is the share server that it is booted as."""
+    """One machine; ``server_id`` is the share server that it is booted as.
+
+    Its disk is ``options.server_directory``, whose mounts go with it.
+    """
 
     server_id: str
     directory: Path
-    key_file: Path
+    options: SshOptions
     net: Tenant
     address: str
     sshd: Process = field(init=False)
 
-    def __post_init__(self) -> None:
+    def boot(self, user_data: str) -> None:
+        """Do what cloud-init does before sshd starts, and start it."""
         self.directory.mkdir()
-        (self.directory / "authorized_keys").write_bytes(
-            private_key(self.key_file).export_public_key()
-        )
+        self._told = yaml.safe_load(user_data)
+        (login,) = self._told["users"]
+        assert login["name"] == "root"
+        keys = "\n".join(login["ssh_authorized_keys"])
+        (self.directory / "authorized_keys").write_text(keys)
         (self.directory / "sshd_config").write_text(
             _CONFIGURATION.format(address=self.address, directory=self.directory)
         )
-        self.install(host_key_pair(self.key_file, self.server_id)[0])
+        self.install(self._told["ssh_keys"]["ed25519_private"])
         # Without it sshd does not start; the service would make it.
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
         configuration = str(self.directory / "sshd_config")
@@ -74,6 +82,12 @@ class Machine:
             self.net.command(require("sshd"), "-D", "-e", "-f", configuration),
             log=self.directory / "sshd.log",
         )
+        self.start()
+
+    def finish_boot(self) -> None:
+        """Do what cloud-init does last, when the packages are there."""
+        for command in self._told["runcmd"]:
+            run(*command)
 
     def install(self, host_key: str) -> None:
         """Give it a host key, which the next start of sshd takes."""
@@ -103,6 +117,9 @@ class Machine:
         """End it with all that runs in it."""
         self.sshd.close()
         self._end(self._pids())
+        disk = Host.look([self.options.server_directory])
+        for mount in sorted(disk.mounts, reverse=True):
+            run("umount", mount)
         self.net.close()
 
     def _pids(self, name: str = "") -> list[int]:
@@ -123,17 +140,10 @@ class Machine:
             "host": self.address,
             "port": 22,
             "user": "root",
-            "host_key": host_key_pair(self.key_file, self.server_id)[1],
-            "private_key_file": self.key_file,
+            "host_key": host_key_pair(self.options.ssh_private_key_file, self.server_id)[1],
+            "private_key_file": self.options.ssh_private_key_file,
         }
         return SshShell(**{**given, **changes})
-
-    @property
-    def options(self) -> SshOptions:
-        """What a compute helper of such machines would be configured with."""
-        return SshOptions(
-            ssh_private_key_file=self.key_file, server_directory=str(self.directory / "var")
-        )
 
     def server(self) -> ShareServer:
         """The share server that it is, as a compute helper would have built it."""
@@ -191,17 +201,24 @@ class Lan:
         self.members.append(client)
         return client
 
+    def options(self, server_id: str) -> SshOptions:
+        """What a compute helper would be configured with, but for the directory of each."""
+        return SshOptions(
+            ssh_private_key_file=self.directory / "key",
+            server_directory=str(self.directory / f"{server_id}.disk"),
+        )
+
     def machine(self, server_id: str) -> Machine:
         """A further machine, booted; sshd runs."""
-        net = self.client()
-        self.members.remove(net)
-        machine = Machine(
-            server_id,
-            self.directory / server_id,
-            self.directory / "key",
-            net,
-            address_of(self.taken),
-        )
+        self.taken += 1
+        options = self.options(server_id)
+        machine = self.vacant(server_id, options, address_of(self.taken))
+        machine.boot(boot_data(options, server_id))
+        return machine
+
+    def vacant(self, server_id: str, options: SshOptions, address: str) -> Machine:
+        """A further machine at an address, not booted yet."""
+        net = Tenant.make(self.bridge, f"{address}/28")
+        machine = Machine(server_id, self.directory / server_id, options, net, address)
         self.members.append(machine)
-        machine.start()
         return machine

@@ -21,7 +21,11 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def run_plain(
-    script: Path, *arguments: str, directory: Path, env: Mapping[str, str] | None = None
+    script: Path,
+    *arguments: str,
+    directory: Path,
+    env: Mapping[str, str] | None = None,
+    stdin: str = "",
 ) -> subprocess.CompletedProcess[str]:
     """Run a script with no Sharewright to import; ``directory`` is the test's own."""
     packages = directory / "site-packages"
@@ -34,6 +38,7 @@ def run_plain(
     return subprocess.run(
         (sys.executable, "-I", "-S", "-c", _RUN, str(packages), str(script), *arguments),
         cwd=directory,
+        input=stdin,
         env={"PATH": os.environ["PATH"], **(env or {})},
         capture_output=True,
         text=True,

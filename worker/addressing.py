@@ -175,7 +175,7 @@ def _host_and_port(text: str, field: str) -> tuple[str, str | None]:
         inner, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
             raise InvalidRequest(f"{text!r} is not [address] or [address]:port.", field=field)
-        address = _server_address(inner, field)
+        address = server_address(inner, field)
         if address.version != 6:  # noqa: PLR2004 - only IPv6 has colons of its own
             raise InvalidRequest(
                 f"{text!r} has an address in brackets that is not IPv6; leave them out.",
@@ -190,16 +190,24 @@ def _host_and_port(text: str, field: str) -> tuple[str, str | None]:
     host, colon, port = text.partition(":")
     if host.rpartition(".")[2].isdigit():
         # A name never ends in a number (RFC 1123), so this was meant as an address.
-        host = str(_server_address(host, field))
-    elif len(host) > _LONGEST_NAME or not all(map(_LABEL.fullmatch, host.split("."))):
-        raise InvalidRequest(
-            f"{host!r} is neither a host name nor an IP address; write host or host:port.",
-            field=field,
-        )
+        host = str(server_address(host, field))
+    else:
+        host_name(host, field)
     return host, port if colon else None
 
 
-def _server_address(text: str, field: str) -> IPAddress:
+def host_name(text: str, field: str) -> str:
+    """Return a name of the DNS, as it was given; another raises as :func:`server_address`."""
+    if len(text) > _LONGEST_NAME or not all(map(_LABEL.fullmatch, text.split("."))):
+        raise InvalidRequest(f"{text!r} is neither a host name nor an IP address.", field=field)
+    return text
+
+
+def server_address(text: str, field: str) -> IPAddress:
+    """Return an address that a server in a share network can have.
+
+    Raises :class:`~worker.errors.InvalidRequest` for another, and for what is none.
+    """
     # Four numbers or colons: netaddr would take "7" for 0.0.0.7.
     if ":" not in text and text.count(".") != 3:  # noqa: PLR2004 - as the comment says
         raise InvalidRequest(f"{text!r} is not an IP address such as 10.0.0.7.", field=field)

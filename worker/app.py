@@ -7,6 +7,7 @@ keeper's thread are made on first use, after the fork.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 import socket
 import threading
@@ -35,8 +36,9 @@ from worker.runner import run
 from worker.saga import Act
 from worker.tasks import renewals
 from worker.tasks.reconcile import Reconciler
-from worker.tasks.reports import REPORT_TIMEOUT, TASK, report_pools
+from worker.tasks.reports import PORTION, REPORT_TIMEOUT, TASK, report_pools
 from worker.tasks.sagas import ACTS, SAGAS
+from worker.tasks.security import check_keys
 
 HARD_LIMIT_GRACE: Final = 10
 """Seconds after a step's timeout at which its process is killed."""
@@ -169,15 +171,17 @@ def run_reconciler(config: Config, stopped: threading.Event) -> None:
 
     def ask_for_reports() -> None:
         for group in groups(config):
+            queues = itertools.cycle(queues_of(config, group))
             names = sorted(config.backends_of(group))
-            app.send_task(
-                PREFIX + TASK,
-                args=(names,),
-                queue=queues_of(config, group)[0],
-                expires=config.engine.report_interval,
-                ignore_result=True,
-                retry=False,
-            )
+            for begin in range(0, len(names), PORTION):
+                app.send_task(
+                    PREFIX + TASK,
+                    args=(names[begin : begin + PORTION],),
+                    queue=next(queues),
+                    expires=config.engine.report_interval,
+                    ignore_result=True,
+                    retry=False,
+                )
 
     def send_renewals(backend: str, servers: Sequence[str]) -> None:
         app.send_task(
@@ -218,6 +222,8 @@ def run_worker(
         )
     for backend in mine:
         check(backend_here(config, backend))
+    if any(backend.mode.has_share_servers for backend in mine.values()):
+        check_keys(config)
     engine_for(config.database.url).dispose()
     app = make_app(config)
 

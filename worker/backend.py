@@ -178,6 +178,7 @@ def check_parts(
     reasons = [
         *_mode_problems(settings, driver, compute, helpers),
         *_helper_problems(settings, helpers),
+        *_port_problems(settings, compute, helpers),
         *_host_problems(settings, driver, [*([compute] if compute else []), *networks]),
     ]
     if compute is None and settings.compute:
@@ -237,6 +238,21 @@ def _helper_problems(
     for key in settings.network:
         if key not in helpers:
             yield f"options for network helper {key!r} are given, but it is not named."
+
+
+def _port_problems(
+    settings: BackendSettings,
+    compute: type[ComputeHelper] | None,
+    helpers: Mapping[str, type[NetworkHelper]],
+) -> Iterator[str]:
+    if compute is None or not compute.needs_ports:
+        return
+    for key, helper in helpers.items():
+        if not helper.gives_ports:
+            yield (
+                f"compute helper {settings.compute_helper!r} attaches its servers to ports of "
+                f"Neutron, and network helper {key!r} makes none; name neutron instead."
+            )
 
 
 def _host_problems(

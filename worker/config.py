@@ -148,6 +148,15 @@ class BackendSettings(_Section):
         return f"host.{self.host}" if self.host else self.group
 
 
+class SecretsSettings(_Section):
+    """Where the keys are that passwords of security services are sealed with."""
+
+    directory: Path = Field(
+        Path("/etc/sharewright/secrets"),
+        description="Workers need all of it; schedulers the `*.pub` files and `current` only.",
+    )
+
+
 class HealthSettings(_Section):
     """The port for `/healthz`, `/readyz` and `/metrics`."""
 
@@ -174,6 +183,7 @@ class Config(_Section):
     database: DatabaseSettings = Field(default_factory=DatabaseSettings)
     broker: BrokerSettings = Field(default_factory=BrokerSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    secrets: SecretsSettings = Field(default_factory=SecretsSettings)
     health: HealthSettings = Field(default_factory=HealthSettings)
     log: LogSettings = Field(default_factory=LogSettings)
     groups: dict[str, GroupSettings] = Field(default_factory=dict)

@@ -57,6 +57,8 @@ class ErrorCode(StrEnum):
     """The network system refused or could not do what was asked."""
     COMPUTE_FAILED = "compute_failed"
     """The compute system refused or could not do what was asked."""
+    COMPUTE_EXHAUSTED = "compute_exhausted"
+    """No host has room for another share server, or the compute quota is used up."""
     STORAGE_FAILED = "storage_failed"
     """The storage system refused or could not do what was asked."""
     BACKEND_UNAVAILABLE = "backend_unavailable"

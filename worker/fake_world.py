@@ -7,25 +7,26 @@ while they work. It is no part of Sharewright's truth: the engine never sees it.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
 
 from worker.errors import ErrorCode, Fatal, NotReady, Retryable, StepError
-from worker.model import RequestContext
+from worker.model import RequestContext, SecurityService
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
 HANG_SECONDS: Final = 3600.0
-_VERSION: Final = 1
+_VERSION: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS calls (
@@ -51,9 +52,17 @@ CREATE TABLE IF NOT EXISTS shares (
 CREATE INDEX IF NOT EXISTS shares_server ON shares (server);
 CREATE TABLE IF NOT EXISTS pools (
     backend TEXT, name TEXT, taken INTEGER, PRIMARY KEY (backend, name));
+CREATE TABLE IF NOT EXISTS security (
+    share TEXT, server TEXT, digest TEXT, PRIMARY KEY (share, server));
 CREATE TABLE IF NOT EXISTS snapshots (
     id TEXT PRIMARY KEY, share TEXT, size INTEGER, used INTEGER, content TEXT);
 """
+
+
+def digest_of(services: Sequence[SecurityService], server_id: str) -> str:
+    """Tell whether security services, passwords included, are those that a test expects."""
+    handed = [asdict(service) for service in sorted(services, key=lambda one: one.id)]
+    return hashlib.sha256(json.dumps([server_id, handed]).encode()).hexdigest()
 
 
 class FaultKind(StrEnum):
@@ -112,6 +121,16 @@ class Change:
     def all(self, statement: str, *values: Any) -> list[sqlite3.Row]:
         """Return all rows of a query."""
         return self.db.execute(statement, values).fetchall()
+
+    def hand(self, services: Sequence[SecurityService], server_id: str, share_id: str = "") -> None:
+        """Note with which security services a server is built, or a share is made on it."""
+        if services:
+            self.write(
+                "INSERT OR REPLACE INTO security (share, server, digest) VALUES (?, ?, ?)",
+                share_id,
+                server_id,
+                digest_of(services, server_id),
+            )
 
     def write(self, statement: str, *values: Any) -> int:
         """Change the world; return how many rows changed."""
@@ -237,6 +256,14 @@ class World:
     def snapshots(self) -> list[dict[str, Any]]:
         """Return the snapshots that exist."""
         return self._read("SELECT * FROM snapshots ORDER BY id", ())
+
+    def security(self) -> list[dict[str, Any]]:
+        """Return which security services share servers were built with (``share`` is empty then).
+
+        And which ones the driver was handed with a share's server, each as the digest of
+        :func:`digest_of`; without security services there is no row.
+        """
+        return self._read("SELECT * FROM security ORDER BY server, share", ())
 
     def read(self, share_id: str, client: str) -> str:
         """Return a share's content as a client at an address sees it.

@@ -247,6 +247,8 @@ class FakeShareDriver(ShareDriver, Resize):
         found = change.one("SELECT * FROM shares WHERE id = ?", share.id)
         if found is None:
             self._take_capacity(change, share.pool, share.size)
+            if server is not None:
+                change.hand(server.security_services, server.id, share.id)
             change.write(
                 "INSERT INTO shares (id, backend, pool, project, server, protocol, size, origin,"
                 " used, content, generation, rules)"
@@ -331,7 +333,7 @@ class FakeComputeHelper(ComputeHelper):
         share_server: ShareServer,
         share_network: ShareNetwork,
         network_info: NetworkInfo,
-        security_services: Sequence[SecurityService],  # noqa: ARG002 - nobody logs in to a row
+        security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
         """Make the server or find it; NotReady until it has booted."""
         name = _server_name(share_server)
@@ -346,6 +348,7 @@ class FakeComputeHelper(ComputeHelper):
             found = change.one("SELECT * FROM servers WHERE id = ?", share_server.id)
             if found is None:
                 serves_at = self._build(change, share_server, share_network, network_info)
+                change.hand(security_services, share_server.id)
             else:
                 serves_at = found["serves_at"]
                 self._same_addresses(change, share_server, network_info)
@@ -383,6 +386,7 @@ class FakeComputeHelper(ComputeHelper):
                 )
             change.write("DELETE FROM server_addresses WHERE server = ?", found["id"])
             change.write("DELETE FROM servers WHERE id = ?", found["id"])
+            change.write("DELETE FROM security WHERE server = ?", found["id"])
 
     def _build(
         self,

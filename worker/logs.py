@@ -55,3 +55,5 @@ def set_up_logging(settings: LogSettings) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
+    # At DEBUG it logs the first 1,024 characters of a message, in which the payload may begin.
+    logging.getLogger("celery.pool").setLevel(max(root.level, logging.INFO))

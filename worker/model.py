@@ -52,6 +52,17 @@ class NetworkKind(StrEnum):
     """No network: asks for a ``single_svm`` backend."""
 
 
+class SecurityServiceType(StrEnum):
+    """What a security service is; a share network has at most one of each type."""
+
+    ACTIVE_DIRECTORY = "active_directory"
+    """A domain that share servers join."""
+    LDAP = "ldap"
+    """A directory of users and groups."""
+    KERBEROS = "kerberos"
+    """A realm whose tickets share servers accept."""
+
+
 class ShareStatus(StrEnum):
     """Life of a share, in Manila's words."""
 
@@ -313,14 +324,19 @@ class ShareNetwork:
     dhcp_endpoint: str | None = None
     cidr: str | None = None
     is_public: bool = False
+    security_key: str = ""
+    """Which set of security services its new share servers get; empty without any."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecurityService:
-    """A directory that share servers authenticate users against; the password is never shown."""
+    """A directory that share servers authenticate users against; the password is never shown.
+
+    ``dns_ip`` and ``server`` may be several, with commas between them.
+    """
 
     id: str
-    type: str
+    type: SecurityServiceType
     dns_ip: str | None = None
     server: str | None = None
     domain: str | None = None
@@ -355,6 +371,10 @@ class ShareServer:
     details: ShareServerDetails | None = None
     server_id: str | None = None
     """The outside id even where the build failed, if one is known."""
+    security_key: str = ""
+    """Which set of security services it is made for; empty without any."""
+    security_services: tuple[SecurityService, ...] = ()
+    """For drivers that log in to them; filled in just before a driver is called."""
 
 
 @dataclass(frozen=True, slots=True)

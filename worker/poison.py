@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,14 @@ KEPT_HEADERS: Final = 32
 """How many headers of a poisonous message are kept, each up to :data:`KEPT_HEADER_CHARACTERS`."""
 
 KEPT_HEADER_CHARACTERS: Final = 512
+
+WITHHELD: Final = "(not kept: it speaks of a password)"
+"""What stands instead of a body or a header that does."""
+
+# Also in base64, where the word may begin at any byte of three.
+_SPEAKS_OF_A_PASSWORD: Final = re.compile(
+    r"password|cGFzc3dvcm|Bhc3N3b3Jk|wYXNzd29yZ", re.IGNORECASE
+)
 
 RETRY_PAUSE: Final = 5.0
 """Seconds after which the quarantine is tried again when it failed."""
@@ -191,7 +200,7 @@ def describe_message(message: Any, reason: str) -> PoisonMessage:
     body = _body(message)
     queue = str(message.delivery_info.get("routing_key") or "")
     headers = {
-        str(name)[:KEPT_HEADER_CHARACTERS]: str(value)[:KEPT_HEADER_CHARACTERS]
+        str(name)[:KEPT_HEADER_CHARACTERS]: _harmless(str(value))[:KEPT_HEADER_CHARACTERS]
         for name, value in list(message.headers.items())[:KEPT_HEADERS]
         if name not in {FAULT_HEADER, SIZE_HEADER, "redelivered"}
     }
@@ -203,11 +212,17 @@ def describe_message(message: Any, reason: str) -> PoisonMessage:
         queue=queue,
         reason=reason,
         # PostgreSQL's text cannot hold the one character that JSON's can.
-        body=body[:KEPT_BODY_BYTES].decode(errors="backslashreplace").replace("\0", "\\x00"),
+        body=_harmless(body[:KEPT_BODY_BYTES].decode(errors="backslashreplace")).replace(
+            "\0", "\\x00"
+        ),
         headers={name.replace("\0", ""): text.replace("\0", "") for name, text in headers.items()},
         size=_size(message),
         received_at=datetime.now(UTC),
     )
+
+
+def _harmless(text: str) -> str:
+    return WITHHELD if _SPEAKS_OF_A_PASSWORD.search(text) else text
 
 
 def _veil(message: Any) -> None:

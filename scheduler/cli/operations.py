@@ -75,7 +75,7 @@ def _ask(session: Session, query: Callable[[Any], dict[str, Any]]) -> dict[str, 
 @pass_session
 def list_poison(session: Session, limit: int, marker: int | None) -> None:
     """List what was kept aside, oldest first."""
-    from scheduler.queries import list_poison_messages  # noqa: PLC0415 - after `--help`
+    from scheduler.quarantine import list_poison_messages  # noqa: PLC0415 - after `--help`
 
     document = _ask(session, lambda found: list_poison_messages(found, limit, marker))
     session.print_list(document, _POISON)
@@ -86,7 +86,7 @@ def list_poison(session: Session, limit: int, marker: int | None) -> None:
 @pass_session
 def show_poison(session: Session, message_id: int) -> None:
     """Show a message that was kept aside, with its body."""
-    from scheduler.queries import show_poison_message  # noqa: PLC0415 - after `--help`
+    from scheduler.quarantine import show_poison_message  # noqa: PLC0415 - after `--help`
 
     session.print(_ask(session, lambda found: show_poison_message(found, message_id)))
 

@@ -151,6 +151,11 @@ class Session:
             return
         self.print(self.watch(operation_id, timeout))
 
+    def seal(self, password: str) -> dict[str, str]:
+        """Seal a password with the service's public key, which is asked for by message."""
+        with self.client() as client:
+            return client.seal(password, project_id=self.project, timeout=_ANSWER_SECONDS)
+
     def watch(self, operation_id: str, timeout: float) -> dict[str, Any]:
         """Show an operation's steps until it ends; return its result.
 

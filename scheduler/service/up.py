@@ -26,6 +26,7 @@ from scheduler.service import redis, tree
 from scheduler.service.defaults import configuration
 from worker.config import Config
 from worker.errors import ConfigurationError
+from worker.sealing import Keys
 
 REDIS: Final = "redis"
 _SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -46,6 +47,9 @@ def run_up(home: Home, *, concurrency: int, grace: float, log_level: str | None)
     home.logs.mkdir(mode=0o700, exist_ok=True)
     with tree.alone(home.path) as members:
         config = _configuration(home, log_level)
+        keys = Keys(config.secrets.directory)
+        if keys.current() is None:
+            keys.generate()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         return Supervisor(home, config, concurrency, grace, members).run()
 

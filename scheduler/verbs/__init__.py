@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from scheduler.dispatch import Handler
-from scheduler.verbs import access, admin, networks, shares, snapshots
+from scheduler.verbs import access, admin, networks, security, shares, snapshots
 
 HANDLERS: Final[Mapping[str, Handler]] = {
     "create_share": shares.create,
@@ -23,6 +23,11 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "unpublish_share_network": networks.unpublish,
     "set_default_share_network": networks.set_default,
     "unset_default_share_network": networks.unset_default,
+    "create_security_service": security.create,
+    "update_security_service": security.change,
+    "delete_security_service": security.delete,
+    "add_security_service": security.add,
+    "remove_security_service": security.remove,
     "create_share_type": admin.create_share_type,
     "delete_share_type": admin.delete_share_type,
     "disable_backend": admin.disable_backend,

@@ -10,7 +10,14 @@ from sqlalchemy import Connection, Row, Select, Table, or_, select
 
 from scheduler.filters import MODE_SPEC
 from scheduler.resolve import NETWORK_SPEC, Named, Standing, resolve
-from worker.db.tables import access_rules, share_networks, share_types, shares, snapshots
+from worker.db.tables import (
+    access_rules,
+    security_services,
+    share_networks,
+    share_types,
+    shares,
+    snapshots,
+)
 from worker.errors import Conflict, NotFound
 from worker.model import DriverMode
 
@@ -38,6 +45,12 @@ def snapshot(connection: Connection, snapshot_id: str, project_id: str) -> Row[A
     """Return a snapshot of the project, held for the rest of the transaction."""
     statement = _owned(snapshots, snapshot_id, project_id).with_for_update()
     return _one(connection, statement, "snapshot", snapshot_id, field="snapshot_id")
+
+
+def security_service(connection: Connection, service_id: str, project_id: str) -> Row[Any]:
+    """Return a security service of the project, held for the rest of the transaction."""
+    statement = _owned(security_services, service_id, project_id).with_for_update()
+    return _one(connection, statement, "security service", service_id, field="security_service_id")
 
 
 def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:

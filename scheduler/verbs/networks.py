@@ -13,7 +13,13 @@ from scheduler.requests import CreateShareNetwork, UpdateShareNetwork
 from worker.db import addresses
 from worker.db.documents import shown
 from worker.db.engine import db_now
-from worker.db.tables import operations, share_networks, share_servers, shares
+from worker.db.tables import (
+    operations,
+    share_network_security_services,
+    share_networks,
+    share_servers,
+    shares,
+)
 from worker.errors import Conflict, Forbidden, NotFound
 from worker.model import OperationState
 from worker.queues import ADMIN_REQUESTS
@@ -21,6 +27,7 @@ from worker.queues import ADMIN_REQUESTS
 _NAMED_USERS: Final = 5
 _LIVE: Final = [state.value for state in OperationState if not state.has_ended]
 _n = share_networks.c
+_added: Final = share_network_security_services
 
 
 def create(acceptance: Acceptance) -> None:
@@ -53,7 +60,7 @@ def create(acceptance: Acceptance) -> None:
 def change(acceptance: Acceptance) -> None:
     """Describe a share network anew; give an unused one other options."""
     request: UpdateShareNetwork = acceptance.request
-    row = _changeable(acceptance)
+    row = changeable(acceptance)
     values = request.described
     if request.options_given:
         _check_unused(acceptance, row, then="its options stay as they are until these are deleted")
@@ -64,9 +71,10 @@ def change(acceptance: Acceptance) -> None:
 def delete(acceptance: Acceptance) -> None:
     """Remove a share network that nothing refers to."""
     connection = acceptance.connection
-    row = _changeable(acceptance)
+    row = changeable(acceptance)
     _check_not_default(row, to="deleted")
     _check_unused(acceptance, row, then="delete these first")
+    connection.execute(sql_delete(_added).where(_added.c.share_network_id == row.id))
     connection.execute(sql_delete(share_networks).where(_n.id == row.id))
     addresses.forget(connection, f"share_network:{row.id}")
     acceptance.finish(("share_network", row.id), {"id": row.id, "status": "deleted"})
@@ -74,12 +82,12 @@ def delete(acceptance: Acceptance) -> None:
 
 def publish(acceptance: Acceptance) -> None:
     """Let every project see and use a share network."""
-    _finish(acceptance, _changeable(acceptance), is_public=True)
+    _finish(acceptance, changeable(acceptance), is_public=True)
 
 
 def unpublish(acceptance: Acceptance) -> None:
     """Give a share network back to its project, unless another one uses it."""
-    row = _changeable(acceptance)
+    row = changeable(acceptance)
     _check_not_default(row, to="made private")
     _check_unused(
         acceptance,
@@ -92,7 +100,7 @@ def unpublish(acceptance: Acceptance) -> None:
 
 def set_default(acceptance: Acceptance) -> None:
     """Make a public share network the one for requests that name none, instead of another."""
-    row = _changeable(acceptance)
+    row = changeable(acceptance)
     if not row.is_public:
         raise Conflict(
             f"The share network {row.id} is not public, so not every project could use it as "
@@ -110,7 +118,7 @@ def set_default(acceptance: Acceptance) -> None:
 
 def unset_default(acceptance: Acceptance) -> None:
     """Let requests that name no share network have none again."""
-    row = _changeable(acceptance)
+    row = changeable(acceptance)
     if not row.is_default:
         raise Conflict(
             f"The share network {row.id} is not the default.",
@@ -120,8 +128,12 @@ def unset_default(acceptance: Acceptance) -> None:
     _finish(acceptance, row, is_default=False)
 
 
-def _changeable(acceptance: Acceptance) -> Row[Any]:
-    """The share network that is asked for, held until the commit, if the asker may change it."""
+def changeable(acceptance: Acceptance) -> Row[Any]:
+    """Return the share network that is asked for, held until the commit.
+
+    Raises :class:`~worker.errors.NotFound` and :class:`~worker.errors.Forbidden`: only an
+    administrator changes a public one.
+    """
     network_id = acceptance.request.share_network_id
     seen = (
         true() if acceptance.is_admin else or_(_n.project_id == acceptance.project_id, _n.is_public)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Row, insert, select
 
-from scheduler.choose import candidates, no_capacity
+from scheduler.choose import candidates, no_capacity, refusals
 from scheduler.dispatch import Acceptance
 from scheduler.filters import Wanted
 from scheduler.pools import Pool, reserve
@@ -16,7 +17,7 @@ from scheduler.verbs import lookup
 from worker.db import inventory, journal
 from worker.db.engine import db_now
 from worker.db.tables import operations, shares
-from worker.errors import Conflict, ErrorCode, InvalidRequest, NoCapacity
+from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.model import NetworkKind, OperationState, ShareStatus
 
 _PLACEMENT_ROUNDS = 3
@@ -38,7 +39,6 @@ def create(acceptance: Acceptance) -> None:
             network_kind=NetworkKind(network.kind) if network is not None else None,
             extra_specs=share_type.extra_specs if share_type is not None else {},
             report_expiry=acceptance.config.engine.report_expiry,
-            over_subscription=acceptance.config.engine.max_over_subscription_ratio,
             only=(source.backend, source.pool) if source is not None else None,
         ),
     )
@@ -64,7 +64,7 @@ def create(acceptance: Acceptance) -> None:
             updated_at=db_now(),
         )
     )
-    saga = "create_share" if pool.mode.has_share_servers else "create_share_single_svm"
+    saga = "create_share" if pool.offer.mode.has_share_servers else "create_share_single_svm"
     acceptance.begin(saga, resource=("share", share_id), backend=pool.backend, is_new=True)
 
 
@@ -127,20 +127,18 @@ def _place(acceptance: Acceptance, wanted: Wanted) -> Pool:
 
     Nobody is refused by an old snapshot: what it lacks may be free, or enabled, by now.
     """
-    configured = acceptance.config.backends
+    ratio = acceptance.config.engine.max_over_subscription_ratio
     for attempt in range(_PLACEMENT_ROUNDS):
-        pools = acceptance.pools.pools(fresh=attempt > 0)
-        try:
-            # A backend that was taken out of the configuration has no queue any more.
-            choice = candidates(wanted, [pool for pool in pools if pool.backend in configured])
-        except NoCapacity:
-            if attempt == 0:
-                continue
-            raise
-        for pool in choice:
-            if reserve(acceptance.connection, pool, wanted.size, wanted.over_subscription):
+        snapshot = acceptance.pools.snapshot(fresh=attempt > 0)
+        conflict = False
+        for pool in candidates(replace(wanted, now=snapshot.now), snapshot):
+            if reserve(acceptance.connection, pool, wanted.size, ratio):
                 acceptance.pools.chosen(pool, wanted.size)
                 return pool
+            acceptance.pools.doubt(pool)
+            conflict = True
+        if attempt > 0 and not conflict:
+            raise no_capacity(wanted, refusals(wanted, snapshot))
     raise no_capacity(wanted, {"every pool": "was taken by other requests meanwhile"})
 
 

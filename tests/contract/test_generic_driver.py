@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.contract.share_driver_suite import ShareDriverContract, context, rule
+from tests.contract.generic_driver_suite import GenericDriverContract, Outside
+from tests.contract.share_driver_suite import context
 from tests.services import require_root_datapath
 from tests.tenants import Machine, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
@@ -27,44 +28,7 @@ def host(_server: ShareServer | None) -> LocalShell:
     return LocalShell()
 
 
-class Outside:
-    """What lies under the backend's state directory, is mounted there or runs from there."""
-
-    holds_data = True
-
-    def __init__(self, state_dir: Path) -> None:
-        self.state_dir = state_dir
-
-    def state(self) -> Any:
-        parts = [*self.state_dir.glob("storage/pool/*/*"), *self.state_dir.glob("storage/*/*")]
-        parts += [*self.state_dir.glob("predefined/exports/*")]
-        ids = sorted(one.readlink() for one in self.state_dir.glob("predefined/ids/*"))
-        mounts = {
-            mount
-            for mount in Machine.look([str(self.state_dir)]).mounts
-            if not mount.endswith("/pool")
-        }
-        kept = {"shares", "snapshots"}
-        names = sorted(str(part) for part in parts if part.name not in kept)
-        return names, ids, mounts
-
-    def rules(self, share: Share) -> set[tuple[str, str]]:
-        """As the file says that the daemon reads; tests/integration asks the daemon itself."""
-        text = (self.state_dir / f"predefined/exports/{share.id}.conf").read_text()
-        found = re.findall(r"Clients = ([^;]+); Access_Type = (R.)", text)
-        return {(clients.removesuffix("/32"), level.lower()) for clients, level in found}
-
-    def write(self, share: Share, name: str, text: str) -> None:
-        (self._data(share) / name).write_text(text)
-
-    def read(self, share: Share, name: str) -> str:
-        return (self._data(share) / name).read_text()
-
-    def _data(self, share: Share) -> Path:
-        return self.state_dir / "storage/mounts" / share.id / "data"
-
-
-class _OnThisHost(ShareDriverContract):
+class _OnThisHost(GenericDriverContract):
     options: ClassVar[dict[str, Any]] = {}
 
     @pytest.fixture
@@ -83,7 +47,7 @@ class _OnThisHost(ShareDriverContract):
 
     @pytest.fixture
     def outside(self, tmp_path: Path) -> Outside:
-        return Outside(tmp_path)
+        return Outside(tmp_path, "predefined")
 
     @pytest.fixture
     def options_given(self) -> dict[str, Any]:
@@ -117,75 +81,6 @@ class _OnThisHost(ShareDriverContract):
                 share = Share(left, "project", 1, "NFS", "backend", "pool")
                 driver.delete_share(context(), share, None)
                 storage.delete_snapshot(left)
-
-    def test_a_killed_daemon_comes_back_with_the_rules(
-        self, driver: GenericShareDriver, outside: Outside
-    ) -> None:
-        first, second = (
-            Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool") for _ in range(2)
-        )
-        driver.create_share(context(), first, None)
-        driver.update_access(context(), first, None, [rule("10.1.0.9")], 1)
-        ganesha = driver._ganesha(context(), None)
-        ganesha.stop()
-        assert not ganesha.running()
-        driver.create_share(context(), second, None)
-        assert ganesha.running()
-        assert outside.rules(first) == {("10.1.0.9", "rw")}
-
-    def test_what_a_reboot_takes_comes_back_with_the_next_call(
-        self, driver: GenericShareDriver, outside: Outside
-    ) -> None:
-        share = Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool")
-        locations = driver.create_share(context(), share, None)
-        driver.update_access(context(), share, None, [rule("10.1.0.9")], 4)
-        outside.write(share, "file", "kept")
-        driver._ganesha(context(), None).stop()
-        for mount in sorted(Machine.look([str(outside.state_dir)]).mounts, reverse=True):
-            run("umount", mount)
-        with pytest.raises(FileNotFoundError):
-            outside.read(share, "file")
-        assert driver.create_share(context(), share, None) == locations
-        assert outside.read(share, "file") == "kept"
-        assert outside.rules(share) == {("10.1.0.9", "rw")}
-
-    def test_export_ids_are_unique_and_stay(self, driver: GenericShareDriver) -> None:
-        shares = [
-            Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool") for _ in range(3)
-        ]
-        directory = Path(driver._ganesha(context(), None).directory)
-
-        def number(share: Share) -> int:
-            text = (directory / f"exports/{share.id}.conf").read_text()
-            found = re.search(r"Export_Id = (\d+);", text)
-            assert found
-            return int(found.group(1))
-
-        for share in shares:
-            driver.create_share(context(), share, None)
-        assert [number(share) for share in shares] == [1, 2, 3]
-        driver.delete_share(context(), shares[1], None)
-        driver.update_access(context(), shares[2], None, [rule("10.1.0.9")], 1)
-        assert number(shares[2]) == 3
-        driver.create_share(context(), shares[1], None)
-        assert number(shares[1]) == 2
-
-    def test_an_export_that_the_daemon_refuses_is_an_error_and_the_old_rules_stay(
-        self,
-        driver: GenericShareDriver,
-        outside: Outside,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        share = Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool")
-        driver.create_share(context(), share, None)
-        driver.update_access(context(), share, None, [rule("10.1.0.9")], 1)
-        monkeypatch.setattr("worker.systems.ganesha._written", lambda network: f'"{network}"')
-        with pytest.raises(Fatal, match="refused the export"):
-            driver.update_access(context(), share, None, [rule("10.1.0.8")], 2)
-        monkeypatch.undo()
-        assert outside.rules(share) == {("10.1.0.9", "rw")}
-        driver.update_access(context(), share, None, [rule("10.1.0.8")], 2)
-        assert outside.rules(share) == {("10.1.0.8", "rw")}
 
 
 class TestGenericOnBtrfs(_OnThisHost):

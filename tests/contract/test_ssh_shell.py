@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
 import threading
 import uuid
 from collections.abc import Iterator
@@ -145,6 +146,8 @@ def test_a_command_nobody_waits_for_any_more_ends_in_its_time(
 def test_sshd_that_is_away_and_back(machine: Machine, shell: Shell) -> None:
     assert shell.run(["echo", "1"]).stdout == "1\n"
     machine.kill()
+    with pytest.raises(Retryable):  # perhaps before it is seen here that the connection is gone
+        shell.run(["true"])
     with pytest.raises(Retryable, match=f"server-1 at {machine.address} port 22 is not reached"):
         shell.run(["true"])
     machine.start()
@@ -163,7 +166,7 @@ def test_a_changed_host_key_is_refused_and_nothing_is_sent(
 ) -> None:
     shell.run(["true"])
     machine.kill()
-    machine.install(host_key_pair(machine.key_file, "somebody-else")[0])
+    machine.install(host_key_pair(machine.options.ssh_private_key_file, "somebody-else")[0])
     machine.start()
     try:
         with pytest.raises(Fatal) as caught:
@@ -173,7 +176,7 @@ def test_a_changed_host_key_is_refused_and_nothing_is_sent(
         assert connections(machine) == 0
     finally:
         machine.kill()
-        machine.install(host_key_pair(machine.key_file, machine.server_id)[0])
+        machine.install(host_key_pair(machine.options.ssh_private_key_file, machine.server_id)[0])
         machine.start()
     fingerprint = asyncssh.import_public_key(shell.host_key).get_fingerprint()
     assert caught.value.message == (
@@ -195,7 +198,7 @@ def test_another_kind_of_host_key_is_not_taken_either(machine: Machine, shell: S
         assert connections(machine) == 0
     finally:
         machine.kill()
-        machine.install(host_key_pair(machine.key_file, machine.server_id)[0])
+        machine.install(host_key_pair(machine.options.ssh_private_key_file, machine.server_id)[0])
 
 
 def test_a_key_that_is_not_let_in_is_said_and_not_shown(machine: Machine, tmp_path: Path) -> None:
@@ -224,8 +227,7 @@ def test_a_server_is_waited_for_while_it_boots(lan: Lan) -> None:
     machine.start()
     with pytest.raises(NotReady, match="still installs its software"):
         check()
-    shell = ssh_shell(options, machine.server())
-    shell.write_file(f"{options.server_directory}/ready", "")
+    machine.finish_boot()
     check()
     ours = machine.directory / "authorized_keys"
     kept = ours.read_bytes()
@@ -235,7 +237,7 @@ def test_a_server_is_waited_for_while_it_boots(lan: Lan) -> None:
         check()
     ours.write_bytes(kept)
     machine.kill()
-    machine.install(host_key_pair(machine.key_file, "somebody-else")[0])
+    machine.install(host_key_pair(machine.options.ssh_private_key_file, "somebody-else")[0])
     machine.start()
     with pytest.raises(Fatal, match="does not have the SSH host key") as refused:
         check()
@@ -247,3 +249,17 @@ def test_a_server_that_is_not_built_takes_no_commands(machine: Machine) -> None:
     server = dataclasses.replace(machine.server(), details=None)
     with pytest.raises(Fatal, match="server-1 is not built"):
         ssh_shell(machine.options, server)
+
+
+def test_who_is_not_root_asks_sudo_for_every_command(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sudo = tmp_path / "sudo"
+    sudo.write_text('#!/bin/sh\n[ "$1 $2" = "-n --" ] || exit 1\nshift 2\nexec "$@"\n')
+    sudo.chmod(0o755)
+    line = machine.shell(user="somebody")._line(["printf", "%s|", "a b", "$x"], 30)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, check=True)
+    assert done.stdout == "a b|$x|"
+    sudo.write_text("#!/bin/sh\nexit 9\n")
+    assert subprocess.run(["sh", "-c", line], check=False).returncode == 9

@@ -21,6 +21,7 @@ from scheduler.client import Client
 from scheduler.service import tree
 from tests.deployment import FAKE_BACKEND
 from tests.services import Process, alive, python, wait_until
+from worker.sealing import Keys
 
 SETTINGS = "[health]\nport = 0\n[engine]\nlease = 3.0\n"
 
@@ -98,6 +99,7 @@ def test_a_share_by_message_and_nothing_left_after_the_stop(make_up: Callable[[]
     }
     client = up.client()
     assert up.share(client, "one")["status"] == "available"
+    assert client.seal("x", project_id="p")["key_id"] == Keys(up.home / "secrets").ids()[0]
     client.close()
     assert up.get("/healthz")[0] == 200
     assert up.get("/readyz") == (200, '{"status": "ready", "missing": []}\n')

@@ -92,6 +92,10 @@ driver = noop
 workers = 1
 [scheduler]
 workers = 1
+[quota]
+instances = -1
+cores = -1
+ram = -1
 [vnc]
 enabled = False
 [cinder]

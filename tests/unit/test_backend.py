@@ -92,9 +92,17 @@ class ReachableCompute(Compute, Reachable):
         return LocalShell(share_server.id)
 
 
+class LocalCompute(ReachableCompute):
+    host_bound = True
+
+
 class FlatCompute(Compute):
     modes = frozenset({FLAT})
     ports_per_server = 3
+
+
+class PortCompute(Compute):
+    needs_ports = True
 
 
 class Network(NetworkHelper):
@@ -116,6 +124,7 @@ class DhcpNetwork(Network):
 class NeutronNetwork(Network):
     kinds = frozenset({NetworkKind.NEUTRON, NetworkKind.NOVA})
     modes = frozenset({MANAGED})
+    gives_ports = True
 
 
 class Point:
@@ -132,7 +141,13 @@ INSTALLED: dict[str, dict[str, type]] = {
         "local": LocalDriver,
         "commanding": CommandingDriver,
     },
-    COMPUTE: {"plain": Compute, "reachable": ReachableCompute, "flat_only": FlatCompute},
+    COMPUTE: {
+        "plain": Compute,
+        "reachable": ReachableCompute,
+        "local": LocalCompute,
+        "flat_only": FlatCompute,
+        "on_ports": PortCompute,
+    },
     NETWORK: {"flat": Network, "flat2": Network, "dhcp": DhcpNetwork, "neutron": NeutronNetwork},
 }
 
@@ -223,13 +238,24 @@ def put_together(tmp_path: Path, **settings: Any) -> module.Backend:
         ),
         pytest.param(
             {"compute_helper": "nonsense"},
-            "there is no compute helper 'nonsense'; installed are: flat_only, plain, reachable.",
+            "there is no compute helper 'nonsense'; installed are: flat_only, local, on_ports, "
+            "plain, reachable.",
             id="an unknown compute helper",
         ),
         pytest.param(
             {"network_helpers": ["flat", "nonsense"]},
             "there is no network helper 'nonsense'; installed are: dhcp, flat, flat2, neutron.",
             id="an unknown network helper",
+        ),
+        pytest.param(
+            {
+                "mode": "managed_multi_svm",
+                "compute_helper": "on_ports",
+                "network_helpers": ["neutron", "flat"],
+            },
+            "Backend 'b1': compute helper 'on_ports' attaches its servers to ports of Neutron, and "
+            "network helper 'flat' makes none; name neutron instead.",
+            id="a network helper without ports",
         ),
         pytest.param(
             {"driver": {"color": "red"}},
@@ -261,6 +287,21 @@ def put_together(tmp_path: Path, **settings: Any) -> module.Backend:
             "it is bound to host 'elsewhere' by LocalDriver, and this is 'here'; run the workers "
             "of group 'host.elsewhere' there.",
             id="a host-bound driver on another host",
+        ),
+        pytest.param(
+            {
+                "mode": "single_svm",
+                "share_driver": "commanding",
+                "compute_helper": None,
+                "network_helpers": [],
+            },
+            "CommandingDriver works on one host only; name it as `host`.",
+            id="a driver that gives commands to this host without a host",
+        ),
+        pytest.param(
+            {"share_driver": "commanding", "compute_helper": "local"},
+            "LocalCompute works on one host only; name it as `host`.",
+            id="a host-bound compute helper without a host",
         ),
         pytest.param(
             {"network_helpers": ["dhcp"]},
@@ -339,6 +380,25 @@ def test_a_secret_option_is_not_repeated(tmp_path: Path) -> None:
 )
 def test_what_works(tmp_path: Path, settings: dict[str, Any]) -> None:
     assert put_together(tmp_path, **settings).name == "b1"
+
+
+@pytest.mark.parametrize(
+    ("settings", "elsewhere"),
+    [
+        ({"compute_helper": "reachable"}, True),
+        ({"compute_helper": "local", "host": "here"}, False),
+        (
+            {"mode": "single_svm", "compute_helper": None, "network_helpers": [], "host": "here"},
+            False,
+        ),
+    ],
+    ids=str,
+)
+def test_a_driver_is_told_whether_its_servers_are_machines_of_their_own(
+    tmp_path: Path, settings: dict[str, Any], *, elsewhere: bool
+) -> None:
+    backend = put_together(tmp_path, share_driver="commanding", **settings)
+    assert backend.driver.setting.servers_elsewhere is elsewhere
 
 
 @pytest.mark.parametrize(

@@ -9,26 +9,37 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.choose import candidates, refusal, weight
-from scheduler.filters import FILTERS, Wanted
-from scheduler.pools import Pool
-from scheduler.weighers import WEIGHERS, fewest_shares, free_capacity, uses_network
-from worker.errors import NoCapacity
+from scheduler.choose import candidates, no_capacity, refusals
+from scheduler.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
+from scheduler.pools import Offer, Pool
+from scheduler.snapshot import Snapshot
+from scheduler.weighers import (
+    OFFER_WEIGHERS,
+    POOL_WEIGHERS,
+    fewest_shares,
+    free_capacity,
+    preference,
+    suitability,
+    uses_network,
+)
 from worker.model import DriverMode, NetworkKind
 
-POOL = Pool(
-    backend="b1",
-    name="p1",
+OFFER = Offer(
     enabled=True,
-    age=1.0,
     mode=DriverMode.FLAT_MULTI_SVM,
     protocols=frozenset({"NFS"}),
     network_kinds=frozenset({"flat_pool"}),
-    total_gib=100,
+    capabilities=frozenset({("ssd", "true")}),
+)
+POOL = Pool(
+    backend="b1",
+    name="p1",
+    offer=OFFER,
+    reported_at=999.0,
+    promisable_gib=100,
     free_gib=100,
     allocated_gib=0,
     shares=0,
-    capabilities={"ssd": "true"},
 )
 WANTED = Wanted(
     size=10,
@@ -36,21 +47,35 @@ WANTED = Wanted(
     network_kind=NetworkKind.FLAT_POOL,
     extra_specs={},
     report_expiry=120.0,
-    over_subscription=1.0,
+    now=1000.0,
 )
-SINGLE = replace(POOL, mode=DriverMode.SINGLE_SVM, network_kinds=frozenset(NetworkKind))
+SINGLE = replace(
+    POOL,
+    backend="single",
+    offer=replace(OFFER, mode=DriverMode.SINGLE_SVM, network_kinds=frozenset(NetworkKind)),
+)
+
+
+def chosen(wanted: Wanted, *pools: Pool) -> list[Pool]:
+    return list(candidates(wanted, Snapshot(pools)))
+
+
+def changed(**values: Any) -> Pool:
+    """The pool with other numbers, or of another offer."""
+    offer = {name: values.pop(name) for name in Offer.__slots__ if name in values}
+    return replace(POOL, offer=replace(OFFER, **offer), **values)
 
 
 def test_a_pool_that_fits() -> None:
-    assert refusal(WANTED, POOL) is None
-    assert candidates(WANTED, [POOL]) == [POOL]
+    assert refusals(WANTED, Snapshot([POOL])) == {}
+    assert chosen(WANTED, POOL) == [POOL]
 
 
 @pytest.mark.parametrize(
     ("wanted", "pool", "reason"),
     [
         ({}, {"enabled": False}, "the backend is disabled"),
-        ({}, {"age": 121.0}, "the backend is down: its last report is 121 s old"),
+        ({}, {"reported_at": 879.0}, "the backend is down: its last report is 121 s old"),
         ({"only": ("b2", "p1")}, {}, "the snapshot is on b2#p1"),
         ({"only": ("b1", "p2")}, {}, "the snapshot is on b1#p2"),
         (
@@ -95,98 +120,107 @@ def test_a_pool_that_fits() -> None:
     ],
 )
 def test_each_reason(wanted: dict[str, Any], pool: dict[str, Any], reason: str) -> None:
-    assert refusal(replace(WANTED, **wanted), replace(POOL, **pool)) == reason
+    asked, found = replace(WANTED, **wanted), changed(**pool)
+    assert refusals(asked, Snapshot([found])) == {"b1#p1": reason}
+    assert chosen(asked, found) == []
 
 
 @pytest.mark.parametrize(
     ("wanted", "pool"),
     [
-        ({}, {"age": 120.0}),
+        ({}, {"reported_at": 880.0}),
         ({"only": ("b1", "p1")}, {}),
         ({"extra_specs": {"driver_mode": "flat_multi_svm", "ssd": "true"}}, {}),
         ({"extra_specs": {"share_backend_name": "b1"}}, {}),
         ({"size": 10}, {"allocated_gib": 90, "free_gib": 10}),
-        ({"size": 100, "over_subscription": 2.0}, {"allocated_gib": 100}),
+        ({"size": 100}, {"promisable_gib": 200, "allocated_gib": 100}),
     ],
 )
 def test_what_just_fits(wanted: dict[str, Any], pool: dict[str, Any]) -> None:
-    assert refusal(replace(WANTED, **wanted), replace(POOL, **pool)) is None
+    assert chosen(replace(WANTED, **wanted), changed(**pool)) == [changed(**pool)]
 
 
 @pytest.mark.parametrize("kind", [None, *NetworkKind])
 def test_a_predefined_server_ignores_every_kind(kind: NetworkKind | None) -> None:
-    assert refusal(replace(WANTED, network_kind=kind), SINGLE) is None
+    assert chosen(replace(WANTED, network_kind=kind), SINGLE) == [SINGLE]
 
 
 def test_free_capacity_weighs() -> None:
     half = replace(POOL, allocated_gib=50)
-    assert free_capacity(WANTED, POOL) == 1.0
-    assert free_capacity(WANTED, half) == 0.5
-    assert free_capacity(replace(WANTED, over_subscription=2.0), half) == 0.75
-    assert free_capacity(WANTED, replace(POOL, total_gib=0)) == 0.0
+    assert free_capacity(POOL) == 1.0
+    assert free_capacity(half) == 0.5
+    assert free_capacity(replace(half, promisable_gib=200)) == 0.75
+    assert free_capacity(replace(POOL, promisable_gib=0)) == 0.0
 
 
 def test_fewest_shares_weighs() -> None:
-    assert fewest_shares(WANTED, POOL) == 1.0
-    assert fewest_shares(WANTED, replace(POOL, shares=3)) == 0.25
+    assert fewest_shares(POOL) == 1.0
+    assert fewest_shares(replace(POOL, shares=3)) == 0.25
 
 
 def test_a_named_network_is_meant() -> None:
-    assert uses_network(WANTED, POOL) == 1.0
-    assert uses_network(WANTED, SINGLE) == 0.0
-    assert uses_network(replace(WANTED, network_kind=None), SINGLE) == 1.0
+    assert uses_network(WANTED, OFFER) == 1.0
+    assert uses_network(WANTED, SINGLE.offer) == 0.0
+    assert uses_network(replace(WANTED, network_kind=None), SINGLE.offer) == 1.0
     busy = replace(POOL, allocated_gib=90, shares=500)
-    assert candidates(WANTED, [SINGLE, busy])[0] is busy
+    assert chosen(WANTED, SINGLE, busy) == [busy, SINGLE]
 
 
 def test_the_best_comes_first_and_equals_by_name() -> None:
     full = replace(POOL, name="full", allocated_gib=80)
     twin = replace(POOL, name="p0")
-    assert [pool.name for pool in candidates(WANTED, [full, POOL, twin])] == ["p0", "p1", "full"]
+    other = changed(name="p00", capabilities=frozenset())
+    found = chosen(WANTED, full, POOL, other, twin)
+    assert [pool.name for pool in found] == ["p0", "p00", "p1", "full"]
 
 
 def test_the_reasons_are_kept_and_shown() -> None:
-    off = replace(POOL, name="off", enabled=False)
-    old = replace(POOL, name="old", age=999.0)
-    with pytest.raises(NoCapacity) as caught:
-        candidates(WANTED, [off, old])
-    assert caught.value.refusals == {
+    off = changed(name="off", enabled=False)
+    old = changed(name="old", reported_at=1.0)
+    error = no_capacity(WANTED, refusals(WANTED, Snapshot([off, old])))
+    assert error.refusals == {
         "b1#off": "the backend is disabled",
         "b1#old": "the backend is down: its last report is 999 s old",
     }
-    for key, reason in caught.value.refusals.items():
-        assert f"{key}: {reason}" in caught.value.message
-    assert "10 GiB over NFS" in caught.value.message
+    for key, reason in error.refusals.items():
+        assert f"{key}: {reason}" in error.message
+    assert "10 GiB over NFS" in error.message
 
 
 def test_at_most_ten_reasons_are_shown() -> None:
-    pools = [replace(POOL, name=f"p{number:02}", enabled=False) for number in range(13)]
-    with pytest.raises(NoCapacity) as caught:
-        candidates(WANTED, pools)
-    assert len(caught.value.refusals) == 13
-    assert caught.value.message.count("disabled") == 10
-    assert caught.value.message.endswith("(and 3 more).")
+    pools = [changed(name=f"p{number:02}", enabled=False) for number in range(13)]
+    error = no_capacity(WANTED, refusals(WANTED, Snapshot(pools)))
+    assert len(error.refusals) == 13
+    assert error.message.count("disabled") == 10
+    assert error.message.endswith("(and 3 more).")
 
 
 def test_nothing_to_choose_from() -> None:
-    with pytest.raises(NoCapacity, match="No backend has reported a storage pool yet"):
-        candidates(WANTED, [])
+    assert chosen(WANTED) == []
+    error = no_capacity(WANTED, refusals(WANTED, Snapshot()))
+    assert "No backend has reported a storage pool yet" in error.message
 
 
+offers = st.builds(
+    Offer,
+    enabled=st.booleans(),
+    mode=st.sampled_from(DriverMode),
+    protocols=st.frozensets(st.sampled_from(["NFS", "CIFS"])),
+    network_kinds=st.frozensets(st.sampled_from([str(kind) for kind in NetworkKind])),
+    capabilities=st.dictionaries(st.sampled_from("xy"), st.sampled_from("01"), max_size=2).map(
+        lambda found: frozenset(found.items())
+    ),
+)
 pools = st.builds(
     Pool,
     backend=st.sampled_from(["b1", "b2", "b3"]),
     name=st.text("pq12", min_size=1, max_size=4),
-    enabled=st.booleans(),
-    age=st.floats(0, 300),
-    mode=st.sampled_from(DriverMode),
-    protocols=st.frozensets(st.sampled_from(["NFS", "CIFS"])),
-    network_kinds=st.frozensets(st.sampled_from([str(kind) for kind in NetworkKind])),
-    total_gib=st.integers(0, 10_000),
+    offer=offers,
+    reported_at=st.floats(700, 1000),
+    promisable_gib=st.integers(0, 10_000),
     free_gib=st.integers(0, 10_000),
     allocated_gib=st.integers(0, 10_000),
     shares=st.integers(0, 10_000),
-    capabilities=st.dictionaries(st.sampled_from("xy"), st.sampled_from("01"), max_size=2),
 )
 wanteds = st.builds(
     Wanted,
@@ -195,44 +229,65 @@ wanteds = st.builds(
     network_kind=st.none() | st.sampled_from(NetworkKind),
     extra_specs=st.dictionaries(st.sampled_from("xy"), st.sampled_from("01"), max_size=1),
     report_expiry=st.just(120.0),
-    over_subscription=st.sampled_from([0.5, 1.0, 3.0]),
     only=st.none(),
+    now=st.just(1000.0),
 )
 
 
 @given(wanteds, pools)
 def test_each_weigher_stays_between_0_and_1(wanted: Wanted, pool: Pool) -> None:
-    assert all(0.0 <= weigh(wanted, pool) <= 1.0 for weigh, _ in WEIGHERS)
+    assert all(0.0 <= weigh(pool) <= 1.0 for weigh, _ in POOL_WEIGHERS)
+    assert all(0.0 <= weigh(wanted, pool.offer) <= 1.0 for weigh, _ in OFFER_WEIGHERS)
+
+
+def fits(wanted: Wanted, pool: Pool) -> bool:
+    return all(test(wanted, pool.offer) is None for test in OFFER_FILTERS) and all(
+        test(wanted, pool) is None for test in POOL_FILTERS
+    )
 
 
 @given(wanteds, st.lists(pools, max_size=8, unique_by=lambda pool: pool.key))
 def test_every_pool_is_either_chosen_or_refused_with_a_reason(
     wanted: Wanted, choice: list[Pool]
 ) -> None:
-    fitting = [pool for pool in choice if all(test(wanted, pool) is None for test in FILTERS)]
-    if not fitting:
-        with pytest.raises(NoCapacity) as caught:
-            candidates(wanted, choice)
-        assert caught.value.refusals.keys() == {pool.key for pool in choice}
-        assert all(caught.value.refusals.values())
-        return
-    found = candidates(wanted, choice)
-    assert sorted(found, key=lambda pool: pool.key) == sorted(fitting, key=lambda pool: pool.key)
-    weights = [weight(wanted, pool) for pool in found]
+    found = chosen(wanted, *choice)
+    refused = refusals(wanted, Snapshot(choice))
+    assert {pool.key for pool in found} == {pool.key for pool in choice if fits(wanted, pool)}
+    assert refused.keys() == {pool.key for pool in choice if not fits(wanted, pool)}
+    assert all(refused.values())
+    weights = [suitability(wanted, pool.offer) + preference(pool) for pool in found]
     assert weights == sorted(weights, reverse=True)
     for pool in found:
-        assert pool.allocated_gib + wanted.size <= pool.total_gib * wanted.over_subscription
+        assert pool.allocated_gib + wanted.size <= pool.promisable_gib
         assert wanted.size <= pool.free_gib
+
+
+@given(
+    wanteds,
+    st.lists(pools, max_size=8, unique_by=lambda pool: pool.key),
+    st.lists(pools, max_size=8),
+    st.lists(pools, max_size=3),
+)
+def test_a_snapshot_changed_pool_by_pool_is_the_same_as_one_read_whole(
+    wanted: Wanted, before: list[Pool], after: list[Pool], gone: list[Pool]
+) -> None:
+    snapshot = Snapshot(before)
+    known = {pool.key: pool for pool in before}
+    for pool in after:
+        snapshot.put(pool)
+        known[pool.key] = pool
+    for pool in gone:
+        snapshot.remove(pool)
+        known.pop(pool.key, None)
+    whole = Snapshot(known.values())
+    assert list(candidates(wanted, snapshot)) == list(candidates(wanted, whole))
+    assert refusals(wanted, snapshot) == refusals(wanted, whole)
 
 
 @given(wanteds, st.lists(pools, min_size=1, max_size=6, unique_by=lambda pool: pool.key), st.data())
 def test_the_order_of_the_reports_does_not_count(
     wanted: Wanted, choice: list[Pool], data: st.DataObject
 ) -> None:
-    def outcome(order: list[Pool]) -> object:
-        try:
-            return candidates(wanted, order)
-        except NoCapacity as error:
-            return error.message
-
-    assert outcome(choice) == outcome(data.draw(st.permutations(choice)))
+    other = data.draw(st.permutations(choice))
+    assert chosen(wanted, *choice) == chosen(wanted, *other)
+    assert refusals(wanted, Snapshot(choice)) == refusals(wanted, Snapshot(other))

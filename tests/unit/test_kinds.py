@@ -9,9 +9,9 @@ from typing import Final
 
 import pytest
 
-from scheduler.choose import refusal
+from scheduler.choose import refusal_of_offer
 from scheduler.filters import Wanted
-from scheduler.pools import Pool
+from scheduler.pools import Offer
 from worker.db.addresses import DatabaseAddressBook
 from worker.helpers.network.flat_network import FlatNetworkHelper, FlatNetworkOptions
 from worker.kinds import Use, served_kinds, service
@@ -196,19 +196,12 @@ def test_a_cell(cell: Cell) -> None:
 def test_placement_decides_by_the_same_cell(cell: Cell) -> None:
     mode, brought, helpers, kind, expected = cell
     kinds = served_kinds(mode, parts(helpers), share_network_addresses=brought)
-    pool = Pool(
-        backend="b",
-        name="p",
+    offer = Offer(
         enabled=True,
-        age=0.0,
         mode=mode,
         protocols=frozenset({"NFS"}),
         network_kinds=frozenset(str(served) for served in kinds),
-        total_gib=10,
-        free_gib=10,
-        allocated_gib=0,
-        shares=0,
-        capabilities={},
+        capabilities=frozenset(),
     )
     wanted = Wanted(
         size=1,
@@ -216,9 +209,8 @@ def test_placement_decides_by_the_same_cell(cell: Cell) -> None:
         network_kind=kind,
         extra_specs={},
         report_expiry=1.0,
-        over_subscription=1.0,
     )
-    assert (refusal(wanted, pool) is not None) == (expected == "-")
+    assert (refusal_of_offer(wanted, offer) is not None) == (expected == "-")
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ from typing import Final
 
 import pytest
 
-from scheduler.choose import candidates, refusal
+from scheduler.choose import candidates, refusals
 from scheduler.filters import Wanted
-from scheduler.pools import Pool
+from scheduler.pools import Offer, Pool
 from scheduler.resolve import Named, Standing, resolve
+from scheduler.snapshot import Snapshot
 from worker.errors import Conflict, NotFound
 from worker.model import DriverMode, NetworkKind
 
@@ -129,20 +130,22 @@ def pool(mode: DriverMode) -> Pool:
     return Pool(
         backend=str(mode),
         name="p",
-        enabled=True,
-        age=0.0,
-        mode=mode,
-        protocols=frozenset({"NFS"}),
-        network_kinds=frozenset(NetworkKind),
-        total_gib=10,
+        offer=Offer(
+            enabled=True,
+            mode=mode,
+            protocols=frozenset({"NFS"}),
+            network_kinds=frozenset(NetworkKind),
+            capabilities=frozenset(),
+        ),
+        reported_at=0.0,
+        promisable_gib=10,
         free_gib=10,
         allocated_gib=0,
         shares=0,
-        capabilities={},
     )
 
 
-POOLS: Final = [pool(mode) for mode in DriverMode]
+POOLS: Final = Snapshot([pool(mode) for mode in DriverMode])
 
 
 def wanted(kind: NetworkKind | None, **extra_specs: str) -> Wanted:
@@ -152,7 +155,6 @@ def wanted(kind: NetworkKind | None, **extra_specs: str) -> Wanted:
         network_kind=kind,
         extra_specs=extra_specs,
         report_expiry=1.0,
-        over_subscription=1.0,
     )
 
 
@@ -160,15 +162,16 @@ def wanted(kind: NetworkKind | None, **extra_specs: str) -> Wanted:
 def test_no_network_and_a_network_of_kind_none_ask_for_single_svm(
     kind: NetworkKind | None,
 ) -> None:
-    assert [found.mode for found in candidates(wanted(kind), POOLS)] == [DriverMode.SINGLE_SVM]
+    assert [found.offer.mode for found in candidates(wanted(kind), POOLS)] == [
+        DriverMode.SINGLE_SVM
+    ]
 
 
 @pytest.mark.parametrize("kind", [None, *NetworkKind])
 def test_a_share_type_reaches_single_svm_whatever_the_network(kind: NetworkKind | None) -> None:
     asks = wanted(kind, driver_mode="single_svm")
-    assert [found.mode for found in candidates(asks, POOLS)] == [DriverMode.SINGLE_SVM]
+    assert [found.offer.mode for found in candidates(asks, POOLS)] == [DriverMode.SINGLE_SVM]
 
 
 def test_the_extra_spec_is_no_capability() -> None:
-    for found in POOLS:
-        assert refusal(wanted(NetworkKind.FLAT_POOL, share_network_id="n"), found) is None
+    assert refusals(wanted(NetworkKind.FLAT_POOL, share_network_id="n"), POOLS) == {}

@@ -54,7 +54,9 @@ _TIMES = frozenset({"created_at", "updated_at", "accepted_at", "finished_at", "r
 _INTERNAL = frozenset(
     {
         *("allocated_gib", "access_generation", "applied_generation"),  # of shares
-        *("security_key", "builder_id", "deleter_id", "idle_since"),  # of share servers
+        *("builder_id", "deleter_id", "idle_since"),  # of share servers
+        *("security_key",),  # of share networks and share servers
+        *("password_sealed", "revision"),  # of security services
         *("generation",),  # of access rules
     }
 )

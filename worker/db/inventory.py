@@ -91,6 +91,7 @@ def network_of(row: Row[Any]) -> ShareNetwork:
         dhcp_endpoint=row.dhcp_endpoint,
         cidr=row.cidr,
         is_public=row.is_public,
+        security_key=row.security_key,
     )
 
 

@@ -96,6 +96,7 @@ def server_of(row: Row[Any]) -> ShareServer:
         network_info=network_info(row.network_info),
         details=server_details(row.details),
         server_id=row.server_id,
+        security_key=row.security_key,
     )
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Float,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     String,
     Table,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     text,
 )
 
+from worker.db.engine import db_now
 from worker.model import LIVE_STATES, OperationState, ServerStatus
 
 metadata: Final = MetaData(
@@ -193,6 +195,8 @@ share_networks = Table(
     Column("is_public", Boolean, nullable=False, server_default=text("false")),
     # Where requests go that name none; there is at most one.
     Column("is_default", Boolean, nullable=False, server_default=text("false")),
+    # A digest of the security services that are added to it; empty without any.
+    Column("security_key", String(64), nullable=False, server_default=""),
     CheckConstraint(
         "kind IN ('neutron', 'nova', 'flat_pool', 'dhcp', 'managed', 'none')"
         " AND (kind = 'neutron') = (neutron_net_id IS NOT NULL)"
@@ -213,6 +217,39 @@ _partial(
     share_networks.c.is_default,
     where=share_networks.c.is_default,
     unique=True,
+)
+
+security_services = Table(
+    "security_services",
+    metadata,
+    _id("id", primary_key=True),
+    *_described(),
+    Column("type", String(16), nullable=False),
+    # Of dns_ip and server there may be several, with commas between them.
+    Column("dns_ip", String(255)),
+    Column("server", String(255)),
+    Column("domain", String(255)),
+    Column("ou", String(255)),
+    Column("user", String(255)),
+    # Sealed by who asked for it; only a worker that holds the private key opens it.
+    Column("password_key_id", String(16), index=True),
+    Column("password_sealed", LargeBinary),
+    # Counts the changes of what servers are configured with.
+    Column("revision", Integer, nullable=False, server_default="0"),
+    CheckConstraint("type IN ('active_directory', 'ldap', 'kerberos')", name="type"),
+    CheckConstraint(
+        "(password_key_id IS NULL) = (password_sealed IS NULL)", name="password_has_key"
+    ),
+    Index("ix_security_services_project", "project_id", "created_at", "id"),
+)
+
+share_network_security_services = Table(
+    "share_network_security_services",
+    metadata,
+    _id("share_network_id", primary_key=True),
+    # Of the security service: at most one of each type on a share network.
+    Column("type", String(16), primary_key=True),
+    _id("security_service_id", nullable=False, index=True),
 )
 
 share_servers = Table(
@@ -439,6 +476,8 @@ backends = Table(
     # Until when one worker is making the next report.
     Column("reporting_until", Float),
     Column("report_error", Text, nullable=False, server_default=""),
+    # Snapshots take in what has changed since they last looked.
+    Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
 )
 
 storage_pools = Table(
@@ -453,6 +492,7 @@ storage_pools = Table(
     Column("allocated_gib", Integer, nullable=False, server_default="0"),
     Column("shares", Integer, nullable=False, server_default="0"),
     Column("reported_at", Float, nullable=False),
+    Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
 )
 
 counters = Table(

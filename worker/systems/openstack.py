@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable
-from typing import Any, Final, NoReturn, Self, TypeVar
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NoReturn, Protocol, Self, TypeVar
 
 import keystoneauth1.exceptions as keystone
 import openstack
@@ -31,6 +32,9 @@ _QUOTA: Final = frozenset({"OverQuota", "QuotaExceeded", "QuotaResourceUnknown"}
 _NO_ADDRESS: Final = frozenset(
     {"IpAddressGenerationFailure", "IpAddressGenerationFailureNoMatchingSubnet"}
 )
+_FULL: Final = re.compile(r"no valid host|quota|over limit", re.IGNORECASE)
+"""Nova has no names for its errors: a machine's fault, and the text of a 403 or 413."""
+_OVER_QUOTA: Final = frozenset({403, 413})
 _NODE_LOCKED: Final = "is locked by host"
 """Ironic has no name for it: a conductor works on the node, usually for less than a second."""
 
@@ -202,17 +206,17 @@ def _answered(
     """Return what an answer with an HTTP status of 400 or more means."""
     reason = _reason(error)
     said = str(error.details or "").strip().splitlines()
-    sentence = f"{failed}: {said[0] if said else f'HTTP status {status}'}"
+    sentence = f"{failed}: {said[0].rstrip('.') if said else f'HTTP status {status}'}."
     if status == _UNAUTHORIZED:
         # keystoneauth has logged in again already, and that token was refused too.
         return Retryable(f"{failed}: a token that was just issued is refused.", object=about)
     if status in _BUSY:
         return Blip(f"{failed}: it answers {status}.", object=about)
-    if reason in _QUOTA:
+    if reason in _QUOTA or (status in _OVER_QUOTA and no_room(sentence)):
         return Fatal(
             f"{sentence} Raise the quota of the backend's project, or delete what is not needed.",
             object=about,
-            code=code,
+            code=ErrorCode.COMPUTE_EXHAUSTED if code is ErrorCode.COMPUTE_FAILED else code,
         )
     if reason in _NO_ADDRESS:
         return Fatal(sentence, object=about, code=ErrorCode.ADDRESSES_EXHAUSTED)
@@ -239,3 +243,29 @@ def _reason(error: sdk.HttpException) -> str:
         return ""
     detail = document.get("NeutronError") if isinstance(document, dict) else None
     return str(detail.get("type", "")) if isinstance(detail, dict) else ""
+
+
+def no_room(said: str) -> bool:
+    """Whether Nova's words mean that no host, or no quota, is left for a machine."""
+    return _FULL.search(said) is not None
+
+
+class _Named(Protocol):
+    id: Any
+
+
+Thing = TypeVar("Thing", bound=_Named)
+
+
+def only(kind: str, named: str, found: Sequence[Thing], about: str) -> Thing:
+    """Return the one thing that a name or id stands for; refuse none and several."""
+    things = {thing.id: thing for thing in found}
+    if len(things) == 1:
+        return next(iter(things.values()))
+    problem = (
+        f"OpenStack has no {kind} {named}; correct the name, or make it"
+        if not things
+        else f"OpenStack has {len(things)} things that {kind} {named} may be "
+        f"({', '.join(sorted(things))}); give an id"
+    )
+    raise Fatal(f"{problem}.", object=about, code=ErrorCode.CONFIGURATION)

@@ -96,20 +96,23 @@ def decoded(output: bytes) -> str:
     return output.decode("utf-8", "replace")
 
 
+def shown(argv: Sequence[str]) -> str:
+    """Return the beginning of a command, on one line, for a message."""
+    return " ".join(" ".join(argv).split())[:80]
+
+
 def checked(done: Completed, where: str) -> Completed:
     """Return a command that ended well; raise :class:`~worker.errors.Fatal` for another."""
     if done.exit_code == 0:
         return done
     said = (done.stderr or done.stdout).strip()[-500:] or "it printed nothing"
-    raise Fatal(
-        f"`{' '.join(done.argv[:6])}` ended with exit code {done.exit_code} on {where}: {said}"
-    )
+    raise Fatal(f"`{shown(done.argv)}` ended with exit code {done.exit_code} on {where}: {said}")
 
 
 def overran(argv: Sequence[str], timeout: float, where: str) -> Retryable:
     """Return the error of a command that did not end in time."""
     return Retryable(
-        f"`{' '.join(argv[:3])}` did not end within {timeout:g} s on {where}.",
+        f"`{shown(argv)}` did not end within {timeout:g} s on {where}.",
         code=ErrorCode.TIMEOUT,
     )
 

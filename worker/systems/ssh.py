@@ -24,7 +24,7 @@ from typing import Final
 import asyncssh
 
 from worker.errors import ErrorCode, Fatal, Retryable
-from worker.systems.shell import Completed, checked, decoded, not_installed, overran
+from worker.systems.shell import Completed, checked, decoded, not_installed, overran, shown
 
 _GRACE: Final = 5.0
 """Seconds that a command that overran has between SIGTERM and SIGKILL."""
@@ -162,7 +162,7 @@ class SshShell:
             raise overran(argv, timeout, self.name) from None
         except (asyncssh.Error, OSError) as error:
             raise Retryable(
-                f"The connection to {self.name} broke during `{' '.join(argv[:3])}`: {error}"
+                f"The connection to {self.name} broke during `{shown(argv)}`: {error}"
             ) from error
 
 
@@ -221,6 +221,15 @@ class _Network:
 
     async def run(self, shell: SshShell, line: str, stdin: bytes | None, limit: float) -> _Ended:
         """Run one line on the machine, over a connection that is there or a new one."""
+        try:
+            return await self._run(shell, line, stdin, limit)
+        except asyncssh.ChannelOpenError as error:
+            if error.code != asyncssh.OPEN_CONNECT_FAILED:
+                raise
+        # The connection was gone already, so the line was not sent.
+        return await self._run(shell, line, stdin, limit)
+
+    async def _run(self, shell: SshShell, line: str, stdin: bytes | None, limit: float) -> _Ended:
         async with self._connection(shell) as connection:
             begun = self.loop.time()
             try:

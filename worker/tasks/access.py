@@ -20,7 +20,7 @@ from worker.tasks.shares import share_and_server
 def _update_access(job: Job) -> Commit:
     asked = int(job.operation.payload["generation"])
     with job.transaction() as writing:
-        row, server = share_and_server(writing.connection, job.operation.resource_id)
+        row, server = share_and_server(job, writing.connection, job.operation.resource_id)
         pending = row.applied_generation < asked or job.operation.error is not None
         if pending:
             rules, generation = inventory.begin_access(writing.connection, row.id)

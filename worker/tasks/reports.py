@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, or_, update
+from sqlalchemy import Connection, delete, or_, select, update
 
 from worker.db.engine import db_now, insert_into, transaction
 from worker.db.tables import backends, storage_pools
@@ -16,15 +16,15 @@ from worker.manager import Report
 TASK = "report_pools"
 REPORT_TIMEOUT = 60.0
 """A reporter that takes longer is taken for dead."""
+PORTION = 50
+"""How many backends one message asks for: enough to be cheap, few enough to be done in time."""
 
 _log = logging.getLogger(__name__)
 
 
 def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
     """Report each backend that nobody else is reporting or has just reported."""
-    for name in names:
-        if not _take(runtime, name):
-            continue
+    for name in _take(runtime, names):
         try:
             report = runtime.manager(name).report()
         except SharewrightError as error:
@@ -40,26 +40,35 @@ def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
                 _write(connection, name, report, runtime.config.backends[name].capabilities)
 
 
-def _take(runtime: Runtime, name: str) -> bool:
-    """Become the reporter of a backend for a while, unless it was reported a moment ago."""
+def _take(runtime: Runtime, names: Sequence[str]) -> list[str]:
+    """Become the reporter of backends for a while, but for those reported a moment ago."""
     column = backends.c
     with transaction(runtime.engine) as connection:
         connection.execute(
-            insert_into(connection, backends).values(name=name, report={}).on_conflict_do_nothing()
+            insert_into(connection, backends).on_conflict_do_nothing(),
+            [{"name": name, "report": {}} for name in sorted(names)],
         )
-        taken = connection.execute(
-            update(backends)
+        # Always in one order, so that two reporters of the same backends do not deadlock.
+        due = connection.execute(
+            select(column.name)
             .where(
-                column.name == name,
+                column.name.in_(names),
                 or_(column.reporting_until.is_(None), column.reporting_until < db_now()),
                 or_(
                     column.reported_at.is_(None),
                     column.reported_at < db_now() - runtime.config.engine.report_interval / 2,
                 ),
             )
+            .order_by(column.name)
+            .with_for_update(skip_locked=True)
+        ).scalars()
+        taken = list(due)
+        connection.execute(
+            update(backends)
+            .where(column.name.in_(taken))
             .values(reporting_until=db_now() + REPORT_TIMEOUT)
         )
-    return taken.rowcount == 1
+    return taken
 
 
 def _write(connection: Connection, name: str, report: Report, capabilities: dict[str, str]) -> None:
@@ -85,6 +94,7 @@ def _write(connection: Connection, name: str, report: Report, capabilities: dict
             "free_gib": pool.free_gib,
             "capabilities": {**pool.capabilities, **capabilities},
             "reported_at": db_now(),
+            "changed_at": db_now(),
         }
         connection.execute(
             insert_into(connection, storage_pools)

@@ -16,6 +16,7 @@ from worker.failpoints import failpoint
 from worker.job import Job, Writing
 from worker.model import ServerStatus, ShareServer
 from worker.saga import Act, Commit
+from worker.tasks.security import services_of
 
 RECHECK_SECONDS = 60.0
 """A wake-up that was lost is made up for after this long."""
@@ -27,7 +28,9 @@ def _allocate_network(job: Job) -> Commit:
         share = inventory.share_row(writing.connection, share_id)
         network = inventory.network(writing.connection, share.share_network_id)
         settings = writing.config.backends[share.backend]
-        key = ServerKey(share.project_id, share.share_network_id, share.backend)
+        key = ServerKey(
+            share.project_id, share.share_network_id, share.backend, network.security_key
+        )
         joined = servers.join(
             writing.connection,
             key,
@@ -66,12 +69,13 @@ def _get_share_server(job: Job) -> Commit | None:
         if row is None:
             raise _lost_server(job)
         server = servers.server_of(row)
+        if server.status is ServerStatus.ACTIVE:
+            return None
         network = inventory.network(connection, row.share_network_id)
-    if server.status is ServerStatus.ACTIVE:
-        return None
+        security_services = services_of(job.runtime.config, connection, server)
     assert server.network_info is not None, "allocate_network comes first"
     details = job.manager.get_share_server(
-        job.context, server, network, server.network_info, security_services=()
+        job.context, server, network, server.network_info, security_services
     )
 
     def commit(writing: Writing) -> None:

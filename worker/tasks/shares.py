@@ -15,12 +15,17 @@ from worker.job import Job, Writing
 from worker.model import ServerStatus, Share, ShareServer, ShareStatus, Snapshot
 from worker.saga import Act, Commit
 from worker.tasks.clean_up import start_clean_up
+from worker.tasks.security import with_services
 
 
-def share_and_server(connection: Connection, share_id: str) -> tuple[Row[Any], ShareServer | None]:
+def share_and_server(
+    job: Job, connection: Connection, share_id: str
+) -> tuple[Row[Any], ShareServer | None]:
     """Return a share's row and the server that it lives on (None in ``single_svm``)."""
     row = inventory.share_row(connection, share_id)
     server = servers.get(connection, row.share_server_id) if row.share_server_id else None
+    if server is not None and server.security_key:
+        server = with_services(job.runtime.config, connection, server)
     return row, server
 
 
@@ -33,7 +38,7 @@ def _source(connection: Connection, row: Row[Any]) -> Snapshot | None:
 
 def _create_share(job: Job) -> Commit:
     with job.reading() as connection:
-        row, server = share_and_server(connection, job.operation.resource_id)
+        row, server = share_and_server(job, connection, job.operation.resource_id)
         snapshot = _source(connection, row)
     share = inventory.share_of(row)
     locations = job.manager.create_share(job.context, share, snapshot, server)
@@ -54,7 +59,7 @@ def _delete_share(job: Job) -> Commit | None:
     with job.reading() as connection:
         if job.operation.undoing and not inventory.has_share(connection, job.operation.resource_id):
             return None  # an undo that had failed, and a delete that went through meanwhile
-        row, server = share_and_server(connection, job.operation.resource_id)
+        row, server = share_and_server(job, connection, job.operation.resource_id)
     on_servers = job.manager.backend.mode.has_share_servers
     # A share that never got as far as a server has nothing outside.
     if server is not None or not on_servers:
@@ -106,7 +111,7 @@ def create_failed(writing: Writing, error: dict[str, str], undone: bool) -> None
 def _extend_share(job: Job) -> Commit:
     size = int(job.operation.payload["new_size"])
     with job.transaction() as writing:
-        row, server = share_and_server(writing.connection, job.operation.resource_id)
+        row, server = share_and_server(job, writing.connection, job.operation.resource_id)
         _check_larger(row, size)
         _reserve(writing, row, size)
         inventory.set_share(writing.connection, row.id, ShareStatus.EXTENDING)
@@ -148,11 +153,13 @@ def _reserve(writing: Writing, row: Row[Any], size: int) -> None:
 def extend_failed(job: Job, error: StepError) -> Commit:
     """An extend failed: what the share really has is read back."""
     with job.reading() as connection:
-        row, server = share_and_server(connection, job.operation.resource_id)
+        row = inventory.share_row(connection, job.operation.resource_id)
     share: Share = inventory.share_of(row)
     status, real, problem = ShareStatus.AVAILABLE, row.size, None
     if row.status == ShareStatus.EXTENDING:
         try:
+            with job.reading() as connection:
+                _, server = share_and_server(job, connection, row.id)
             real = job.manager.share_size(job.context, share, server)
         except StepError as second:
             status = ShareStatus.ERROR

@@ -17,7 +17,7 @@ from worker.tasks.shares import share_and_server
 
 def _objects(connection: Connection, job: Job) -> tuple[Row[Any], Row[Any], ShareServer | None]:
     snapshot = inventory.snapshot_row(connection, job.operation.payload["snapshot_id"])
-    share, server = share_and_server(connection, snapshot.share_id)
+    share, server = share_and_server(job, connection, snapshot.share_id)
     return snapshot, share, server
 
 

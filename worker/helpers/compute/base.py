@@ -30,6 +30,8 @@ class ComputeHelper(ABC):
     """Whether its servers live on the host that its backend names."""
     ports_per_server: ClassVar[int] = 1
     """How many addresses a server of this kind needs at least."""
+    needs_ports: ClassVar[bool] = False
+    """Whether its servers are attached to Neutron's ports, not only given addresses."""
 
     def __init__(self, setting: Setting, options: Options) -> None:
         self.setting = setting

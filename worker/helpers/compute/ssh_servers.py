@@ -88,7 +88,7 @@ def ssh_attributes(
         "ssh_host_key": host_key_pair(options.ssh_private_key_file, share_server_id)[1],
         "ganesha": f"{options.server_directory}/ganesha",
         "ganesha_bind": bind or "0.0.0.0",  # noqa: S104 - all of the tenant's own machine
-        "storage": f"{options.server_directory}/storage",
+        "storage": options.server_directory,
     }
 
 

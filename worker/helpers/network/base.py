@@ -161,6 +161,8 @@ class NetworkHelper(ABC):
     backend serves share networks whose options it ignores from these."""
     host_bound: ClassVar[bool] = False
     """Whether it works only on the host that its backend names."""
+    gives_ports: ClassVar[bool] = False
+    """Whether what it allocates are ports of Neutron, with their ids."""
 
     def __init__(self, setting: Setting, options: Options, addresses: AddressBook) -> None:
         self.setting = setting

@@ -29,7 +29,6 @@ from worker.helpers.network.neutron_managed import (
     ManagedOptions,
     Place,
     busy,
-    only,
 )
 from worker.model import (
     DriverMode,
@@ -41,7 +40,7 @@ from worker.model import (
     ShareServer,
 )
 from worker.plugin import Checked, Options, Setting
-from worker.systems.openstack import OpenStack, Taken
+from worker.systems.openstack import OpenStack, Taken, only
 
 BINDING_FAILED: Final = "binding_failed"
 
@@ -80,6 +79,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked):
     modes: ClassVar[frozenset[DriverMode]] = frozenset(
         {DriverMode.FLAT_MULTI_SVM, DriverMode.MANAGED_MULTI_SVM}
     )
+    gives_ports: ClassVar[bool] = True
     options: NeutronOptions
 
     def __init__(self, setting: Setting, options: NeutronOptions, addresses: AddressBook) -> None:

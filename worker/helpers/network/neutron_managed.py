@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Final, NamedTuple
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 from openstack.connection import Connection
@@ -25,7 +25,7 @@ from worker.errors import ErrorCode, Fatal, NotReady
 from worker.failpoints import failpoint
 from worker.helpers.network.base import AddressBook
 from worker.model import RequestContext, ShareNetwork, ShareServer
-from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken
+from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken, only
 
 TAG: Final = "sharewright"
 DEVICE_OWNER: Final = "sharewright:share-server"
@@ -93,27 +93,6 @@ class Place(NamedTuple):
         return str(
             next(f["ip_address"] for f in port.fixed_ips if f["subnet_id"] == self.subnet.id)
         )
-
-
-class _Named(Protocol):
-    id: Any
-
-
-Thing = TypeVar("Thing", bound=_Named)
-
-
-def only(kind: str, named: str, found: Sequence[Thing], about: str) -> Thing:
-    """Return the one thing that a name or id stands for; refuse none and several."""
-    things = {thing.id: thing for thing in found}
-    if len(things) == 1:
-        return next(iter(things.values()))
-    problem = (
-        f"Neutron has no {kind} {named}; correct the name, or make it"
-        if not things
-        else f"Neutron has {len(things)} things that {kind} {named} may be "
-        f"({', '.join(sorted(things))}); give an id"
-    )
-    raise Fatal(f"{problem}.", object=about, code=ErrorCode.CONFIGURATION)
 
 
 def busy(share_network: ShareNetwork) -> NotReady:

@@ -9,7 +9,7 @@ revision = "0001"
 down_revision = None
 
 
-def upgrade() -> None:
+def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
     op.create_table(
         "access_rules",
         sa.Column("id", sa.String(length=64), nullable=False),
@@ -78,6 +78,7 @@ def upgrade() -> None:
         sa.Column("reported_at", sa.Float(), nullable=True),
         sa.Column("reporting_until", sa.Float(), nullable=True),
         sa.Column("report_error", sa.Text(), server_default="", nullable=False),
+        sa.Column("changed_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_backends")),
     )
     op.create_table(
@@ -263,6 +264,45 @@ def upgrade() -> None:
         sa.UniqueConstraint("fingerprint", name=op.f("uq_poison_messages_fingerprint")),
     )
     op.create_table(
+        "security_services",
+        sa.Column("id", sa.String(length=64), nullable=False),
+        sa.Column("project_id", sa.String(length=64), nullable=False),
+        sa.Column("name", sa.String(length=255), server_default="", nullable=False),
+        sa.Column("description", sa.Text(), server_default="", nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("updated_at", sa.Float(), nullable=False),
+        sa.Column("type", sa.String(length=16), nullable=False),
+        sa.Column("dns_ip", sa.String(length=255), nullable=True),
+        sa.Column("server", sa.String(length=255), nullable=True),
+        sa.Column("domain", sa.String(length=255), nullable=True),
+        sa.Column("ou", sa.String(length=255), nullable=True),
+        sa.Column("user", sa.String(length=255), nullable=True),
+        sa.Column("password_key_id", sa.String(length=16), nullable=True),
+        sa.Column("password_sealed", sa.LargeBinary(), nullable=True),
+        sa.Column("revision", sa.Integer(), server_default="0", nullable=False),
+        sa.CheckConstraint(
+            "type IN ('active_directory', 'ldap', 'kerberos')",
+            name=op.f("ck_security_services_type"),
+        ),
+        sa.CheckConstraint(
+            "(password_key_id IS NULL) = (password_sealed IS NULL)",
+            name=op.f("ck_security_services_password_has_key"),
+        ),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_security_services")),
+    )
+    op.create_index(
+        op.f("ix_security_services_password_key_id"),
+        "security_services",
+        ["password_key_id"],
+        unique=False,
+    )
+    op.create_index(
+        "ix_security_services_project",
+        "security_services",
+        ["project_id", "created_at", "id"],
+        unique=False,
+    )
+    op.create_table(
         "segment_holders",
         sa.Column("share_server_id", sa.String(length=64), nullable=False),
         sa.Column("domain", sa.String(length=255), nullable=False),
@@ -291,6 +331,21 @@ def upgrade() -> None:
         sa.UniqueConstraint("domain", "chosen_cidr", name=op.f("uq_segments_domain_chosen_cidr")),
     )
     op.create_table(
+        "share_network_security_services",
+        sa.Column("share_network_id", sa.String(length=64), nullable=False),
+        sa.Column("type", sa.String(length=16), nullable=False),
+        sa.Column("security_service_id", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint(
+            "share_network_id", "type", name=op.f("pk_share_network_security_services")
+        ),
+    )
+    op.create_index(
+        op.f("ix_share_network_security_services_security_service_id"),
+        "share_network_security_services",
+        ["security_service_id"],
+        unique=False,
+    )
+    op.create_table(
         "share_networks",
         sa.Column("id", sa.String(length=64), nullable=False),
         sa.Column("project_id", sa.String(length=64), nullable=False),
@@ -310,6 +365,7 @@ def upgrade() -> None:
         sa.Column("cidr", sa.String(length=64), nullable=True),
         sa.Column("is_public", sa.Boolean(), server_default=sa.text("false"), nullable=False),
         sa.Column("is_default", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("security_key", sa.String(length=64), server_default="", nullable=False),
         sa.CheckConstraint(
             "kind IN ('neutron', 'nova', 'flat_pool', 'dhcp', 'managed', 'none')"
             " AND (kind = 'neutron') = (neutron_net_id IS NOT NULL)"
@@ -480,6 +536,7 @@ def upgrade() -> None:
         sa.Column("allocated_gib", sa.Integer(), server_default="0", nullable=False),
         sa.Column("shares", sa.Integer(), server_default="0", nullable=False),
         sa.Column("reported_at", sa.Float(), nullable=False),
+        sa.Column("changed_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("backend", "name", name=op.f("pk_storage_pools")),
     )
 

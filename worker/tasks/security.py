@@ -1,0 +1,76 @@
+"""Security services for compute helpers and drivers, opened just before they are handed over."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from worker.config import Config
+from worker.db import security
+from worker.db.engine import engine_for, reading
+from worker.errors import ConfigurationError, ErrorCode, Fatal
+from worker.model import SecurityService, ShareServer
+from worker.sealing import Keys
+
+_log = logging.getLogger(__name__)
+
+
+def check_keys(config: Config) -> None:
+    """Look whether this worker can open the passwords that exist, before it consumes anything.
+
+    Raises :class:`~worker.errors.ConfigurationError` when it has not the keys for it.
+    """
+    try:
+        with reading(engine_for(config.database.url)) as connection:
+            used = security.uses(connection)
+    except DBAPIError as error:
+        _log.warning("Nobody knows which keys are needed: %s", str(error.orig).strip())
+        return
+    keys = Keys(config.secrets.directory)
+    for key_id, count in used.items():
+        try:
+            keys.private(key_id)
+        except ConfigurationError as error:
+            passwords = "passwords are" if count > 1 else "password is"
+            raise ConfigurationError(
+                f"{count} {passwords} sealed with key {key_id}. {error.message}"
+            ) from error
+
+
+def services_of(
+    config: Config, connection: Connection, server: ShareServer
+) -> tuple[SecurityService, ...]:
+    """Return what a share server is to be built with, the passwords in clear.
+
+    Raises :class:`~worker.errors.Fatal` when a password cannot be opened here, or when the share
+    network's security services are no longer those that the server is made for.
+    """
+    if not server.security_key:
+        return ()
+    assert server.share_network_id is not None, "security services are a share network's"
+    rows = security.added(connection, server.share_network_id)
+    if security.key_of(rows) != server.security_key:
+        raise Fatal(
+            f"The security services of share network {server.share_network_id} were changed after "
+            f"share server {server.id} had been begun for others; ask again.",
+            object=f"share server {server.id}",
+            code=ErrorCode.CONFLICT,
+        )
+    keys = Keys(config.secrets.directory)
+    try:
+        return tuple(security.opened(row, keys) for row in rows)
+    except ConfigurationError as error:
+        raise Fatal(
+            f"The security services of share network {server.share_network_id} cannot be used on "
+            f"this worker. {error.message}",
+            object=f"share server {server.id}",
+            code=ErrorCode.CONFIGURATION,
+        ) from error
+
+
+def with_services(config: Config, connection: Connection, server: ShareServer) -> ShareServer:
+    """Return a share server as drivers are handed it; raises as :func:`services_of`."""
+    return replace(server, security_services=services_of(config, connection, server))
