@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError
 from scheduler.client import broker_fault
 from worker.addressing import parse_pool
 from worker.config import Config, HealthSettings
+from worker.db.audit_tables import audit_findings
 from worker.db.engine import db_now, engine_for, reading
 from worker.db.schema import head, revision
 from worker.db.tables import (
@@ -129,17 +130,32 @@ def _operations(connection: Connection) -> Iterator[Metric]:
         [], connection.execute(select(func.count()).select_from(poison_messages)).scalar_one()
     )
     yield kept
+    f = audit_findings.c
+    findings = GaugeMetricFamily(
+        _PREFIX + "audit_findings",
+        "What the last audits found: orphans, what is missing, and what bears an unknown id.",
+        labels=["backend", "problem"],
+    )
+    for row in connection.execute(
+        select(f.backend, f.problem, func.count().label("number")).group_by(f.backend, f.problem)
+    ):
+        findings.add_metric([row.backend, row.problem], row.number)
+    yield findings
 
 
 _LABELS: Final = {
     "steps_total": ("task", "outcome"),
     "requests_total": ("verb", "outcome"),
     "dhcp_renewals_total": ("outcome",),
+    "audits_total": ("outcome",),
+    "audit_removed_total": ("kind",),
 }
 _HELP: Final = {
     "steps_total": "Acts of steps by how they ended.",
     "requests_total": "Requests by what became of them.",
     "dhcp_renewals_total": "Renewals of DHCP leases: renewed, failed, or failed with none left.",
+    "audits_total": "Audits of a backend: complete, or of parts of it only.",
+    "audit_removed_total": "Orphans that audits removed.",
     "redrives_total": "Operations that the reconciler took up again.",
     "compensations_failed_total": "Undos and deletions that used up their attempts.",
     "unknown_operations_total": "Messages for operations that do not exist.",

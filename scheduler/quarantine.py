@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
@@ -10,12 +10,17 @@ from worker.db.documents import moment
 from worker.db.tables import poison_messages
 from worker.errors import NotFound
 
+_REPLAY: Final = (
+    poison_messages.c.message.is_not(None).label("replayable"),
+    poison_messages.c.replayed_at,
+)
+
 
 def list_poison_messages(connection: Connection, limit: int, marker: int | None) -> dict[str, Any]:
     """Return a page of the messages that were kept aside, without their bodies."""
     m = poison_messages.c
     rows = connection.execute(
-        select(m.id, m.queue, m.reason, m.size, m.received_at)
+        select(m.id, m.queue, m.reason, m.size, m.received_at, *_REPLAY)
         .where(m.id > (marker or 0))
         .order_by(m.id)
         .limit(limit + 1)
@@ -28,8 +33,11 @@ def list_poison_messages(connection: Connection, limit: int, marker: int | None)
 
 def show_poison_message(connection: Connection, message_id: int) -> dict[str, Any]:
     """Return a message that was kept aside, with headers and body."""
+    m = poison_messages.c
     row = connection.execute(
-        select(poison_messages).where(poison_messages.c.id == message_id)
+        select(m.id, m.queue, m.reason, m.headers, m.body, m.size, m.received_at, *_REPLAY).where(
+            m.id == message_id
+        )
     ).first()
     if row is None:
         raise NotFound(f"No message {message_id} was kept aside.", field="message_id")
@@ -37,4 +45,5 @@ def show_poison_message(connection: Connection, message_id: int) -> dict[str, An
 
 
 def _received(row: Any) -> dict[str, Any]:
-    return {**row._asdict(), "received_at": moment(row.received_at)}
+    times = {"received_at": moment(row.received_at), "replayed_at": moment(row.replayed_at)}
+    return {**row._asdict(), **times}

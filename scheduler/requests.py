@@ -232,6 +232,16 @@ class OperationOnly(Payload):
     operation_id: Id
 
 
+class AuditBackend(Payload):
+    """Compare the database with what a backend's parts say that they have made."""
+
+    backend: Text
+    repair: Annotated[
+        StrictBool,
+        Field(description="Remove orphans that were seen in two audits and are old enough."),
+    ] = False
+
+
 class BackendOnly(Payload):
     """A request that names a backend."""
 
@@ -385,6 +395,10 @@ _VERBS: Final = (
     Verb("list_share_servers", ListShareServers, Kind.READ),
     Verb("show_operation", OperationOnly, Kind.READ),
     Verb("list_operations", ListOperations, Kind.READ),
+    Verb("cancel_operation", OperationOnly, Kind.ROW, admin=True),
+    Verb("retry_operation", OperationOnly, Kind.ROW, admin=True),
+    Verb("give_up_operation", OperationOnly, Kind.ROW, admin=True),
+    Verb("audit_backend", AuditBackend, Kind.CHAIN, admin=True),
     Verb("show_backend", BackendOnly, Kind.READ, admin=True),
     Verb("list_backends", ListBackends, Kind.READ, admin=True),
     Verb("disable_backend", DisableBackend, Kind.ROW, admin=True),

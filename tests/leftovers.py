@@ -23,6 +23,7 @@ KEPT_TABLES = frozenset(
         "addresses",
         "segments",
         "share_server_failures",
+        "tombstones",
     }
 )
 """Records of what was done, and of what the backends are; the rest are objects and must be gone."""

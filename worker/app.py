@@ -205,6 +205,28 @@ def check_pool(pool: str) -> None:
         )
 
 
+def check_times(config: Config) -> None:
+    """Refuse times that let a worker which was stopped act on what is another's by then.
+
+    Raises :class:`~worker.errors.ConfigurationError`.
+    """
+    engine = config.engine
+    longest = max(ACTS.values(), key=lambda act: act.timeout)
+    least = engine.lease + longest.timeout + HARD_LIMIT_GRACE
+    reasons = {
+        "address_rest": "a freed address would be given out again while a worker that was stopped "
+        "may still use it",
+        "audit_grace": "an audit would remove what a worker that was stopped is still making",
+    }
+    for option, reason in reasons.items():
+        if getattr(engine, option) < least:
+            raise ConfigurationError(
+                f"engine.{option} is {getattr(engine, option):g} s: {reason}. Set it to {least:g} "
+                f"or more: a lease ({engine.lease:g} s), the longest step ({longest.name}, "
+                f"{longest.timeout:g} s) and {HARD_LIMIT_GRACE} s."
+            )
+
+
 def run_worker(
     config: Config, group: str, *, concurrency: int = 2, pool: str = "prefork", name: str = ""
 ) -> int:
@@ -214,6 +236,7 @@ def run_worker(
     of the group cannot work here.
     """
     check_pool(pool)
+    check_times(config)
     mine = config.backends_of(group)
     if not mine:
         known = ", ".join(sorted({b.worker_group for b in config.backends.values()})) or "none"

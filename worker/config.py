@@ -92,6 +92,20 @@ class EngineSettings(_Section):
     report_expiry: float = Field(
         120.0, gt=0, description="A backend whose last report is older is `down`."
     )
+    audit_interval: float = Field(
+        3600.0,
+        ge=0,
+        description="Between comparisons of the database with what is outside; 0: only on demand.",
+    )
+    audit_grace: float = Field(
+        900.0,
+        gt=0,
+        description="How old an orphan must be before it is removed; longer than a lease and the "
+        "longest step.",
+    )
+    audit_repair: bool = Field(
+        False, description="Whether periodic audits remove orphans, or only report them."
+    )
     keep_operations: float = Field(
         30 * 86400.0, gt=0, description="How long ended operations and idempotency keys are kept."
     )

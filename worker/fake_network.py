@@ -12,6 +12,7 @@ from pydantic import Field
 
 from worker.addressing import Pool, network_info, parse_pool, parse_subnet, share_network_pool
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
+from worker.fake_audit import FakeNetworkAudit
 from worker.fake_world import Change, World
 from worker.helpers.network.base import AddressBook, NetworkHelper
 from worker.model import (
@@ -62,7 +63,7 @@ class FakeNetworkOptions(FakeOptions):
     mtu: int = Field(1500, ge=576, description="MTU reported in `managed_multi_svm` mode.")
 
 
-class FakeNetworkHelper(NetworkHelper):
+class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
     """Addresses that are rows: each share network gets a subnet, each server ports in it.
 
     A share network that names addresses is served from those, in flat mode only where the backend

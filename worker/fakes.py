@@ -19,6 +19,7 @@ from pydantic import Field
 
 from worker.drivers.base import Resize, ShareDriver
 from worker.errors import ErrorCode, Fatal, NotReady
+from worker.fake_audit import FakeComputeAudit, FakeDriverAudit
 from worker.fake_network import FakeNetworkHelper, FakeOptions
 from worker.fake_world import Change
 from worker.helpers.compute.base import ComputeHelper
@@ -68,7 +69,7 @@ class FakeComputeOptions(FakeOptions):
     )
 
 
-class FakeShareDriver(ShareDriver, Resize):
+class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize):
     """Shares that are rows; refuses what a real system would refuse."""
 
     OptionsModel: ClassVar[type[Options]] = FakeDriverOptions
@@ -317,7 +318,7 @@ class FakeShareDriver(ShareDriver, Resize):
             )
 
 
-class FakeComputeHelper(ComputeHelper):
+class FakeComputeHelper(FakeComputeAudit, ComputeHelper):
     """Share servers that are rows and take a while to boot."""
 
     OptionsModel: ClassVar[type[Options]] = FakeComputeOptions

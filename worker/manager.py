@@ -6,17 +6,20 @@ for. It knows no rows, no operations and no messages.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from worker.backend import Backend
-from worker.drivers.base import Resize
+from worker.drivers.base import AuditOnServers, Resize
 from worker.errors import ErrorCode, Fatal
 from worker.helpers.network.base import AddressPools, Renewing
 from worker.model import (
     AccessRule,
     ExportLocation,
     NetworkInfo,
+    Owned,
+    OwnerKind,
     RequestContext,
     SecurityService,
     Share,
@@ -26,6 +29,7 @@ from worker.model import (
     Snapshot,
     StoragePool,
 )
+from worker.plugin import Audit
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,28 @@ class Report:
     can_extend: bool
     pools: tuple[StoragePool, ...]
     address_pools: Mapping[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Audited:
+    """A part of a backend that can be audited.
+
+    ``role`` is ``driver``, ``compute`` or ``network``: of ``covers``, each live row has something
+    in at least one part of the role. ``covers`` is empty where a part of the role cannot tell.
+    """
+
+    part: str
+    role: str
+    covers: frozenset[OwnerKind]
+    owned: Callable[[RequestContext], Iterable[Owned]]
+    remove: Callable[[RequestContext, Owned], None]
+
+
+_COVERS: Mapping[str, frozenset[OwnerKind]] = {
+    "driver": frozenset({OwnerKind.SHARE, OwnerKind.SNAPSHOT}),
+    "compute": frozenset({OwnerKind.SHARE_SERVER}),
+    "network": frozenset({OwnerKind.SHARE_SERVER}),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +194,50 @@ class ShareManager:
                 for domain, size in helper.address_pools().items()
             },
         )
+
+    def audited(self, servers: Sequence[ShareServer]) -> Iterator[Audited]:
+        """The parts that can be audited, in the order in which their orphans go.
+
+        What is on a server goes before the server, and that before its addresses. ``servers`` are
+        those of the backend that serve.
+        """
+        driver = self.backend.driver
+        if isinstance(driver, AuditOnServers):
+            for server in servers:
+                yield Audited(
+                    f"driver on {server.id}",
+                    "driver",
+                    frozenset(),
+                    partial(driver.owned_on, server=server),
+                    partial(_remove_on, driver, server),
+                )
+        for role, parts in self._roles().items():
+            whole = all(isinstance(part, Audit) for part in parts.values())
+            covers = _COVERS[role] if whole else frozenset[OwnerKind]()
+            for name, part in parts.items():
+                if isinstance(part, Audit):
+                    yield Audited(name, role, covers, part.owned, part.remove_orphan)
+
+    def cannot_tell(self) -> list[str]:
+        """The parts that lack the power to be audited."""
+        return [
+            name
+            for parts in self._roles().values()
+            for name, part in parts.items()
+            if not isinstance(part, Audit)
+        ]
+
+    def _roles(self) -> Mapping[str, Mapping[str, object]]:
+        backend = self.backend
+        names = [f"network {name}" for name in backend.settings.network_helpers]
+        return {
+            "driver": {"driver": backend.driver},
+            "compute": {"compute": backend.compute} if backend.compute else {},
+            "network": dict(zip(names, backend.networks, strict=True)),
+        }
+
+
+def _remove_on(
+    driver: AuditOnServers, server: ShareServer, context: RequestContext, owned: Owned
+) -> None:
+    driver.remove_orphan_on(context, server, owned)

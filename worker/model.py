@@ -118,6 +118,15 @@ class ServerStatus(StrEnum):
     """Its deletion failed; it is tried again and kept visible."""
 
 
+class OwnerKind(StrEnum):
+    """What a thing outside was made for; names the table of its row."""
+
+    SHARE = "share"
+    SNAPSHOT = "snapshot"
+    SHARE_SERVER = "share_server"
+    SHARE_NETWORK = "share_network"
+
+
 class OperationState(StrEnum):
     """How far an operation is."""
 
@@ -137,6 +146,8 @@ class OperationState(StrEnum):
     """Overtaken by a delete before it began."""
     COMPENSATION_FAILED = "compensation_failed"
     """Something could not be undone (or deleted) in its attempts; it is tried on, slowly."""
+    GIVEN_UP = "given_up"
+    """An operator ended what could not be undone; the audit removes what is left outside."""
 
     @property
     def has_ended(self) -> bool:
@@ -291,6 +302,15 @@ class SegmentSource:
 
 
 @dataclass(frozen=True, slots=True)
+class Holding:
+    """What a share server has in the address book: an address or a segment's id in a domain."""
+
+    share_server_id: str
+    domain: str
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
 class DhcpLease:
     """An address that a share server has, or is about to take, from a DHCP server.
 
@@ -418,6 +438,22 @@ class AccessRule:
     access_type: str
     access_to: str
     access_level: str
+
+
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """A thing outside that bears our mark, as an audit finds it.
+
+    ``kind`` is the outside's word for it (``port``, ``namespace``), ``id`` its own id or name
+    there, unique among its kind. ``owner_kind`` and ``owner_id`` are the row that it was made
+    for, read from its name or tag. ``created_at`` is by the outside's clock, where it says.
+    """
+
+    kind: str
+    id: str
+    owner_kind: OwnerKind
+    owner_id: str
+    created_at: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

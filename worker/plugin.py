@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from worker.model import DriverMode, ShareServer
+from worker.model import DriverMode, Owned, RequestContext, ServerStatus, ShareServer
 from worker.systems.shell import Shell
 
 ShellFor = Callable[[ShareServer | None], Shell]
@@ -53,3 +53,37 @@ class Checked(ABC):
         Raises :class:`~worker.errors.Fatal` when it is not there or not unambiguous: the worker
         then does not start; :class:`~worker.errors.Retryable` when the outside cannot be asked.
         """
+
+
+class Audit(ABC):
+    """The power of a driver or helper that can say what it has made outside, row by row.
+
+    Both calls find their way without the database: by names and tags that contain a row's id.
+    What bears no such mark is somebody else's and is neither listed nor touched. A driver lists
+    at least one thing for every share and snapshot that exists, a helper for every share server.
+    """
+
+    @abstractmethod
+    def owned(self, context: RequestContext) -> Iterable[Owned]:
+        """List what there is, of live rows and of others; nothing is changed.
+
+        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` when it cannot
+        be listed whole: half a list would look as if the other half were gone.
+        """
+
+    @abstractmethod
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Remove a thing that :meth:`owned` has listed and whose row is no more; gone is fine.
+
+        ``context.guard()`` comes before every changing call. Raises
+        :class:`~worker.errors.Fatal`, :class:`~worker.errors.Retryable` or
+        :class:`~worker.errors.NotReady`; a later audit tries again.
+        """
+
+
+def remnant(setting: Setting, owned: Owned) -> ShareServer:
+    """The share server that an orphan was made for, as far as is known: its id.
+
+    For a helper whose own way to delete or deallocate finds everything by that.
+    """
+    return ShareServer(owned.owner_id, "", setting.backend, None, ServerStatus.DELETING)

@@ -7,8 +7,10 @@ and is acknowledged only when the quarantine has it.
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
+import json
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -28,6 +30,11 @@ KEPT_HEADERS: Final = 32
 """How many headers of a poisonous message are kept, each up to :data:`KEPT_HEADER_CHARACTERS`."""
 
 KEPT_HEADER_CHARACTERS: Final = 512
+
+KEPT_WHOLE: Final = 4 * KEPT_BODY_BYTES
+"""How long a message may be, as JSON with its body in Base64, to be kept for a replay."""
+
+_REPLAYED: Final = {"correlation_id": str, "reply_to": str, "priority": int}
 
 WITHHELD: Final = "(not kept: it speaks of a password)"
 """What stands instead of a body or a header that does."""
@@ -53,6 +60,7 @@ class PoisonMessage:
     has it already need not keep it twice. ``body`` is cut at :data:`~worker.broker.KEPT_BODY_BYTES`
     and ``size`` is its whole size in bytes, headers included. Body and headers are the
     producer's own and may contain what it should not have sent: show them to operators only.
+    ``message`` is all that :func:`publish_again` needs; None where not all of it is kept.
     """
 
     fingerprint: str
@@ -62,6 +70,7 @@ class PoisonMessage:
     headers: Mapping[str, str]
     size: int
     received_at: datetime
+    message: str | None = None
 
 
 Quarantine = Callable[[PoisonMessage], None]
@@ -218,7 +227,59 @@ def describe_message(message: Any, reason: str) -> PoisonMessage:
         headers={name.replace("\0", ""): text.replace("\0", "") for name, text in headers.items()},
         size=_size(message),
         received_at=datetime.now(UTC),
+        message=_whole(message, body),
     )
+
+
+def _whole(message: Any, body: bytes) -> str | None:
+    """The message as :func:`publish_again` takes it; None where it is not kept whole."""
+    types = (message.content_type, message.content_encoding)
+    if (
+        FAULT_HEADER in message.headers
+        or len(body) > KEPT_BODY_BYTES
+        or not all(isinstance(one, str) for one in types)
+    ):
+        return None
+    document = {
+        "body": base64.b64encode(body).decode(),
+        "headers": {name: v for name, v in message.headers.items() if name != "redelivered"},
+        "content_type": message.content_type,
+        "content_encoding": message.content_encoding,
+        "properties": {
+            name: message.properties[name]
+            for name, kind in _REPLAYED.items()
+            if isinstance(message.properties.get(name), kind)
+        },
+    }
+    try:
+        text = json.dumps(document)
+    except (TypeError, ValueError, RecursionError):
+        return None
+    said = (text, body.decode(errors="replace"))
+    if any(_SPEAKS_OF_A_PASSWORD.search(one) for one in said):
+        return None  # it is kept nowhere
+    return text if len(text) <= KEPT_WHOLE else None
+
+
+def publish_again(app: Celery, queue: str, whole: str) -> None:
+    """Publish a message that was kept whole to its queue, as it came.
+
+    Raises what :data:`worker.broker.UNREACHABLE` lists.
+    """
+    document = json.loads(whole)
+    with app.connection_for_write() as connection:
+        connection.ensure_connection(max_retries=1, timeout=5.0)
+        with connection.Producer(serializer=None) as producer:
+            producer.publish(
+                base64.b64decode(document["body"]),
+                exchange="",
+                routing_key=queue,
+                headers=document["headers"],
+                content_type=document["content_type"],
+                content_encoding=document["content_encoding"],
+                retry=False,
+                **document["properties"],
+            )
 
 
 def _harmless(text: str) -> str:

@@ -16,7 +16,7 @@ from typing import Any
 from worker.config import Config
 from worker.db import journal, servers
 from worker.db.engine import is_passing, reading, statement
-from worker.db.operation import Operation
+from worker.db.operation import Operation, condemned
 from worker.errors import (
     ErrorCode,
     Fatal,
@@ -141,12 +141,7 @@ def _step(runtime: Runtime, operation: Operation) -> Step:
 
 def _check_verdict(operation: Operation) -> None:
     if operation.verdict and not operation.undoing:
-        verdict = operation.verdict
-        raise Fatal(
-            verdict["message"],
-            object=verdict.get("object", ""),
-            code=ErrorCode(verdict["code"]),
-        )
+        raise condemned(operation.verdict)
 
 
 def _attempts(config: Config, operation: Operation, step: Step) -> int:
@@ -209,7 +204,7 @@ def _finish(job: Job, act: Act, commit: Commit | None) -> bool:
     failpoint(f"{act.name}.before_commit")
     try:
         writing = write(job, body)
-    except StepError as error:  # the object moved on meanwhile, to be deleted for example
+    except StepError as error:  # cancelled meanwhile, or the object moved on
         return _failed(job, act, error)
     runtime.keeper.count(f"steps_total:{act.name}:done")
     failpoint(f"{act.name}.after_commit")

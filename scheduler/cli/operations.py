@@ -9,16 +9,16 @@ from typing import Any, Final
 import click
 
 from scheduler.cli.exits import Unreachable
-from scheduler.cli.options import listing
+from scheduler.cli.options import changing, listing
 from scheduler.cli.session import Session, pass_session
 
 _OPERATIONS: Final = ("id", "verb", "state", "task", "resource_id", "accepted_at", "finished_at")
-_POISON: Final = ("id", "queue", "reason", "size", "received_at")
+_POISON: Final = ("id", "queue", "reason", "size", "received_at", "replayable", "replayed_at")
 
 
 @click.group()
 def operation() -> None:
-    """Operations: show, list, watch."""
+    """Operations: show, list, watch, cancel, retry, give up."""
 
 
 @operation.command("show")
@@ -57,9 +57,36 @@ def watch_operation(session: Session, operation_id: str, timeout: float) -> None
     session.print(session.watch(operation_id, timeout))
 
 
+@operation.command("cancel")
+@click.argument("operation_id")
+@changing
+@pass_session
+def cancel_operation(session: Session, **options: Any) -> None:
+    """Undo an operation from where it stands (an administrator's); a step that runs ends first."""
+    session.change("cancel_operation", **options)
+
+
+@operation.command("retry")
+@click.argument("operation_id")
+@changing
+@pass_session
+def retry_operation(session: Session, **options: Any) -> None:
+    """Try an operation now that waits for its next attempt (an administrator's)."""
+    session.change("retry_operation", **options)
+
+
+@operation.command("give-up")
+@click.argument("operation_id")
+@changing
+@pass_session
+def give_up_operation(session: Session, **options: Any) -> None:
+    """End an operation that could not be undone; the audit takes over (an administrator's)."""
+    session.change("give_up_operation", **options)
+
+
 @click.group()
 def poison() -> None:
-    """Messages that could not be read, kept aside: list, show."""
+    """Messages that could not be read, kept aside: list, show, replay, drop."""
 
 
 def _ask(session: Session, query: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
@@ -89,6 +116,30 @@ def show_poison(session: Session, message_id: int) -> None:
     from scheduler.quarantine import show_poison_message  # noqa: PLC0415 - after `--help`
 
     session.print(_ask(session, lambda found: show_poison_message(found, message_id)))
+
+
+@poison.command("replay")
+@click.argument("message_id", type=int)
+@pass_session
+def replay_poison(session: Session, message_id: int) -> None:
+    """Publish a message again to the queue that it came from, once."""
+    from scheduler.poison import replay  # noqa: PLC0415 - after `--help`
+
+    with session.writing():
+        queue = replay(session.config, message_id)
+    session.print({"id": message_id, "queue": queue, "replayed": True})
+
+
+@poison.command("drop")
+@click.argument("message_id", type=int)
+@pass_session
+def drop_poison(session: Session, message_id: int) -> None:
+    """Forget a message that was kept aside."""
+    from scheduler.poison import drop  # noqa: PLC0415 - after `--help`
+
+    with session.writing():
+        drop(session.config, message_id)
+    session.print({"id": message_id, "dropped": True})
 
 
 @click.command()

@@ -103,6 +103,20 @@ class Session:
             return None
 
     @contextmanager
+    def writing(self) -> Iterator[None]:
+        """What an operator does to database and broker by hand; both must be reachable."""
+        from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
+
+        from worker.broker import UNREACHABLE  # noqa: PLC0415
+
+        try:
+            yield
+        except DBAPIError as error:
+            raise Unreachable(f"The database cannot be reached ({type(error).__name__}).") from None
+        except UNREACHABLE as error:
+            raise Unreachable(_NO_BROKER.format(type(error).__name__)) from None
+
+    @contextmanager
     def client(self) -> Iterator[Client]:
         """A producer's connection; what keeps it from the service is one sentence."""
         from kombu.exceptions import OperationalError  # noqa: PLC0415 - after `--help`
@@ -139,17 +153,24 @@ class Session:
 
         ``admin``: to the administrators' queue, also where the verb is everybody's.
         """
-        verb = VERBS[verb_name]
-        payload = self.payload(verb, {**values, "idempotency_key": key}, admin=admin)
-        parse(verb, payload)
-        with self.client() as client:
-            operation_id = client.submit(
-                verb_name, payload, admin=admin or verb.admin, timeout=_ANSWER_SECONDS
-            )
+        operation_id = self._submit(verb_name, {**values, "idempotency_key": key}, admin=admin)
         if not wait:
             self.print({"operation_id": operation_id})
             return
         self.print(self.watch(operation_id, timeout))
+
+    def changed(self, verb_name: str, *, timeout: float, **values: Any) -> dict[str, Any]:
+        """Send a request as :meth:`change` does, and return its result."""
+        return self.watch(self._submit(verb_name, values, admin=False), timeout)
+
+    def _submit(self, verb_name: str, values: Mapping[str, Any], *, admin: bool) -> str:
+        verb = VERBS[verb_name]
+        payload = self.payload(verb, values, admin=admin)
+        parse(verb, payload)
+        with self.client() as client:
+            return client.submit(
+                verb_name, payload, admin=admin or verb.admin, timeout=_ANSWER_SECONDS
+            )
 
     def seal(self, password: str) -> dict[str, str]:
         """Seal a password with the service's public key, which is asked for by message."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from scheduler.dispatch import Handler
-from scheduler.verbs import access, admin, networks, security, shares, snapshots
+from scheduler.verbs import access, admin, networks, operations, security, shares, snapshots
 
 HANDLERS: Final[Mapping[str, Handler]] = {
     "create_share": shares.create,
@@ -23,6 +23,10 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "unpublish_share_network": networks.unpublish,
     "set_default_share_network": networks.set_default,
     "unset_default_share_network": networks.unset_default,
+    "cancel_operation": operations.cancel,
+    "retry_operation": operations.retry,
+    "give_up_operation": operations.give_up,
+    "audit_backend": admin.audit_backend,
     "create_security_service": security.create,
     "update_security_service": security.change,
     "delete_security_service": security.delete,

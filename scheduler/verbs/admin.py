@@ -17,6 +17,7 @@ from worker.db.engine import db_now
 from worker.db.tables import backends, share_networks, share_types, shares
 from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.model import DriverMode
+from worker.tasks.repair import NAME as AUDIT
 
 
 def create_share_type(acceptance: Acceptance) -> None:
@@ -96,6 +97,16 @@ def enable_backend(acceptance: Acceptance) -> None:
     request: BackendOnly = acceptance.request
     row = _set_enabled(acceptance, request.backend, enabled=True, reason="")
     acceptance.finish(("backend", row.name), _state(row))
+
+
+def audit_backend(acceptance: Acceptance) -> None:
+    """Begin (or queue) the audit of a backend."""
+    name = acceptance.request.backend
+    if name not in acceptance.config.backends:
+        raise NotFound(
+            f"No backend {name} is configured.", object=f"backend {name}", field="backend"
+        )
+    acceptance.begin(AUDIT, resource=("backend", name), backend=name)
 
 
 def _state(row: Row[Any]) -> dict[str, Any]:

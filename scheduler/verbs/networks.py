@@ -10,7 +10,7 @@ from sqlalchemy import delete as sql_delete
 
 from scheduler.dispatch import Acceptance
 from scheduler.requests import CreateShareNetwork, UpdateShareNetwork
-from worker.db import addresses
+from worker.db import addresses, audits
 from worker.db.documents import shown
 from worker.db.engine import db_now
 from worker.db.tables import (
@@ -21,7 +21,7 @@ from worker.db.tables import (
     shares,
 )
 from worker.errors import Conflict, Forbidden, NotFound
-from worker.model import OperationState
+from worker.model import OperationState, OwnerKind
 from worker.queues import ADMIN_REQUESTS
 
 _NAMED_USERS: Final = 5
@@ -74,6 +74,7 @@ def delete(acceptance: Acceptance) -> None:
     row = changeable(acceptance)
     _check_not_default(row, to="deleted")
     _check_unused(acceptance, row, then="delete these first")
+    audits.bury(connection, OwnerKind.SHARE_NETWORK, row.id)
     connection.execute(sql_delete(_added).where(_added.c.share_network_id == row.id))
     connection.execute(sql_delete(share_networks).where(_n.id == row.id))
     addresses.forget(connection, f"share_network:{row.id}")

@@ -22,12 +22,14 @@ from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.model import (
     NetworkInfo,
     NetworkKind,
+    OwnerKind,
     RequestContext,
     ServerStatus,
     ShareNetwork,
     ShareServer,
     ShareServerDetails,
 )
+from worker.plugin import Audit
 
 Answer = TypeVar("Answer")
 NetworkFor = Callable[[int], NetworkInfo]
@@ -192,6 +194,36 @@ class ComputeHelperContract:
         assert outside.state() == alone
         assert self.get(helper, first, share_network) == one
         self.delete(helper, first)
+
+    def test_what_it_made_is_listed_and_an_orphan_goes(
+        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        if not isinstance(helper, Audit):
+            pytest.skip("the helper has not the power Audit")
+        stays, goes = new_server(0), new_server(1)
+        details = self.get(helper, stays, share_network)
+        alone = outside.state()
+        self.get(helper, goes, share_network)
+        both = outside.state()
+        things = list(helper.owned(context()))
+        assert len({(one.kind, one.id) for one in things}) == len(things)
+        assert outside.state() == both, "listing changes nothing"
+        orphans = [one for one in things if one.owner_id == goes.id]
+        assert orphans
+        assert {one.owner_kind for one in orphans} == {OwnerKind.SHARE_SERVER}
+        assert [one for one in things if one.owner_id == stays.id]
+        with pytest.raises(LeaseLost):
+            helper.remove_orphan(context(GuardThatEnds(0)), orphans[0])
+        assert outside.state() == both
+        for orphan in orphans:
+            interrupted_everywhere(
+                lambda c, orphan=orphan: patiently(lambda: helper.remove_orphan(c, orphan))
+            )
+            patiently(lambda orphan=orphan: helper.remove_orphan(context(), orphan))
+        assert outside.state() == alone
+        assert goes.id not in {one.owner_id for one in helper.owned(context())}
+        assert self.get(helper, stays, share_network) == details
+        self.delete(helper, stays)
 
     def test_a_reachable_server_takes_commands(
         self, helper: ComputeHelper, new_server: Any, share_network: ShareNetwork

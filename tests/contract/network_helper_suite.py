@@ -21,7 +21,8 @@ from netaddr import IPAddress, IPNetwork
 from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, StepError
 from worker.helpers.network.base import NetworkHelper
-from worker.model import NetworkInfo, ServerStatus, ShareNetwork, ShareServer
+from worker.model import NetworkInfo, OwnerKind, ServerStatus, ShareNetwork, ShareServer
+from worker.plugin import Audit
 
 MORE_THAN_ANYBODY_HAS = 70_000
 ANSWER_SECONDS = 60
@@ -202,6 +203,36 @@ class NetworkHelperContract:
         assert outside.state() == alone
         assert helper.allocate_network(context(), first, share_network, 2) == one
         helper.deallocate_network(context(), first)
+
+    def test_what_a_server_has_is_listed_and_an_orphan_goes(
+        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+    ) -> None:
+        if not isinstance(helper, Audit):
+            pytest.skip("the helper has not the power Audit")
+        empty = outside.state()
+        stays, goes = a_server(share_network), a_server(share_network)
+        info = helper.allocate_network(context(), stays, share_network, 2)
+        alone = outside.state()
+        helper.allocate_network(context(), goes, share_network, 2)
+        both = outside.state()
+        things = list(helper.owned(context()))
+        assert len({(one.kind, one.id) for one in things}) == len(things)
+        assert outside.state() == both, "listing changes nothing"
+        orphans = [one for one in things if one.owner_id == goes.id]
+        assert orphans
+        assert {one.owner_kind for one in orphans} == {OwnerKind.SHARE_SERVER}
+        assert [one for one in things if one.owner_id == stays.id]
+        with pytest.raises(LeaseLost):
+            helper.remove_orphan(context(GuardThatEnds(0)), orphans[0])
+        assert outside.state() == both
+        for orphan in orphans:
+            interrupted_everywhere(lambda c, orphan=orphan: helper.remove_orphan(c, orphan))
+            helper.remove_orphan(context(), orphan)
+        assert outside.state() == alone
+        assert goes.id not in {one.owner_id for one in helper.owned(context())}
+        assert helper.allocate_network(context(), stays, share_network, 2) == info
+        helper.deallocate_network(context(), stays)
+        assert outside.state() == empty
 
 
 def patiently(

@@ -15,9 +15,10 @@ from typing import Any, Protocol
 
 import pytest
 
-from worker.drivers.base import Decommission, Resize, ShareDriver
+from worker.drivers.base import AuditOnServers, Decommission, Resize, ShareDriver
 from worker.errors import Conflict, LeaseLost, StepError
-from worker.model import AccessRule, RequestContext, Share, ShareServer, Snapshot
+from worker.model import AccessRule, OwnerKind, RequestContext, Share, ShareServer, Snapshot
+from worker.plugin import Audit
 
 
 class Outside(Protocol):
@@ -255,6 +256,49 @@ class ShareDriverContract:
         assert pools
         assert len({pool.name for pool in pools}) == len(pools)
         assert all(0 <= pool.free_gib <= pool.total_gib for pool in pools)
+
+    def test_what_it_made_is_listed_and_orphans_go(
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        outside: Outside,
+        share: Share,
+        snapshot: Snapshot,
+    ) -> None:
+        if not isinstance(driver, Audit):
+            pytest.skip("the driver has not the power Audit")
+        empty = outside.state()
+        stays = dataclasses.replace(share, id=str(uuid.uuid4()))
+        driver.create_share(context(), stays, server)
+        alone = outside.state()
+        driver.create_share(context(), share, server)
+        driver.create_snapshot(context(), snapshot, share, server)
+        everything = outside.state()
+        things = list(driver.owned(context()))
+        assert len({(one.kind, one.id) for one in things}) == len(things)
+        assert outside.state() == everything, "listing changes nothing"
+        of = {(one.owner_kind, one.owner_id) for one in things}
+        assert of == {
+            (OwnerKind.SHARE, stays.id),
+            (OwnerKind.SHARE, share.id),
+            (OwnerKind.SNAPSHOT, snapshot.id),
+        }
+        orphans = [one for one in things if one.owner_id != stays.id]
+        with pytest.raises(LeaseLost):
+            driver.remove_orphan(context(GuardThatEnds(0)), orphans[0])
+        assert outside.state() == everything
+        if isinstance(driver, AuditOnServers) and server is not None:
+            orphan = next(
+                one for one in driver.owned_on(context(), server) if one.owner_id == share.id
+            )
+            interrupted_everywhere(lambda c: driver.remove_orphan_on(c, server, orphan))
+        for orphan in orphans:
+            interrupted_everywhere(lambda c, orphan=orphan: driver.remove_orphan(c, orphan))
+            driver.remove_orphan(context(), orphan)
+        assert outside.state() == alone
+        assert {one.owner_id for one in driver.owned(context())} == {stays.id}
+        driver.delete_share(context(), stays, server)
+        assert outside.state() == empty
 
     def test_decommission_is_refused_while_shares_exist(
         self, driver: ShareDriver, server: ShareServer | None, share: Share

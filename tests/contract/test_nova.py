@@ -37,7 +37,7 @@ from worker.model import (
 )
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = pytest.mark.timeout(420)
+pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +187,12 @@ def test_a_machine_that_stands_in_the_way_of_another(
     assert get(helper, server, tenants) == details
     assert [machine.id for machine in site.machines()] == [first.id]
     assert extra.id != first.id
+    assert server.network_info is not None
+    site.admin.network.update_port(server.network_info.ports[0], device_id="")
+    with pytest.raises(Fatal, match="runs without the ports"):
+        once(helper, dataclasses.replace(server, status=ServerStatus.ACTIVE), tenants)
+    with pytest.raises(Retryable, match="runs without the ports"):
+        once(helper, server, tenants)
 
 
 def test_a_port_that_somebody_else_is_on(

@@ -21,7 +21,7 @@ from tests.openstack.configuration import NETWORK
 from tests.openstack.service import PASSWORD, REGION, Kit, Service, keystone_url
 from tests.services import Process, free_port
 
-_START_SECONDS: Final = 60.0
+_START_SECONDS: Final = 120.0
 
 
 class OpenStack:

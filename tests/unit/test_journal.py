@@ -15,7 +15,7 @@ from worker.db import journal
 from worker.db import overdue as late
 from worker.db.engine import db_now, engine_for, transaction
 from worker.db.tables import operations
-from worker.errors import LeaseLost
+from worker.errors import Fatal, LeaseLost
 from worker.model import OperationState, Phase
 
 ERROR = {"code": "internal", "message": "No.", "object": "", "field": ""}
@@ -317,11 +317,32 @@ def test_a_cancel_meets_the_operation_where_it_is(engine: Engine) -> None:
     (bell,) = write(engine, journal.condemn, parked, ERROR, patience=LEASE)
     assert (bell.operation_id, bell.dispatch) == (parked, 2)
     assert claimed(engine, queued).verdict == ERROR
-    write(engine, journal.advance, mine, task="get_share_server", position=1, patience=LEASE)
-    next_step = claim(engine, leased, 1, "get_share_server")
-    assert next_step is not None
-    assert next_step.verdict == ERROR
+    with pytest.raises(Fatal, match=r"No\."):
+        write(engine, journal.advance, mine, task="get_share_server", position=1, patience=LEASE)
+    with pytest.raises(Fatal, match=r"No\."):
+        write(
+            *(engine, journal.end, mine, OperationState.SUCCEEDED),
+            result={},
+            error=None,
+            store_again=1.0,
+        )
+    assert row(engine, leased).phase == "leased", "it is still this worker's to undo"
     assert claimed(engine, parked, 2).verdict == ERROR
+    behind, _ = accept(engine, running=False)
+    write(engine, journal.condemn, behind, ERROR, patience=LEASE)
+    assert row(engine, behind).verdict == ERROR
+
+
+def test_what_was_condemned_while_its_step_ran_does_not_wait(engine: Engine) -> None:
+    for function, named in (
+        (journal.wait, {"seconds": 1000.0, "waits_for": "key"}),
+        (journal.retry, {"seconds": 1000.0}),
+    ):
+        one, _ = accept(engine)
+        mine = claimed(engine, one)
+        write(engine, journal.condemn, one, ERROR, patience=LEASE)
+        write(engine, function, mine, **named)
+        assert row(engine, one).left <= 0
 
 
 def test_what_is_being_undone_is_not_condemned(engine: Engine) -> None:

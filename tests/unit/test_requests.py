@@ -56,6 +56,10 @@ COMPLETE: Final[dict[str, dict[str, Any]]] = {
     "list_backends": {},
     "disable_backend": {"backend": "b"},
     "enable_backend": {"backend": "b"},
+    "cancel_operation": {"operation_id": "o"},
+    "retry_operation": {"operation_id": "o"},
+    "give_up_operation": {"operation_id": "o"},
+    "audit_backend": {"backend": "b"},
 }
 """What each verb needs besides version and context."""
 

@@ -22,6 +22,7 @@ from worker.db.leases import DatabaseLeaseBook
 from worker.db.segments import DatabaseSegmentBook
 from worker.db.tables import address_cursors, addresses
 from worker.errors import ErrorCode, Fatal, NotReady
+from worker.model import Holding
 
 ROWS_AT_ONCE: Final = 64
 """Addresses that get a row in one go; with fewer the cursor is contended."""
@@ -104,6 +105,15 @@ class DatabaseAddressBook:
     def release(self, server_id: str) -> None:
         """Give back all that the server holds in any domain; it rests from now on."""
         racing()(self._release, server_id)
+
+    def holdings(self) -> list[Holding]:
+        """Return who holds which address."""
+        a = addresses.c
+        with reading(engine_for(self._url)) as connection:
+            rows = connection.execute(
+                select(a.share_server_id, a.domain, a.address).where(a.share_server_id.is_not(None))
+            )
+            return [Holding(*row) for row in rows]
 
     def _take(self, taking: _Taking) -> tuple[str, ...]:
         engine = engine_for(self._url)

@@ -22,6 +22,7 @@ from sqlalchemy import (
     update,
 )
 
+from worker.db import audits
 from worker.db.documents import export_locations
 from worker.db.engine import db_now
 from worker.db.tables import (
@@ -38,6 +39,7 @@ from worker.model import (
     AccessRule,
     AccessState,
     NetworkKind,
+    OwnerKind,
     Share,
     ShareNetwork,
     ShareStatus,
@@ -279,12 +281,14 @@ def return_some(connection: Connection, share_id: str, by: int) -> None:
 def remove_share(connection: Connection, share_id: str) -> None:
     """Nothing of the share is left: its row, its rules and its reservation go."""
     free_capacity(connection, share_id)
+    audits.bury(connection, OwnerKind.SHARE, share_id)
     connection.execute(delete(access_rules).where(access_rules.c.share_id == share_id))
     connection.execute(delete(shares).where(shares.c.id == share_id))
 
 
 def remove_snapshot(connection: Connection, snapshot_id: str) -> None:
     """Nothing of the snapshot is left: its row goes."""
+    audits.bury(connection, OwnerKind.SNAPSHOT, snapshot_id)
     connection.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
 
 

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Row,
     Update,
     bindparam,
+    case,
     func,
     insert,
     select,
@@ -24,7 +25,15 @@ from sqlalchemy import (
 )
 
 from worker.db.engine import db_now, insert_into
-from worker.db.operation import BELL, COLUMNS, Dispatch, Operation, bell_of, operation_of
+from worker.db.operation import (
+    BELL,
+    COLUMNS,
+    Dispatch,
+    Operation,
+    bell_of,
+    condemned,
+    operation_of,
+)
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
 from worker.model import LIVE_STATES, OperationState, Phase
@@ -174,13 +183,23 @@ def _held(operation_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
     return (_o.id == operation_id, _o.fence == fence, _o.phase == Phase.LEASED.value)
 
 
-def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, Any]) -> Row[Any]:
+def _fenced(
+    connection: Connection,
+    operation: Operation,
+    values: Mapping[Any, Any],
+    *,
+    forward: bool = False,
+) -> Row[Any]:
+    """Write with the lease; ``forward``: only while the operation was not cancelled."""
+    held = _held(operation.id, operation.fence)
+    conditions = (*held, _o.verdict.is_(None)) if forward else held
     row = connection.execute(
-        update(operations)
-        .where(*_held(operation.id, operation.fence))
-        .values(values)
-        .returning(*BELL)
+        update(operations).where(*conditions).values(values).returning(*BELL)
     ).first()
+    if row is None and forward:
+        verdict = connection.execute(select(_o.verdict).where(*held)).scalar()
+        if verdict is not None:
+            raise condemned(verdict)
     if row is None:
         raise LeaseLost(
             f"Operation {operation.id} is no longer this worker's; nothing was written."
@@ -205,11 +224,15 @@ _RELEASED: Mapping[str, Any] = {"attempts": 0, "waits_for": None, "waiting_since
 def advance(
     connection: Connection, operation: Operation, *, task: str, position: int, patience: float
 ) -> None:
-    """Finish a step: the next task of the same chain is due, under the same dispatch number."""
+    """Finish a step: the next task of the same chain is due, under the same dispatch number.
+
+    Raises the verdict on an operation that was condemned while its step ran.
+    """
     _fenced(
         connection,
         operation,
         {"task": task, "position": position, **_RELEASED, **queued(patience)},
+        forward=not operation.undoing,
     )
 
 
@@ -223,7 +246,7 @@ def wait(
         {
             "phase": Phase.WAITING.value,
             "attempts": _o.attempts - 1,
-            "due_at": db_now() + seconds,
+            "due_at": _later(seconds),
             "waits_for": waits_for,
             "waiting_since": func.coalesce(_o.waiting_since, db_now()),
         },
@@ -232,7 +255,12 @@ def wait(
 
 def retry(connection: Connection, operation: Operation, *, seconds: float) -> None:
     """Release the lease after a failed attempt; the next one is due after a pause."""
-    _fenced(connection, operation, {"phase": Phase.WAITING.value, "due_at": db_now() + seconds})
+    _fenced(connection, operation, {"phase": Phase.WAITING.value, "due_at": _later(seconds)})
+
+
+def _later(seconds: float) -> ColumnElement[float]:
+    """A deadline; what was condemned while its step ran meets its verdict at once."""
+    return db_now() + case((_o.verdict.is_(None), seconds), else_=0.0)
 
 
 def begin_undo(
@@ -271,7 +299,10 @@ def end(
     error: Mapping[str, str] | None,
     store_again: float,
 ) -> None:
-    """Close the operation; its result is to be stored, again after ``store_again`` seconds."""
+    """Close the operation; its result is to be stored, again after ``store_again`` seconds.
+
+    Raises the verdict on one that would succeed and was condemned while its last step ran.
+    """
     _fenced(
         connection,
         operation,
@@ -287,6 +318,7 @@ def end(
             "result_due_at": db_now() + store_again,
             "finished_at": db_now(),
         },
+        forward=state is OperationState.SUCCEEDED,
     )
 
 
@@ -367,13 +399,15 @@ def ring(patience: float) -> Update:
 def condemn(
     connection: Connection, operation_id: str, verdict: Mapping[str, str], *, patience: float
 ) -> list[Dispatch]:
-    """Make a running operation fail with an error at its next claim (a cancel); two statements.
+    """Make an operation that goes forward fail with an error (a cancel); two statements.
 
-    One that waits is woken for it; one that is queued or leased meets it where it is.
+    One that waits is woken for it; one whose step runs meets it when the step ends, and one that
+    is queued, or behind another on its object, at its next claim.
     """
+    forward = (OperationState.PENDING.value, OperationState.RUNNING.value)
     connection.execute(
         update(operations)
-        .where(_o.id == operation_id, _o.state == OperationState.RUNNING.value)
+        .where(_o.id == operation_id, _o.state.in_(forward))
         .values(verdict=dict(verdict))
     )
     rows = connection.execute(

@@ -124,6 +124,11 @@ class DatabaseLeaseBook:
             )
         )
 
+    def all(self) -> list[DhcpLease]:
+        """Return everybody's."""
+        with reading(engine_for(self._url)) as connection:
+            return [_lease(row) for row in connection.execute(select(dhcp_leases))]
+
     def _write(self, body: Callable[[Connection], _Answer]) -> _Answer:
         def whole() -> _Answer:
             with transaction(engine_for(self._url)) as connection:

@@ -10,6 +10,7 @@ from sqlalchemy import Row
 
 from worker.db.engine import db_now
 from worker.db.tables import operations
+from worker.errors import ErrorCode, Fatal
 from worker.model import OperationState, Phase
 
 _o = operations.c
@@ -78,6 +79,15 @@ def operation_of(row: Row[Any]) -> Operation:
     values["state"] = OperationState(values["state"])
     values["phase"] = Phase(values["phase"]) if values["phase"] else None
     return Operation(**values)
+
+
+def condemned(verdict: Mapping[str, str]) -> Fatal:
+    """The failure that an operation was condemned to."""
+    return Fatal(
+        verdict["message"],
+        object=verdict.get("object", ""),
+        code=ErrorCode(verdict["code"]),
+    )
 
 
 def bell_of(row: Row[Any]) -> Dispatch:

@@ -17,13 +17,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import make_url
 
+from worker.db.audit_tables import metadata
 from worker.db.engine import (
     BUSY_TIMEOUT_SECONDS,
     open_engine,
     patiently,
     transaction,
 )
-from worker.db.tables import metadata
 
 VERSION_TABLE: Final = "alembic_version"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"

@@ -17,7 +17,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 from worker.db.engine import db_now, engine_for, racing, reading, transaction
 from worker.db.tables import segment_holders, segments
 from worker.errors import ErrorCode, Fatal, NotReady
-from worker.model import Segment, SegmentSource
+from worker.model import Holding, Segment, SegmentSource
 
 CLOSING_PAUSE: Final = 2.0
 """Seconds until a look whether a segment that is being dismantled is gone."""
@@ -52,6 +52,13 @@ class DatabaseSegmentBook:
     def release(self, server_id: str) -> None:
         """Take the server off its segment, which rests if it was the last."""
         racing()(self._release, server_id)
+
+    def holdings(self) -> list[Holding]:
+        """Return who is on which segment."""
+        h = segment_holders.c
+        with reading(engine_for(self._url)) as connection:
+            rows = connection.execute(select(h.share_server_id, h.domain, h.segmentation_id))
+            return [Holding(row[0], row[1], str(row[2])) for row in rows]
 
     def _take(
         self, source: SegmentSource, share_network_id: str, server_id: str, cidr: str | None

@@ -27,6 +27,7 @@ from sqlalchemy import (
     update,
 )
 
+from worker.db import audits
 from worker.db.documents import network_info, plain, server_details
 from worker.db.engine import db_now, insert_into
 from worker.db.tables import share_server_failures, share_server_refs, share_servers
@@ -34,6 +35,7 @@ from worker.errors import ErrorCode, Fatal
 from worker.model import (
     SERVER_TRANSITIONS,
     NetworkInfo,
+    OwnerKind,
     ServerStatus,
     ShareServer,
     ShareServerDetails,
@@ -342,6 +344,7 @@ def deleted_by(connection: Connection, deleter_id: str) -> Row[Any] | None:
 
 def remove(connection: Connection, server_id: str) -> None:
     """Nothing of the server is left: its row goes."""
+    audits.bury(connection, OwnerKind.SHARE_SERVER, server_id)
     connection.execute(delete(share_servers).where(_s.id == server_id))
 
 

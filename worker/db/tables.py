@@ -476,6 +476,8 @@ backends = Table(
     # Until when one worker is making the next report.
     Column("reporting_until", Float),
     Column("report_error", Text, nullable=False, server_default=""),
+    # When its next periodic audit begins; null until the first reconciler has seen it.
+    Column("audit_due_at", Float),
     # Snapshots take in what has changed since they last looked.
     Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
 )
@@ -514,4 +516,7 @@ poison_messages = Table(
     Column("body", Text, nullable=False),
     Column("size", Integer, nullable=False),
     Column("received_at", Float, nullable=False),
+    # What a replay publishes; null where too much of it is missing for that.
+    Column("message", Text),
+    Column("replayed_at", Float),
 )

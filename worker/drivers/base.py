@@ -7,13 +7,14 @@ driver lacks is refused by the scheduler.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 from worker.model import (
     AccessRule,
     DriverMode,
     ExportLocation,
+    Owned,
     RequestContext,
     Share,
     ShareServer,
@@ -109,6 +110,21 @@ class Resize(ABC):
     @abstractmethod
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
         """Read the real limit back, in GiB (after an extend that failed)."""
+
+
+class AuditOnServers(ABC):
+    """As :class:`~worker.plugin.Audit`, for what a driver keeps on share servers.
+
+    It is asked once for every share server of the backend that serves.
+    """
+
+    @abstractmethod
+    def owned_on(self, context: RequestContext, server: ShareServer) -> Iterable[Owned]:
+        """List what there is on a share server, as :meth:`~worker.plugin.Audit.owned`."""
+
+    @abstractmethod
+    def remove_orphan_on(self, context: RequestContext, server: ShareServer, owned: Owned) -> None:
+        """Remove it there, as :meth:`~worker.plugin.Audit.remove_orphan`."""
 
 
 class Decommission(ABC):

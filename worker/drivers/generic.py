@@ -14,26 +14,28 @@ names; a snapshot then lies on one server, and so do the shares that are made fr
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import ClassVar, Final, Literal, cast
 
 from pydantic import Field, IPvAnyAddress
 
-from worker.drivers.base import Decommission, Resize, ShareDriver
+from worker.drivers.base import AuditOnServers, Decommission, Resize, ShareDriver
 from worker.errors import ConfigurationError, Conflict, ErrorCode, Fatal
 from worker.failpoints import failpoint
 from worker.model import (
     AccessRule,
     DriverMode,
     ExportLocation,
+    Owned,
+    OwnerKind,
     RequestContext,
     Share,
     ShareServer,
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Options, Setting, ShellFor
+from worker.plugin import Audit, Options, Setting, ShellFor
 from worker.systems.btrfs import BtrfsStorage
 from worker.systems.ganesha import Ganesha
 from worker.systems.images import ImageStorage
@@ -46,6 +48,13 @@ GANESHA_ATTRIBUTE: Final = "ganesha"
 STORAGE_ATTRIBUTE: Final = "storage"
 """The attribute of a server that is a machine of its own: the directory for its storage."""
 _PREDEFINED: Final = "predefined"
+_FOUND: Final = {
+    "shares": "share",
+    "snapshots": "snapshot",
+    "mounts": "mount",
+    "loops": "loop device",
+}
+"""What the storage calls its things, and what an audit does."""
 _ELSEWHERE: Final = "servers"
 """The one pool of all servers that are machines of their own."""
 
@@ -88,7 +97,7 @@ class GenericOptions(Options):
     )
 
 
-class GenericShareDriver(ShareDriver, Resize, Decommission):
+class GenericShareDriver(ShareDriver, Resize, Decommission, Audit, AuditOnServers):
     """The generic driver: a local file system a share, exported by nfs-ganesha."""
 
     OptionsModel: ClassVar[type[Options]] = GenericOptions
@@ -152,9 +161,7 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
         """As :meth:`ShareDriver.delete_share`."""
         built = server is not None and server.details is not None
         if self.setting.mode is DriverMode.SINGLE_SVM or built:
-            ganesha = self._ganesha(context, server)
-            if ganesha.exists():
-                ganesha.remove_export(share.id)
+            self._unexport(self._ganesha(context, server), share.id)
         if built or not self.setting.servers_elsewhere:
             self._storage(context, server).delete(share.id)
 
@@ -237,6 +244,32 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
         storage.close()
         shell.remove_file(record)
 
+    def owned(self, context: RequestContext) -> Iterator[Owned]:
+        """As :meth:`Audit.owned`: what the storage has, and what the predefined server exports."""
+        if not self.setting.servers_elsewhere:
+            yield from _stored(self._storage(context, None))
+        if self.setting.mode is DriverMode.SINGLE_SVM:
+            yield from _exported(self._ganesha(context, None))
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """As :meth:`Audit.remove_orphan`: all of the share, or the snapshot."""
+        if self.setting.mode is DriverMode.SINGLE_SVM and owned.owner_kind is OwnerKind.SHARE:
+            self._unexport(self._ganesha(context, None), owned.owner_id)
+        _remove_stored(self._storage(context, None), owned)
+
+    def owned_on(self, context: RequestContext, server: ShareServer) -> Iterator[Owned]:
+        """As :meth:`AuditOnServers.owned_on`: exports, and storage that lies on the server."""
+        if self.setting.servers_elsewhere:
+            yield from _stored(self._storage(context, server))
+        yield from _exported(self._ganesha(context, server))
+
+    def remove_orphan_on(self, context: RequestContext, server: ShareServer, owned: Owned) -> None:
+        """As :meth:`AuditOnServers.remove_orphan_on`."""
+        if owned.owner_kind is OwnerKind.SHARE:
+            self._unexport(self._ganesha(context, server), owned.owner_id)
+        if self.setting.servers_elsewhere:
+            _remove_stored(self._storage(context, server), owned)
+
     @staticmethod
     def _record(base: str) -> str:
         """Where it is kept which kind of storage ``auto`` decided for."""
@@ -288,6 +321,11 @@ class GenericShareDriver(ShareDriver, Resize, Decommission):
                 code=ErrorCode.CONFIGURATION,
             )
         return value
+
+    @staticmethod
+    def _unexport(ganesha: Ganesha, share_id: str) -> None:
+        if ganesha.exists():
+            ganesha.remove_export(share_id)
 
     def _shell(self, context: RequestContext | None, server: ShareServer | None) -> Shell:
         shell = self.shell_for(server)
@@ -354,3 +392,22 @@ def _pool(name: str, storage: str, total: int, free: int) -> StoragePool:
 
 def _in_path(address: str) -> str:
     return f"[{address}]" if ":" in address else address
+
+
+def _stored(storage: Storage) -> Iterator[Owned]:
+    for kind, thing in storage.found():
+        owner = OwnerKind.SNAPSHOT if kind == "snapshots" else OwnerKind.SHARE
+        yield Owned(_FOUND[kind], thing, owner, thing)
+
+
+def _exported(ganesha: Ganesha) -> Iterator[Owned]:
+    for share_id in ganesha.exported():
+        yield Owned("export", share_id, OwnerKind.SHARE, share_id)
+
+
+def _remove_stored(storage: Storage, owned: Owned) -> None:
+    if owned.owner_kind is OwnerKind.SNAPSHOT:
+        storage.delete_snapshot(owned.owner_id)
+        return
+    storage.delete(owned.owner_id)
+    storage.detach(owned.owner_id)

@@ -104,28 +104,12 @@ if [ -n "$mtu" ]; then
     ip -n "$namespace" link set dev eth0 mtu "$mtu"
 fi
 [ -z "$mac" ] || ip -n "$namespace" link set dev eth0 address "$mac"
-ip link set dev "$port" master "$bridge" up
+ip link set dev "$port" alias "$namespace" master "$bridge" up
 """
 )
 
-# Processes first: a live one would keep the link. The link next: with the namespace alone it
-# lingers, and its name with it. Bridge and tunnel go with their last server's port.
-_LEAVE: Final = (
-    _COMMON
-    + r"""
-namespace=$1 bridge=$2 owner=$3
-if [ -e "/run/netns/$namespace" ]; then
-    for _ in $(seq 200); do
-        pids=$(ip netns pids "$namespace")
-        [ -n "$pids" ] || break
-        kill -KILL $pids 2>/dev/null || :
-        sleep 0.01
-    done
-    if ip -n "$namespace" link show dev eth0 >/dev/null 2>&1; then
-        ip -n "$namespace" link del dev eth0
-    fi
-    ip netns del "$namespace"
-fi
+# Bridge and tunnel go with their last server's port.
+_SWEEP: Final = r"""
 [ -n "$owner" ] || exit 0
 if exists "$bridge"; then
     ! ip -o link show master "$bridge" | grep -qE '^[0-9]+: swp' || exit 0
@@ -133,7 +117,40 @@ if exists "$bridge"; then
 fi
 for link in $(owned_by "$owner"); do ip link del dev "$link"; done
 """
+
+# Processes first: a live one would keep the link, even in a namespace whose name is gone. The
+# link next: with the namespace alone it lingers, and its name with it.
+_LEAVE: Final = (
+    _COMMON
+    + r"""
+namespace=$1 port=$2 daemon=$3 bridge=$4 owner=$5
+living() {
+    [ ! -e "/run/netns/$namespace" ] || ip netns pids "$namespace"
+    pgrep -xf "$daemon" || :
+}
+for _ in $(seq 200); do
+    pids=$(living)
+    [ -n "$pids" ] || break
+    kill -KILL $pids 2>/dev/null || :
+    sleep 0.01
+done
+if [ -e "/run/netns/$namespace" ]; then
+    if ip -n "$namespace" link show dev eth0 >/dev/null 2>&1; then
+        ip -n "$namespace" link del dev eth0
+    fi
+    ip netns del "$namespace"
+fi
+if exists "$port" && [ "$(alias_of "$port")" = "$namespace" ]; then ip link del dev "$port"; fi
+"""
+    + _SWEEP
 )
+
+_REMOVE_BRIDGE: Final = _COMMON + "bridge=$1 owner=$2\n" + _SWEEP
+
+_LIST: Final = r"""
+ls /run/netns 2>/dev/null | sed 's/^/namespace /'
+ip -o link show | sed -n 's/^[0-9]*: \(sw[pbxv][^:@]*\)[:@].*\\ *alias \(.*\)$/link \1 \2/p'
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,17 +229,46 @@ def join(shell: Shell, namespace: str, port: str, plug: Plug) -> None:
         raise _refusal(done, namespace, port, plug)
 
 
-def leave(shell: Shell, namespace: str, bridge: str, owner: str) -> None:
+def leave(shell: Shell, namespace: str, port: str, daemon: str, *, bridge: str, owner: str) -> None:
     """End the namespace and what runs in it; remove the owner's bridge that has no port left.
 
-    Gone already is fine. Without an owner the bridge stays. Raises
+    ``daemon`` is the pattern of its file server's command line: one whose namespace has lost its
+    name is found by that. Gone already is fine. Without an owner the bridge stays. Raises
     :class:`~worker.errors.Retryable` when something could not be removed.
     """
-    done = locked(shell, _LOCK, _LEAVE, namespace, bridge, owner)
+    done = locked(shell, _LOCK, _LEAVE, namespace, port, daemon, bridge, owner)
     if done.exit_code != 0:
         raise Retryable(
             f"The namespace {namespace} could not be removed: {done.stderr.strip()[-300:]}"
         )
+
+
+def remove_bridge(shell: Shell, bridge: str, owner: str) -> None:
+    """Remove the owner's bridge and tunnel, unless a share server's port is on the bridge.
+
+    Raises :class:`~worker.errors.Retryable` when it cannot be removed.
+    """
+    done = locked(shell, _LOCK, _REMOVE_BRIDGE, bridge, owner)
+    if done.exit_code != 0:
+        raise Retryable(f"The bridge {bridge} could not be removed: {done.stderr.strip()[-300:]}")
+
+
+@dataclass(frozen=True, slots=True)
+class There:
+    """What this host has: namespaces, and our links with the aliases that say whose they are."""
+
+    namespaces: tuple[str, ...]
+    links: tuple[tuple[str, str], ...]
+
+
+def there(shell: Shell) -> There:
+    """Look at the host; links without an alias are nobody's."""
+    lines = shell.run(["sh", "-euc", _LIST]).stdout.splitlines()
+    words = [line.split(" ", 2) for line in lines]
+    return There(
+        tuple(rest[0] for kind, *rest in words if kind == "namespace"),
+        tuple((rest[0], rest[1]) for kind, *rest in words if kind == "link"),
+    )
 
 
 def short(identifier: str) -> str:

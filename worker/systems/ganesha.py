@@ -111,6 +111,29 @@ find "$directory/ids" -lname "$share" -delete
 """
 
 
+_EXPORTED: Final = r"""
+cd "$1"
+[ ! -d exports ] || find exports -name '*.conf' -printf '%f\n' | sed 's/[.]conf$//'
+[ ! -d ids ] || find ids -type l -printf '%l\n'
+"""
+
+
+def command_pattern(directory: str) -> str:
+    """What pgrep and pkill find a daemon by, whatever runs beside it."""
+    command = f"ganesha.nfsd -f {directory}/ganesha.conf -L .*"
+    return command.replace(".", "[.]").replace("-L [.]*", "-L .*")
+
+
+def daemons(shell: Shell, parent: str) -> list[str]:
+    """Return the names of those directories below ``parent`` whose daemons live."""
+    pattern = rf"ganesha[.]nfsd -f {re.escape(parent)}/[^/]+/ganesha[.]conf -L .*"
+    done = shell.run(["pgrep", "-axf", pattern], check=False)
+    found = (
+        re.search(rf" -f {re.escape(parent)}/([^/]+)/", line) for line in done.stdout.split("\n")
+    )
+    return sorted({match[1] for match in found if match})
+
+
 class Ganesha:
     """The NFS server of one share server, worked on through the server's shell.
 
@@ -128,8 +151,12 @@ class Ganesha:
         self.shell = shell
         self.directory = directory
         self.bind = bind
-        command = f"ganesha.nfsd -f {directory}/ganesha.conf -L .*"
-        self._pattern = command.replace(".", "[.]").replace("-L [.]*", "-L .*")
+        self._pattern = command_pattern(directory)
+
+    def exported(self) -> list[str]:
+        """Return the ids of the shares that have an export or an export id here."""
+        found = self.shell.run(["sh", "-euc", _EXPORTED, "sh", self.directory]).stdout
+        return sorted(set(found.split()))
 
     def exists(self) -> bool:
         """Whether a server was ever set up here."""

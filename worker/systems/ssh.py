@@ -201,12 +201,16 @@ class _Link:
     opening: asyncio.Task[asyncssh.SSHClientConnection]
     users: int = 0
     idle: asyncio.TimerHandle | None = None
+    broken: bool = False
 
     def usable(self) -> bool:
-        if not self.opening.done():
-            return True
-        failed = self.opening.cancelled() or self.opening.exception() is not None
-        return not failed and not self.opening.result().is_closed()
+        return not self.broken and (not self.opening.done() or self.open() is not None)
+
+    def open(self) -> asyncssh.SSHClientConnection | None:
+        if self.opening.cancelled() or self.opening.exception() is not None:
+            return None
+        connection = self.opening.result()
+        return None if connection.is_closed() else connection
 
 
 class _Network:
@@ -259,14 +263,17 @@ class _Network:
         link.users += 1
         try:
             yield await asyncio.shield(link.opening)
+        except asyncssh.Error:
+            link.broken = True
+            raise
         finally:
             link.users -= 1
             if link.users == 0:
                 link.idle = self.loop.call_later(_IDLE, self._forget, shell, link)
 
     def _forget(self, shell: SshShell, link: _Link) -> None:
-        if link.usable():
-            link.opening.result().close()
+        if (connection := link.open()) is not None:
+            connection.close()
         if self._links.get(shell) is link:
             del self._links[shell]
 

@@ -26,6 +26,23 @@ while mountpoint -q "$1"; do umount "$1"; done
 """
 
 
+_FOUND: Final = r"""
+for kind in shares snapshots; do
+    [ ! -d "$1/$kind" ] || find "$1/$kind" -mindepth 1 -maxdepth 1 -printf "$kind %f\n"
+done
+[ ! -d "$2/mounts" ] || find "$2/mounts" -mindepth 1 -maxdepth 1 -printf 'mounts %f\n'
+losetup --list --noheadings --output BACK-FILE | while read -r file; do
+    case $file in "$2"/shares/*/image*) rest=${file#"$2"/shares/}; echo "loops ${rest%%/*}" ;; esac
+done
+"""
+
+_DETACH: Final = r"""
+losetup --list --noheadings --output NAME,BACK-FILE | while read -r device file; do
+    case $file in "$1"*) losetup --detach "$device" ;; esac
+done
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Capacity:
     """What the storage holds in all and what is still free, in bytes."""
@@ -102,14 +119,22 @@ class Storage(ABC):
 
     def contents(self) -> tuple[str, ...]:
         """Return the ids of all shares and snapshots, finished or not."""
-        done = self.shell.run(
-            [
-                *("find", f"{self.data}/shares", f"{self.data}/snapshots"),
-                *("-mindepth", "1", "-maxdepth", "1", "-printf", "%f\\n"),
-            ],
-            check=False,
+        return tuple(
+            sorted(thing for kind, thing in self.found() if kind in {"shares", "snapshots"})
         )
-        return tuple(sorted(done.stdout.split()))
+
+    def found(self) -> tuple[tuple[str, str], ...]:
+        """Return all that there is: ``shares``, ``snapshots``, ``mounts`` or ``loops``, and an id.
+
+        A mount or loop device bears the id of its share.
+        """
+        done = self.script(_FOUND, self.data, self.root, doing=f"list {self.data}")
+        words = (line.split(" ", 1) for line in done.stdout.splitlines())
+        return tuple((kind, thing) for kind, thing in words)
+
+    def detach(self, share_id: str) -> None:
+        """Detach loop devices of a share's image that were left when it was unmounted."""
+        self.script(_DETACH, f"{self.root}/shares/{share_id}/", doing=f"detach share {share_id}")
 
     @property
     def data(self) -> str:

@@ -14,23 +14,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import case, delete, select, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.broker import UNREACHABLE
-from worker.db import leases, overdue, servers
+from worker.db import audits, leases, overdue, servers
 from worker.db.engine import db_now, reading, transaction
 from worker.db.operation import Operation
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.job import Runtime
 from worker.model import Phase
+from worker.tasks.audit import ask_for_audits
 from worker.tasks.clean_up import start_clean_up
 from worker.tasks.renewals import Send, ask_for_renewals
+from worker.tasks.repair import NAME as AUDIT
 
 TICK_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 30.0
 PURGE_BATCH: Final = 1000
 STORE_AGAIN_SECONDS: Final = 30.0
+AUDITS_KEPT: Final = 86400.0
+"""Seconds; there is one for each backend and interval, and what it found has a table."""
 
 _log = logging.getLogger(__name__)
 
@@ -75,6 +79,7 @@ class Reconciler:
         if now >= self._next_reports:
             self._next_reports = now + self.runtime.config.engine.report_interval
             self.ask_for_reports()
+            ask_for_audits(self.runtime)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             self._purge()
@@ -166,15 +171,18 @@ class Reconciler:
     def _purge(self) -> None:
         """Forget ended operations, in batches, after the time that they are kept."""
         o = operations.c
+        keep = self.runtime.config.engine.keep_operations
         old = (
             select(o.seq, o.id)
             .where(
-                o.finished_at < db_now() - self.runtime.config.engine.keep_operations,
+                o.finished_at
+                < db_now() - case((o.verb == AUDIT, min(AUDITS_KEPT, keep)), else_=keep),
                 o.phase.is_(None),
             )
             .limit(PURGE_BATCH)
         )
         with transaction(self.runtime.engine) as connection:
+            audits.forget_old(connection, keep, PURGE_BATCH)
             rows = connection.execute(old).all()
             if not rows:
                 return

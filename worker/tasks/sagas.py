@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from typing import Final
 
 from worker.saga import Act, Saga, forward_only, undoable
-from worker.tasks import access, servers, shares, snapshots
+from worker.tasks import access, audit, servers, shares, snapshots
 from worker.tasks.clean_up import SAGA as CLEAN_UP
+from worker.tasks.repair import NAME as AUDIT
 
 ALLOCATE_NETWORK: Final = undoable(servers.allocate_network, undo=servers.deallocate_network)
 GET_SHARE_SERVER: Final = undoable(servers.get_share_server, undo=servers.delete_share_server)
@@ -57,6 +58,11 @@ DEALLOCATE_NETWORK: Final = forward_only(
     on_failure=servers.server_not_deleted,
     keeps_trying=True,
 )
+AUDIT_BACKEND: Final = forward_only(
+    audit.audit_backend,
+    because="nobody can use what it removes",
+    on_failure=audit.audit_failed,
+)
 
 ALL: Final = (
     Saga(
@@ -72,6 +78,7 @@ ALL: Final = (
     Saga("create_snapshot", (CREATE_SNAPSHOT,), failed=snapshots.create_failed),
     Saga("delete_snapshot", (DELETE_SNAPSHOT,)),
     Saga(CLEAN_UP, (DELETE_SHARE_SERVER, DEALLOCATE_NETWORK)),
+    Saga(AUDIT, (AUDIT_BACKEND,)),
 )
 SAGAS: Final[Mapping[str, Saga]] = {saga.name: saga for saga in ALL}
 ACTS: Final[Mapping[str, Act]] = {act.name: act for saga in ALL for act in saga.acts()}

@@ -7,6 +7,8 @@ the operation's own reference back, and whoever gives back the last one deletes 
 
 from __future__ import annotations
 
+from typing import Any
+
 from sqlalchemy import Row
 
 from worker.db import inventory, servers
@@ -117,23 +119,27 @@ def _give_back(job: Job) -> ShareServer | None:
     Both undos begin with it, for either may be the first: a failure in allocate_network is undone
     by deallocate_network alone.
     """
-    operation = job.operation
     with job.transaction() as writing:
-        row = servers.deleted_by(writing.connection, operation.id)
-        if row is None and operation.resource_kind == "share":
-            row = servers.abandon(writing.connection, operation.id)
-            if row is not None:
-                _let_others_build(writing, row)
-            else:
-                released = servers.release(
-                    writing.connection, operation.resource_id, deleter_id=operation.id
-                )
-                if released is not None and released.deleter_id == operation.id:
-                    row = released
+        row = give_back(writing)
     return None if row is None else servers.server_of(row)
 
 
-def _let_others_build(writing: Writing, row: Row[tuple[object, ...]]) -> None:
+def give_back(writing: Writing) -> Row[Any] | None:
+    """Give back the operation's reference; return the row of the server that is left to it."""
+    operation = writing.operation
+    row = servers.deleted_by(writing.connection, operation.id)
+    if row is not None or operation.resource_kind != "share":
+        return row
+    row = servers.abandon(writing.connection, operation.id)
+    if row is not None:
+        _let_others_build(writing, row)
+        return row
+    released = servers.release(writing.connection, operation.resource_id, deleter_id=operation.id)
+    mine = released is not None and released.deleter_id == operation.id
+    return released if mine else None
+
+
+def _let_others_build(writing: Writing, row: Row[Any]) -> None:
     """One waiter builds anew; after too many failures in a row all fail with the last reason."""
     key = servers.key_of(row)
     error = dict(writing.operation.error or {})

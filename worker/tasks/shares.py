@@ -68,13 +68,13 @@ def _delete_share(job: Job) -> Commit | None:
         return None
 
     def commit(writing: Writing) -> None:
-        _forget(writing, row)
+        forget(writing, row)
         writing.result = {"id": row.id, "status": "deleted"}
 
     return commit
 
 
-def _forget(writing: Writing, row: Row[Any]) -> None:
+def forget(writing: Writing, row: Row[Any]) -> None:
     """Remove the share's row and reference; an unused server is cleaned up by its own operation."""
     interval = writing.config.engine.unused_share_server_cleanup_interval
     clean_up = str(uuid.uuid4())

@@ -246,14 +246,14 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked):
                 )
             work.release(allocation)
             return
+        # The call reads the node anew, and then it has no reason any more.
+        failed = self._not_undeployed(work, node) if state == "error" else None
         work.change(
             f"undeploy node {node.id}",
             lambda c: c.baremetal.set_node_provision_state(node, "deleted"),
         )
         failpoint("ironic.after_undeploy")
-        if state == "error":
-            raise self._not_undeployed(work, node)
-        raise self._busy(work, node)
+        raise failed or self._busy(work, node)
 
     def _check_undeployed(self, work: _Work) -> None:
         """Where the recorded node is nobody's, it may still be on its way back from us."""

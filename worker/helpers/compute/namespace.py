@@ -19,7 +19,7 @@ To attach a client, put an interface on the bridge that the server's attribute `
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import ClassVar, Final, cast
 
 from pydantic import Field, IPvAnyAddress
@@ -37,18 +37,21 @@ from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.model import (
     DriverMode,
     NetworkInfo,
+    Owned,
+    OwnerKind,
     RequestContext,
     SecurityService,
     ShareNetwork,
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Options, Setting
-from worker.systems.bridges import Plug, Vlan, Vxlan, join, leave, short
-from worker.systems.ganesha import Ganesha
+from worker.plugin import Audit, Options, Setting, remnant
+from worker.systems.bridges import Plug, Vlan, Vxlan, join, leave, remove_bridge, short, there
+from worker.systems.ganesha import Ganesha, command_pattern, daemons
 from worker.systems.local import NAMESPACES, LocalShell
 from worker.systems.shell import Guarded, Shell
 
+_NAMESPACE: Final = "sw-"
 _PORT: Final = "swp"
 _BRIDGE: Final = "swb"
 _RETRY: Final = 2.0
@@ -82,7 +85,7 @@ class NamespaceOptions(Options):
     )
 
 
-class NamespaceComputeHelper(ComputeHelper, Reachable):
+class NamespaceComputeHelper(ComputeHelper, Reachable, Audit):
     """Makes share servers out of network namespaces, with an NFS server inside."""
 
     OptionsModel: ClassVar[type[Options]] = NamespaceOptions
@@ -143,7 +146,12 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
         namespace = namespace_name(share_server.id)
         owner = "" if self._options.bridge else share_server.share_network_id or ""
         try:
-            leave(host, namespace, bridge_name(owner), owner)
+            leave(
+                *(host, namespace, _port_name(share_server.id)),
+                command_pattern(self._directory(share_server.id)),
+                bridge=bridge_name(owner),
+                owner=owner,
+            )
         except Retryable as error:
             error.object, error.share_server_id = f"share_server {share_server.id}", namespace
             raise
@@ -152,6 +160,36 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
     def shell(self, share_server: ShareServer) -> Shell:
         """As :meth:`Reachable.shell`."""
         return LocalShell(namespace_name(share_server.id))
+
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+        """List the host's share servers, of all backends, and what belongs to this backend's."""
+        host = LocalShell()
+        server, network = OwnerKind.SHARE_SERVER, OwnerKind.SHARE_NETWORK
+        host_has = there(host)
+        for name in host_has.namespaces:
+            if name.startswith(_NAMESPACE):
+                yield Owned("namespace", name, server, name.removeprefix(_NAMESPACE))
+        for name, alias in host_has.links:
+            if not name.startswith(_PORT):
+                yield Owned(
+                    "bridge" if name.startswith(_BRIDGE) else "tunnel", name, network, alias
+                )
+            elif alias.startswith(_NAMESPACE):
+                yield Owned("port", name, server, alias.removeprefix(_NAMESPACE))
+        parent = self._directory("").rstrip("/")
+        for server_id in daemons(host, parent):
+            yield Owned("NFS server", server_id, server, server_id)
+        made = host.run(["find", parent, "-mindepth", "1", "-maxdepth", "1"], check=False)
+        for path in made.stdout.splitlines():
+            yield Owned("directory", path, server, path.rpartition("/")[2])
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Remove the share server with all that belongs to it, or a share network's bridge."""
+        if owned.owner_kind is OwnerKind.SHARE_SERVER:
+            self.delete_share_server(context, remnant(self.setting, owned))
+            return
+        host = Guarded(LocalShell(), context.guard)
+        remove_bridge(host, bridge_name(owned.owner_id), owned.owner_id)
 
     def _plug(
         self,
@@ -168,7 +206,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
             mtu=network_info.mtu,
             mac=network_info.mac_addresses[0] if network_info.mac_addresses else None,
         )
-        join(host, namespace_name(share_server.id), f"{_PORT}{short(share_server.id)}", plug)
+        join(host, namespace_name(share_server.id), _port_name(share_server.id), plug)
 
     def _tunnel(self, network_info: NetworkInfo) -> Vxlan | Vlan | None:
         """What carries the segment to other hosts; an operator's bridge has that already."""
@@ -228,10 +266,14 @@ class NamespaceComputeHelper(ComputeHelper, Reachable):
 
 def namespace_name(server_id: str) -> str:
     """Return the name of a share server's namespace, which is its outside id too."""
-    name = f"sw-{server_id}"
+    name = f"{_NAMESPACE}{server_id}"
     if "/" in name or not (NAMESPACES / name).name:
         raise Fatal(f"Share server id {server_id!r} cannot name a network namespace.")
     return name
+
+
+def _port_name(server_id: str) -> str:
+    return f"{_PORT}{short(server_id)}"
 
 
 def bridge_name(share_network_id: str) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from worker.model import (
     DhcpLease,
     DriverMode,
+    Holding,
     NetworkInfo,
     NetworkKind,
     RequestContext,
@@ -18,6 +19,10 @@ from worker.model import (
     ShareServer,
 )
 from worker.plugin import Options, Setting
+
+NETWORK_DOMAIN: Final = "share_network:"
+"""With a share network's id: the domain of addresses that it names itself. Deleting the share
+network forgets it."""
 
 
 class SegmentBook(Protocol):
@@ -50,6 +55,9 @@ class SegmentBook(Protocol):
 
     def release(self, server_id: str) -> None:
         """Take the server off its segment, which rests if it was the last; none is fine."""
+
+    def holdings(self) -> Sequence[Holding]:
+        """Return who is on which segment, of all domains."""
 
 
 class LeaseBook(Protocol):
@@ -85,6 +93,9 @@ class LeaseBook(Protocol):
 
     def remove(self, server_id: str) -> None:
         """Forget all that the share server had; nothing is fine."""
+
+    def all(self) -> Sequence[DhcpLease]:
+        """Return everybody's."""
 
 
 class AddressBook(Protocol):
@@ -129,6 +140,9 @@ class AddressBook(Protocol):
         A released address rests longer than a lease and the longest step before it is given out
         again, so that a worker that was stopped cannot use it beside its next holder.
         """
+
+    def holdings(self) -> Sequence[Holding]:
+        """Return who holds which address, of all domains."""
 
 
 class Renewing(ABC):

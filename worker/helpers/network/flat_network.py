@@ -7,7 +7,7 @@ from the backend's own ``subnet`` and ``ranges``, or, where the backend says
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import IPv4Address
 from typing import ClassVar
 
@@ -15,17 +15,25 @@ from pydantic import Field
 
 from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, share_network_pool
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
-from worker.helpers.network.base import AddressBook, AddressPools, NetworkHelper, Renewing
+from worker.helpers.network.base import (
+    NETWORK_DOMAIN,
+    AddressBook,
+    AddressPools,
+    NetworkHelper,
+    Renewing,
+)
 from worker.helpers.network.dhcp import DhcpAddresses
 from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
+    Owned,
+    OwnerKind,
     RequestContext,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import Audit, Options, Setting, remnant
 from worker.systems.dhcp import Relay
 
 
@@ -74,7 +82,7 @@ class FlatNetworkOptions(Options):
     )
 
 
-class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing):
+class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
     """Gives share servers addresses of a flat network."""
 
     OptionsModel: ClassVar[type[Options]] = FlatNetworkOptions
@@ -144,6 +152,28 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing):
         """Renew the DHCP leases of the share server; a pool's addresses do not run out."""
         self._dhcp.renew(context, share_server)
 
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - rows need no guard
+        """List the addresses and leases that share servers hold, of any backend."""
+        for held in self.addresses.holdings():
+            if held.domain == self._domain or held.domain.startswith(NETWORK_DOMAIN):
+                yield Owned(
+                    "address",
+                    f"{held.domain} {held.what}",
+                    OwnerKind.SHARE_SERVER,
+                    held.share_server_id,
+                )
+        for lease in self.addresses.leases.all():
+            yield Owned(
+                "DHCP lease",
+                f"{lease.endpoint} {lease.address}",
+                OwnerKind.SHARE_SERVER,
+                lease.share_server_id,
+            )
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Give all of the server's addresses and leases back."""
+        self.deallocate_network(context, remnant(self.setting, owned))
+
     def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
         """Return where the share network's servers get addresses from (DESIGN §5)."""
         if self.setting.share_network_addresses and share_network.kind is NetworkKind.FLAT_POOL:
@@ -156,7 +186,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing):
                     field=error.field,
                     code=ErrorCode.NETWORK_FAILED,
                 ) from error
-            return f"share_network:{share_network.id}", pool
+            return f"{NETWORK_DOMAIN}{share_network.id}", pool
         if self._pool is None:
             raise Fatal(
                 f"Backend {self.setting.backend} has no addresses of its own and share network "

@@ -8,6 +8,7 @@ of one step, however late the first one's message lands, make one port between t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import ClassVar, Final
@@ -29,20 +30,25 @@ from worker.helpers.network.neutron_managed import (
     ManagedOptions,
     Place,
     busy,
+    seconds,
 )
 from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
+    Owned,
+    OwnerKind,
     RequestContext,
     Route,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Checked, Options, Setting
+from worker.plugin import Audit, Checked, Options, Setting, remnant
 from worker.systems.openstack import OpenStack, Taken, only
 
 BINDING_FAILED: Final = "binding_failed"
+_SERVER_TAG: Final = "share_server="
+_NAME: Final = re.compile(r"sharewright-(.+)-\d+")
 
 
 class NeutronOptions(ManagedOptions):
@@ -71,7 +77,7 @@ class NeutronOptions(ManagedOptions):
     )
 
 
-class NeutronNetworkHelper(NetworkHelper, Checked):
+class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
     """Gives share servers ports in Neutron."""
 
     OptionsModel: ClassVar[type[Options]] = NeutronOptions
@@ -131,6 +137,35 @@ class NeutronNetworkHelper(NetworkHelper, Checked):
             self._delete(context, share_server, port)
         if not self._flat and share_server.share_network_id is not None:
             self._managed.remove_unused(context, share_server, share_server.share_network_id)
+
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+        """List ports that name their share server, and the networks and routers that we make."""
+        about = f"backend {self.setting.backend}"
+
+        def find(connection: Connection) -> list[Port]:
+            ours = (
+                *connection.network.ports(device_owner=DEVICE_OWNER),
+                *connection.network.ports(tags=TAG),
+            )
+            return list({port.id: port for port in ours}.values())
+
+        for port in self._neutron.ask("list our ports", find, about=about):
+            server_id = _server_of(port)
+            if server_id is not None:
+                yield Owned(
+                    *("port", port.id, OwnerKind.SHARE_SERVER, server_id),
+                    created_at=seconds(port.created_at),
+                )
+        yield from self._managed.owned(about)
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Delete the server's ports; of a share network, the network or router."""
+        server = remnant(self.setting, owned)
+        if owned.kind == "port":
+            for port in self._held(server):
+                self._delete(context, server, port)
+        else:
+            self._managed.remove_orphan(context, server, owned)
 
     def _check_network_stays(
         self,
@@ -345,7 +380,16 @@ def mac_address(name: str) -> str:
 
 
 def _server_tag(server: ShareServer) -> str:
-    return f"share_server={server.id}"
+    return f"{_SERVER_TAG}{server.id}"
+
+
+def _server_of(port: Port) -> str | None:
+    """Whose a port is, by its tag; one whose maker died before it was tagged, by its name."""
+    for tag in port.tags:
+        if tag.startswith(_SERVER_TAG):
+            return str(tag.removeprefix(_SERVER_TAG))
+    named = _NAME.fullmatch(port.name)
+    return named[1] if named is not None and port.device_owner == DEVICE_OWNER else None
 
 
 def _size(first: str, last: str) -> int:

@@ -10,8 +10,9 @@ makes a port looks for that tag afterwards: one of the two sees the other and gi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 from openstack.connection import Connection
@@ -24,7 +25,7 @@ from pydantic import Field, field_validator
 from worker.errors import ErrorCode, Fatal, NotReady
 from worker.failpoints import failpoint
 from worker.helpers.network.base import AddressBook
-from worker.model import RequestContext, ShareNetwork, ShareServer
+from worker.model import Owned, OwnerKind, RequestContext, ShareNetwork, ShareServer
 from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken, only
 
 TAG: Final = "sharewright"
@@ -33,6 +34,8 @@ READY: Final = "sharewright-ready"
 LEAVING: Final = "sharewright-leaving="
 """With a share server's id: it looks whether it is the last one out."""
 LOOK_AGAIN_SECONDS: Final = 1.0
+_PREFIX: Final = "sharewright-"
+_MADE_FOR: Final = "made for share server "
 _BITS: Final = {4: 32, 6: 128}
 
 
@@ -93,6 +96,13 @@ class Place(NamedTuple):
         return str(
             next(f["ip_address"] for f in port.fixed_ips if f["subnet_id"] == self.subnet.id)
         )
+
+
+class _Named(Protocol):
+    name: Any
+
+
+Thing = TypeVar("Thing", bound=_Named)
 
 
 def busy(share_network: ShareNetwork) -> NotReady:
@@ -172,6 +182,59 @@ class ManagedNetworks:
                     self._remove(context, share_network_id, network)
             elif _is_mine(network, server) or _is_left(network):
                 self._remove(context, share_network_id, network)
+
+    def owned(self, about: str) -> Iterator[Owned]:
+        """List networks and routers by their names, which they have from the beginning.
+
+        One that was never published belongs to the share server that it was made for.
+        """
+        networks = self._neutron.ask(
+            "list our networks", lambda c: _ours(c, c.network.networks), about=about
+        )
+        for network in networks:
+            created = seconds(network.created_at)
+            if _is_published(network) or not network.description.startswith(_MADE_FOR):
+                owner = network.name.removeprefix(_PREFIX)
+                yield Owned("network", network.id, OwnerKind.SHARE_NETWORK, owner, created)
+            else:
+                owner = network.description.removeprefix(_MADE_FOR)
+                yield Owned("network", network.id, OwnerKind.SHARE_SERVER, owner, created)
+        there = {network.id for network in networks}
+        routers = self._neutron.ask(
+            "list our routers", lambda c: _ours(c, c.network.routers), about=about
+        )
+        for router in routers:
+            if router.description not in there:  # else it goes with its network
+                yield Owned(
+                    *("router", router.id, OwnerKind.SHARE_NETWORK),
+                    owner_id=router.name.removeprefix(_PREFIX),
+                    created_at=seconds(router.created_at),
+                )
+
+    def remove_orphan(self, context: RequestContext, server: ShareServer, owned: Owned) -> None:
+        """Remove a network as its last server would, or a router whose network is gone.
+
+        Raises :class:`~worker.errors.NotReady` while somebody holds a port on the network.
+        """
+        if owned.kind == "router":
+            self._neutron.change(
+                f"delete router {owned.id}",
+                lambda c: c.network.delete_router(owned.id, ignore_missing=True),
+                about=f"share_network {owned.owner_id}",
+                guard=context.guard,
+            )
+            return
+        about = f"{owned.owner_kind} {owned.owner_id}"
+        try:
+            network = self._neutron.ask(
+                f"read network {owned.id}",
+                lambda c: c.network.get_network(owned.id),
+                about=about,
+            )
+        except Missing:
+            return
+        if not _is_published(network) or self._is_last_out(context, server, network):
+            self._remove(context, network.name.removeprefix(_PREFIX), network)
 
     def _networks(self, share_network_id: str) -> list[Network]:
         found = self._neutron.ask(
@@ -379,8 +442,19 @@ def _routers(connection: Connection, network: Network) -> list[Router]:
     )
 
 
+def _ours(connection: Connection, every: Callable[..., Iterable[Thing]]) -> list[Thing]:
+    """What the backend's own project has under names such as ours."""
+    mine = every(project_id=connection.current_project_id)
+    return [thing for thing in mine if str(thing.name).startswith(_PREFIX)]
+
+
+def seconds(moment: str | None) -> float | None:
+    """Neutron's time as seconds since the epoch."""
+    return None if moment is None else datetime.fromisoformat(moment).timestamp()
+
+
 def _name(share_network_id: str) -> str:
-    return f"sharewright-{share_network_id}"
+    return f"{_PREFIX}{share_network_id}"
 
 
 def _tag(share_network_id: str) -> str:
@@ -388,7 +462,7 @@ def _tag(share_network_id: str) -> str:
 
 
 def _maker(server: ShareServer) -> str:
-    return f"made for share server {server.id}"
+    return f"{_MADE_FOR}{server.id}"
 
 
 def _is_mine(network: Network, server: ShareServer) -> bool:

@@ -8,8 +8,9 @@ aside under the first row and passed over.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from netaddr import IPAddress
 from pydantic import Field
@@ -21,16 +22,21 @@ from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
+    Owned,
+    OwnerKind,
     RequestContext,
     SegmentSource,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import Audit, Options, Setting, remnant
 from worker.systems.nova_network import NovaNetwork, NovaNetworks, NovaOptions
 from worker.systems.openstack import Taken
 
 _HIGHEST_VLAN = 4094
+_LABEL: Final = "sharewright-"
+_AUDIT: Final = "audit-"
+"""With a share network's id: what holds a segment while the audit removes its network."""
 
 
 class NovaNetworkOptions(NovaOptions):
@@ -57,7 +63,7 @@ class NovaNetworkOptions(NovaOptions):
     )
 
 
-class NovaNetworkHelper(NetworkHelper):
+class NovaNetworkHelper(NetworkHelper, Audit):
     """Reserves addresses of nova-network, and makes networks there."""
 
     OptionsModel: ClassVar[type[Options]] = NovaNetworkOptions
@@ -117,6 +123,40 @@ class NovaNetworkHelper(NetworkHelper):
         self.addresses.release(share_server.id)
         context.guard()
         self.addresses.segments.release(share_server.id)
+
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+        """List the addresses and segments that are ours by rows, and networks by their labels."""
+        domains = {self._domain, self._reserving}
+        for held in (*self.addresses.holdings(), *self.addresses.segments.holdings()):
+            if held.domain not in domains:
+                continue
+            holder, thing = held.share_server_id, f"{held.domain} {held.what}"
+            if holder.startswith(_AUDIT):
+                owner = holder.removeprefix(_AUDIT)
+                yield Owned("VLAN of the audit", thing, OwnerKind.SHARE_NETWORK, owner)
+            else:
+                yield Owned("address or VLAN", f"{thing} {holder}", OwnerKind.SHARE_SERVER, holder)
+        if self._source is None:
+            return
+        for network in self._nova.networks(about=f"backend {self.setting.backend}"):
+            owner = network.label.removeprefix(_LABEL)
+            if owner != network.label:
+                yield Owned("network", network.id, OwnerKind.SHARE_NETWORK, owner)
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Unreserve the server's addresses, or delete the share network's network.
+
+        The network goes as its last server would let it go: on its segment, with nobody else.
+        """
+        if owned.owner_kind is OwnerKind.SHARE_SERVER:
+            self.deallocate_network(context, remnant(self.setting, owned))
+            return
+        owner, holder = owned.owner_id, f"{_AUDIT}{owned.owner_id}"
+        made = self._made(owner, f"share_network {owner}")
+        if made and self._source is not None:
+            context.guard()
+            self.addresses.segments.take(self._source, owner, holder, made[0].cidr)
+        self.deallocate_network(context, replace(remnant(self.setting, owned), id=holder))
 
     def _network(
         self, context: RequestContext, share_server: ShareServer, share_network: ShareNetwork
@@ -224,7 +264,7 @@ def _source(domain: str, options: NovaNetworkOptions) -> SegmentSource | None:
 
 
 def _label(share_network_id: str) -> str:
-    return f"sharewright-{share_network_id}"
+    return f"{_LABEL}{share_network_id}"
 
 
 def _pool(network: NovaNetwork, share_network: ShareNetwork) -> Pool:

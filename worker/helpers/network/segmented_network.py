@@ -18,18 +18,20 @@ from pydantic import Field
 
 from worker.addressing import FieldNames, Pool, network_info, parse_pool, parse_subnet
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
-from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.helpers.network.base import NETWORK_DOMAIN, AddressBook, NetworkHelper
 from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
+    Owned,
+    OwnerKind,
     RequestContext,
     Route,
     SegmentSource,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import Audit, Options, Setting, remnant
 
 Position = Literal["first", "last", "none"]
 
@@ -98,7 +100,7 @@ class SegmentedNetworkOptions(Options):
     )
 
 
-class SegmentedNetworkHelper(NetworkHelper):
+class SegmentedNetworkHelper(NetworkHelper, Audit):
     """Gives share networks segments and share servers addresses in them."""
 
     OptionsModel: ClassVar[type[Options]] = SegmentedNetworkOptions
@@ -147,8 +149,7 @@ class SegmentedNetworkHelper(NetworkHelper):
         pool = self._pool(share_network, segment.cidr)
         context.guard()
         taken = self.addresses.take(
-            # Deleting the share network forgets it, as it does the addresses of a flat pool.
-            f"share_network:{share_network.id}",
+            f"{NETWORK_DOMAIN}{share_network.id}",
             pool.ranges,
             pool.ip_version,
             share_server.id,
@@ -168,6 +169,30 @@ class SegmentedNetworkHelper(NetworkHelper):
         self.addresses.release(share_server.id)
         context.guard()
         self.addresses.segments.release(share_server.id)
+
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - rows need no guard
+        """List who is on a segment of ours, and addresses that share networks name."""
+        segments = [
+            held
+            for held in self.addresses.segments.holdings()
+            if held.domain == self._source.domain
+        ]
+        addresses = [
+            held for held in self.addresses.holdings() if held.domain.startswith(NETWORK_DOMAIN)
+        ]
+        for kind, holdings in (("segment", segments), ("address", addresses)):
+            for held in holdings:
+                about = held.share_server_id if kind == "segment" else ""
+                yield Owned(
+                    kind,
+                    f"{held.domain} {held.what} {about}".strip(),
+                    OwnerKind.SHARE_SERVER,
+                    held.share_server_id,
+                )
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Give the server's addresses back, and take it off its segment."""
+        self.deallocate_network(context, remnant(self.setting, owned))
 
     def _pool(self, share_network: ShareNetwork, cidr: str) -> Pool:
         try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sqlalchemy as sa
 from alembic import op
 
+from worker.db.migrations import audit
+
 revision = "0001"
 down_revision = None
 
@@ -78,6 +80,7 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sa.Column("reported_at", sa.Float(), nullable=True),
         sa.Column("reporting_until", sa.Float(), nullable=True),
         sa.Column("report_error", sa.Text(), server_default="", nullable=False),
+        sa.Column("audit_due_at", sa.Float(), nullable=True),
         sa.Column("changed_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_backends")),
     )
@@ -260,6 +263,8 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sa.Column("body", sa.Text(), nullable=False),
         sa.Column("size", sa.Integer(), nullable=False),
         sa.Column("received_at", sa.Float(), nullable=False),
+        sa.Column("message", sa.Text(), nullable=True),
+        sa.Column("replayed_at", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_poison_messages")),
         sa.UniqueConstraint("fingerprint", name=op.f("uq_poison_messages_fingerprint")),
     )
@@ -539,6 +544,7 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sa.Column("changed_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("backend", "name", name=op.f("pk_storage_pools")),
     )
+    audit.create()
 
 
 def downgrade() -> None:

@@ -1,0 +1,207 @@
+"""What an operator does by the command, on whole deployments: audit, cancel, give up, replay."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import select, update
+
+from scheduler.poison import drop, replay
+from tests.fakes import Fakes
+from tests.services import ROOT, RedisServer, python, wait_until
+from worker.config import load
+from worker.db import inventory, servers
+from worker.db.audit_tables import audit_findings
+from worker.db.engine import reading, transaction
+from worker.db.tables import operations, poison_messages, share_servers, shares
+from worker.errors import Conflict, NotFound, RequestFailed
+from worker.failpoints import TOKENS_VARIABLE, VARIABLE
+
+
+def command(deployment: Fakes, *words: str, code: int = 0) -> Any:
+    """Run the command; return what it prints as JSON, or its error's sentence."""
+    done = subprocess.run(
+        python("scheduler.cli", "--json", *words),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, **deployment.env},
+    )
+    assert done.returncode == code, (done.stdout, done.stderr)
+    return json.loads(done.stdout) if code == 0 else done.stderr
+
+
+def orphan(deployment: Fakes, network: str) -> None:
+    """Rows of a share and its server that go while everything stays outside."""
+    made = deployment.client.result(deployment.create(network), timeout=60)
+    with transaction(deployment.engine) as connection:
+        servers.release(connection, made["id"], deleter_id="-")
+        inventory.remove_share(connection, made["id"])
+        servers.remove(connection, made["share_server_id"])
+
+
+def age(deployment: Fakes) -> None:
+    with transaction(deployment.engine) as connection:
+        connection.execute(
+            update(audit_findings).values(first_seen=audit_findings.c.first_seen - 1000)
+        )
+
+
+@pytest.fixture
+def fakes(tmp_path: Path, sqlite_url: str, redis_server: RedisServer) -> Iterator[Fakes]:
+    engine = {"undo_attempts": 2, "report_interval": 1.0}
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=engine)
+    try:
+        yield deployment
+    finally:
+        deployment.close()
+
+
+def test_the_audit_by_command_and_a_worker_killed_in_its_repair(
+    fakes: Fakes, tmp_path: Path
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.mkdir()
+    (tokens / "audit_backend.after_remove@1").touch()
+    killed = {VARIABLE: "audit_backend.after_remove=kill", TOKENS_VARIABLE: str(tokens)}
+    fakes.start(**killed)
+    network = fakes.network()
+    kept = fakes.client.result(fakes.create(network), timeout=60)
+    orphan(fakes, fakes.network(cidr="10.1.0.0/24"))
+    found = command(fakes, "audit")
+    (backend,) = found["backends"]
+    # A share, its server, its port, and its network.
+    assert (backend["backend"], backend["orphan"], backend["removed"]) == ("fake", 4, 0)
+    assert {one["kind"] for one in found["findings"]} == {"share", "server", "port", "network"}
+    assert len(fakes.world.servers()) == 2
+    age(fakes)
+    (repaired,) = command(fakes, "audit", "--backend", "fake", "--repair")["backends"]
+    assert not list(tokens.iterdir()), "a worker was killed in it"
+    assert repaired["orphan"] == 0
+    assert [row["id"] for row in fakes.world.shares()] == [kept["id"]]
+    assert len(fakes.world.servers()) == len(fakes.world.ports()) == 1
+    with pytest.raises(RequestFailed, match="No backend other"):
+        fakes.ask("audit_backend", admin=True, backend="other")
+
+
+def test_the_periodic_audit(tmp_path: Path, sqlite_url: str, redis_server: RedisServer) -> None:
+    engine = {"report_interval": 1.0, "audit_interval": 2.0}
+    settings = "audit_repair = true\n"
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=engine)
+    text = deployment.config_path.read_text()
+    deployment.config_path.write_text(text.replace("[engine]\n", f"[engine]\n{settings}"))
+    try:
+        deployment.start()
+        kept = deployment.client.result(deployment.create(deployment.network()), timeout=60)
+        orphan(deployment, deployment.network(cidr="10.1.0.0/24"))
+
+        def is_gone() -> bool:
+            age(deployment)  # a quarter of an hour is not waited for
+            return [row["id"] for row in deployment.world.shares()] == [kept["id"]]
+
+        wait_until(is_gone, "periodic audits have removed the orphans", 60)
+    finally:
+        deployment.close()
+
+
+def test_cancel_retry_and_give_up_by_command(fakes: Fakes) -> None:
+    fakes.start()
+    network = fakes.network()
+    fakes.world.arm("get_share_server", "hang", seconds=8.0)
+    operation_id = fakes.create(network)
+    wait_until(lambda: bool(fakes.world.calls("get_share_server")), "the step is in its call", 60)
+    # By message: the command may take longer to start than the step's call lasts.
+    answer = fakes.ask("cancel_operation", admin=True, operation_id=operation_id)
+    assert (answer["id"], answer["cancelled"]) == (operation_id, True)
+    assert fakes.failure(operation_id).code == "cancelled"
+    fakes.settle()
+    fakes.assert_nothing_outside()
+    assert "was cancelled" in command(fakes, "operation", "cancel", operation_id, code=3)
+
+    fakes.world.arm("create_share", "fatal_after_effect")
+    fakes.world.arm("delete_share", "retryable", times=1000)
+    stuck = fakes.create(network)
+    assert "Undoing it failed" in fakes.failure(stuck).message
+    fakes.ask("retry_operation", admin=True, operation_id=stuck)
+    assert command(fakes, "operation", "give-up", stuck)["state"] == "given_up"
+    wait_until(lambda: "Given up" in fakes.failure(stuck).message, "the result says so too", 60)
+    fakes.world.disarm()
+    fakes.ask("audit_backend", admin=True, backend="fake")
+    age(fakes)
+    fakes.ask("audit_backend", admin=True, backend="fake", repair=True)
+    fakes.assert_nothing_outside()
+
+
+def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
+    """A request that was too long for the configuration of yesterday."""
+    text = fakes.config_path.read_text()
+    fakes.config_path.write_text(text.replace("[broker]\n", "[broker]\nmax_message_bytes = 2048\n"))
+    fakes.start()
+    network = fakes.network()
+    long = fakes.payload(size=1, share_network_id=network, description="x" * 1300)
+    fakes.client.send("create_share", long, operation_id="too-long")
+    with fakes.redis.client() as client:
+        client.lpush("requests", b"no message")
+
+    def kept() -> list[Any]:
+        with reading(fakes.engine) as connection:
+            return list(
+                connection.execute(select(poison_messages).order_by(poison_messages.c.size))
+            )
+
+    wait_until(lambda: len(kept()) == 2, "both are kept", 60)
+    none, request = kept()
+    listed = command(fakes, "poison", "list")["poison_messages"]
+    assert {one["id"]: one["replayable"] for one in listed} == {none.id: False, request.id: True}
+    config = load(fakes.config_path)
+    with pytest.raises(Conflict, match="not kept whole"):
+        replay(config, none.id)
+    # It is poison still: it is set aside anew, and can be replayed anew.
+    assert replay(config, request.id) == "requests"
+    wait_until(
+        lambda: any(row.replayed_at is None and row.size > 2048 for row in kept()),
+        "it is kept again",
+        60,
+    )
+    again = next(row for row in kept() if row.replayed_at is None and row.size > 2048)
+    fakes.processes["scheduler"].close()
+    fakes.config_path.write_text(text)
+    fakes.role("scheduler")
+    command(fakes, "poison", "replay", str(again.id))
+    with pytest.raises(Conflict, match="replayed already"):
+        replay(config, again.id)
+    assert fakes.client.result("too-long", timeout=60)["status"] == "available"
+    with reading(fakes.engine) as connection:
+        made = connection.execute(
+            select(operations.c.id).where(operations.c.verb == "create_share")
+        ).all()
+    assert [row.id for row in made] == ["too-long"]
+    command(fakes, "poison", "drop", str(none.id))
+    assert none.id not in {row.id for row in kept()}
+    with pytest.raises(NotFound, match="No message"):
+        drop(config, none.id)
+    assert fakes.count(shares) == fakes.count(share_servers) == 1
+
+
+def test_a_step_that_kills_its_worker_is_stopped_and_undone(
+    tmp_path: Path, sqlite_url: str, redis_server: RedisServer
+) -> None:
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine={"attempts": 2})
+    try:
+        deployment.start(**{VARIABLE: "create_share.after_effect=kill"})
+        failed = deployment.failure(deployment.create(deployment.network()))
+        assert failed.code == "attempts_exhausted"
+        assert "create_share" in failed.message
+        deployment.settle()
+        deployment.assert_nothing_outside()
+        assert len(deployment.world.calls("create_share")) == 2
+    finally:
+        deployment.close()

@@ -1,0 +1,196 @@
+"""The audit: what exists outside, against what the database says.
+
+It is an operation of one step for each backend, so it is leased, fenced and taken up again like
+any other. An orphan is removed only when it was seen in two audits, is older than the grace time,
+and its row is still gone at that very moment; what is missing is reported only.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from sqlalchemy import Connection, select
+
+from worker.config import Config
+from worker.db import audits, journal, servers
+from worker.db.audits import Finding, Problem, Standing
+from worker.db.engine import transaction
+from worker.db.operation import Dispatch
+from worker.db.tables import share_servers
+from worker.errors import NotReady, StepError
+from worker.failpoints import failpoint
+from worker.job import Job, Runtime, Writing
+from worker.manager import Audited
+from worker.model import Owned, OwnerKind, ServerStatus, ShareServer
+from worker.queues import queue_for
+from worker.saga import Act, Commit
+from worker.tasks.repair import NAME, Done, Look, repair
+
+SYSTEM_PROJECT: Final = "sharewright"
+"""Whose the operations are that nobody asked for."""
+
+_log = logging.getLogger(__name__)
+
+
+def _audit(job: Job) -> Commit:
+    backend = job.operation.resource_id
+    with job.reading() as connection:
+        serving = _serving(connection, backend)
+        before = _expected(connection, backend)
+    look = Look()
+    for part in job.manager.audited(serving):
+        try:
+            look.listed.append((part, list(part.owned(job.context))))
+        except (StepError, NotReady) as error:
+            look.errors[part.part] = error.message
+            _log.warning("%s of backend %s: %s", part.part, backend, error.message)
+    with job.reading() as connection:
+        # Rows come before things and go after them: what has no row now never gets one.
+        found = list(_orphans(connection, backend, look))
+        after = _expected(connection, backend)
+    found += _missing(look, {kind: before[kind] & after[kind] for kind in before})
+    with job.transaction() as writing:
+        audits.note(writing.connection, backend, [part.part for part, _ in look.listed], found)
+    failpoint(f"{NAME}.after_note")
+    done = Done()
+    if job.operation.payload["repair"]:
+        done = repair(job, look)
+    with job.reading() as connection:
+        counts = audits.counts(connection, backend)
+    result = {
+        "backend": backend,
+        "repair": bool(job.operation.payload["repair"]),
+        **{f"{problem}": counts.get(problem, 0) for problem in Problem},
+        "removed": done.removed,
+        "not_removed": done.not_removed,
+        "postponed": done.postponed,
+        "not_listed": look.errors,
+        "cannot_tell": job.manager.cannot_tell(),
+    }
+    _announce(job, backend, result)
+
+    def commit(writing: Writing) -> None:
+        writing.result = result
+
+    return commit
+
+
+def _announce(job: Job, backend: str, result: Mapping[str, Any]) -> None:
+    keeper = job.runtime.keeper
+    keeper.count(f"audits_total:{'incomplete' if result['not_listed'] else 'complete'}")
+    level = logging.WARNING if any(result[problem] for problem in Problem) else logging.INFO
+    _log.log(
+        level,
+        "Audit of backend %s: %d orphans left and %d removed, %d missing, %d unknown.",
+        backend,
+        result[Problem.ORPHAN],
+        result["removed"],
+        result[Problem.MISSING],
+        result[Problem.UNKNOWN],
+    )
+
+
+def _serving(connection: Connection, backend: str) -> list[ShareServer]:
+    s = share_servers.c
+    rows = connection.execute(
+        select(share_servers).where(s.backend == backend, s.status == ServerStatus.ACTIVE.value)
+    )
+    return [servers.server_of(row) for row in rows]
+
+
+def _expected(connection: Connection, backend: str) -> dict[OwnerKind, set[str]]:
+    kinds = (OwnerKind.SHARE, OwnerKind.SNAPSHOT, OwnerKind.SHARE_SERVER)
+    return {kind: audits.expected(connection, backend, kind) for kind in kinds}
+
+
+def _orphans(connection: Connection, backend: str, look: Look) -> Iterator[Finding]:
+    everything = [owned for _, things in look.listed for owned in things]
+    standings = {
+        kind: audits.standings(
+            connection,
+            backend,
+            kind,
+            [owned.owner_id for owned in everything if owned.owner_kind is kind],
+        )
+        for kind in OwnerKind
+    }
+    problems = {Standing.GONE: Problem.ORPHAN, Standing.UNKNOWN: Problem.UNKNOWN}
+    for part, things in look.listed:
+        for owned in things:
+            problem = problems.get(standings[owned.owner_kind][owned.owner_id])
+            if problem is not None:
+                yield Finding(
+                    *(part.part, problem, owned.kind, owned.id, owned.owner_kind),
+                    owner_id=owned.owner_id,
+                    created_at=owned.created_at,
+                )
+
+
+def _missing(look: Look, expected: Mapping[OwnerKind, set[str]]) -> Iterator[Finding]:
+    """Rows of which no part of a role has anything, where all its parts could tell."""
+    roles: dict[str, list[tuple[Audited, list[Owned]]]] = {}
+    for part, things in look.listed:
+        roles.setdefault(part.role, []).append((part, things))
+    for role, parts in roles.items():
+        if role in {failed.split(" ")[0] for failed in look.errors}:
+            continue
+        seen = {(one.owner_kind, one.owner_id) for _, things in parts for one in things}
+        first = next((part for part, _ in parts if part.covers), None)
+        for kind in first.covers if first else ():
+            for owner_id in sorted(expected[kind]):
+                if (kind, owner_id) not in seen:
+                    assert first is not None, "it has the kind"
+                    yield Finding(
+                        *(first.part, Problem.MISSING, str(kind), owner_id, kind),
+                        owner_id=owner_id,
+                    )
+
+
+def audit_failed(job: Job, error: StepError) -> None:
+    """An audit that failed changes nothing: what it had found by then is written."""
+
+
+def start_audit(
+    connection: Connection, config: Config, backend: str, *, repair: bool
+) -> Dispatch | None:
+    """Accept an audit that nobody asked for; None while another one of the backend is live."""
+    return journal.accept(
+        connection,
+        {
+            "id": str(uuid.uuid4()),
+            "project_id": SYSTEM_PROJECT,
+            "verb": NAME,
+            "resource_kind": "backend",
+            "resource_id": backend,
+            "payload": {"backend": backend, "repair": repair},
+            "payload_digest": "",
+            "saga": NAME,
+            "backend": backend,
+            "queue": queue_for(config, backend),
+            "task": NAME,
+        },
+        running=True,
+        patience=config.engine.lease,
+    )
+
+
+def ask_for_audits(runtime: Runtime) -> None:
+    """Start the periodic audits that are due, each by one reconciler only."""
+    engine = runtime.config.engine
+    if not engine.audit_interval:
+        return
+    bells = []
+    with transaction(runtime.engine) as connection:
+        for backend in audits.due(connection, engine.audit_interval):
+            if backend not in runtime.config.backends:
+                continue  # it reported before it was taken out of the configuration
+            bell = start_audit(connection, runtime.config, backend, repair=engine.audit_repair)
+            if bell is not None:
+                bells.append(bell)
+    runtime.ring(bells)
+
+
+audit_backend = Act(NAME, _audit, timeout=300)
