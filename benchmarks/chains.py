@@ -51,7 +51,7 @@ def run(bed: Bed) -> Figures:
 
 
 def _round(raw: Raw, ours: Ours, network: str, scale: Scale) -> Round:
-    many, some, few = scale.pick(240, 60), scale.pick(50, 15), scale.pick(30, 8)
+    many, some, few = scale.pick(2_000, 60), scale.pick(50, 15), scale.pick(30, 8)
     networks = ours.networks(some)
     costs = {
         "raw_chain": raw.side.batch([raw.publish] * many),

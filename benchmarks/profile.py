@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.bed import Bed, Scale
+from benchmarks.flame import svg, tree_of
 from benchmarks.sides import Ours, Raw, Side
 from tests.services import ROOT, require
 
+BEGINNINGS: Final = {
+    "Hub.create_loop ": "event loops of scheduler and worker",
+    "Worker.workloop ": "the worker's children",
+}
+"""Where a flame graph begins."""
 SHARES: Final = 150
 RATE: Final = 100
 """Samples a second. Sampling stops a process for a moment: shares of time count, not the time."""
@@ -47,6 +53,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.profile", description=__doc__)
     parser.add_argument("what", choices=("create_share", "delete_share", "raw_chain"))
     parser.add_argument("--keep", type=Path, help="also write the folded stacks to this directory")
+    parser.add_argument("--flame", type=Path, help="also draw a flame graph into this SVG file")
     options = parser.parse_args()
     spy = require("py-spy")
     with Bed(Scale(full=True)) as bed:
@@ -61,11 +68,18 @@ def main() -> int:
         for one in spies:
             one.send_signal(signal.SIGINT)  # on another signal py-spy writes nothing
             one.wait(30)
-        books: Counter[str] = Counter()
-        for folded in directory.glob(f"{options.what}.*.folded"):
-            for line in folded.read_text().splitlines():
-                stack, _, samples = line.rpartition(" ")
-                books[_book(stack)] += int(samples)
+        lines = [
+            line
+            for folded in sorted(directory.glob(f"{options.what}.*.folded"))
+            for line in folded.read_text().splitlines()
+        ]
+    books: Counter[str] = Counter()
+    for line in lines:
+        stack, _, samples = line.rpartition(" ")
+        books[_book(stack)] += int(samples)
+    if options.flame:
+        title = f"{options.what}: CPU of scheduler and worker that holds the interpreter's lock"
+        options.flame.write_text(svg(tree_of(lines, BEGINNINGS), title))
     total = sum(books.values())
     print(f"{options.what}: {total} samples while {cost:.1f} ms of CPU went into each operation")
     for name, samples in books.most_common():

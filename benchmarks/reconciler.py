@@ -56,7 +56,8 @@ def run(bed: Bed) -> Figures:
             app.sharewright_runtime(),
             depth=lambda _queue: 0,
             ask_for_reports=lambda: None,
-            send_renewals=lambda _queue, _names: None,
+            send_renewals=lambda _backend, _servers: None,
+            send_checks=lambda _queue, _backends: None,
         )
         reconciler.one_pass()  # connects, and does the housekeeping of the next 30 s
         sides[str(finished)] = partial(_cost, reconciler, postgres)

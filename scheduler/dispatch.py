@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, select
 from sqlalchemy.exc import IntegrityError
 from tenacity import (
     retry,
@@ -29,6 +29,7 @@ from worker.config import Config
 from worker.db import journal
 from worker.db.engine import db_now, insert_into, is_passing, transaction
 from worker.db.operation import Dispatch
+from worker.db.prepared import Prepared
 from worker.db.tables import operation_aliases, operations
 from worker.errors import Conflict, ErrorCode, InvalidRequest, Refused
 from worker.failpoints import failpoint
@@ -236,32 +237,36 @@ def _handle(acceptance: Acceptance, handler: Handler) -> None:
 
 def is_taken(connection: Connection, request_id: str) -> bool:
     """Whether an operation has this id, or gives its result under it."""
-    return _by_id(connection, select(operations.c.seq), request_id) is not None
+    return _KNOWN_BY_ID.first(connection, request=request_id) is not None
 
 
-def _by_id(connection: Connection, known: Select[Any], request_id: str) -> Row[Any] | None:
-    o, a = operations.c, operation_aliases.c
-    row = connection.execute(known.where(o.id == request_id)).first()
-    if row is None:
-        of_alias = select(a.operation_id).where(a.id == request_id).scalar_subquery()
-        row = connection.execute(known.where(o.id == of_alias)).first()
-    return row
+def _knowing(*conditions: ColumnElement[bool]) -> Prepared:
+    o = operations.c
+    # Held: it must not end between this look at its state and the note of another id for it.
+    return Prepared(
+        select(o.id, o.project_id, o.payload_digest, o.state, o.result, o.error)
+        .where(*conditions)
+        .with_for_update(read=True)
+    )
+
+
+_OF_ALIAS = (
+    select(operation_aliases.c.operation_id)
+    .where(operation_aliases.c.id == bindparam("request"))
+    .scalar_subquery()
+)
+_KNOWN_BY_ID = _knowing(operations.c.id.in_([bindparam("request"), _OF_ALIAS]))
+_KNOWN_BY_KEY = _knowing(
+    operations.c.project_id == bindparam("project"),
+    operations.c.idempotency_key == bindparam("key"),
+)
 
 
 def _known(connection: Connection, request: Payload, operation_id: str) -> Row[Any] | None:
-    o = operations.c
-    # Held: it must not end between this look at its state and the note of another id for it.
-    known: Select[Any] = select(
-        o.id, o.project_id, o.payload_digest, o.state, o.result, o.error
-    ).with_for_update(read=True)
-    row = _by_id(connection, known, operation_id)
+    row = _KNOWN_BY_ID.first(connection, request=operation_id)
     if row is None and request.idempotency_key is not None:
-        row = connection.execute(
-            known.where(
-                o.project_id == request.context.project_id,
-                o.idempotency_key == request.idempotency_key,
-            )
-        ).first()
+        project_id = request.context.project_id
+        row = _KNOWN_BY_KEY.first(connection, project=project_id, key=request.idempotency_key)
     return row
 
 

@@ -149,6 +149,7 @@ _LABELS: Final = {
     "dhcp_renewals_total": ("outcome",),
     "audits_total": ("outcome",),
     "audit_removed_total": ("kind",),
+    "share_server_outages_total": ("lacks",),
 }
 _HELP: Final = {
     "steps_total": "Acts of steps by how they ended.",
@@ -156,6 +157,7 @@ _HELP: Final = {
     "dhcp_renewals_total": "Renewals of DHCP leases: renewed, failed, or failed with none left.",
     "audits_total": "Audits of a backend: complete, or of parts of it only.",
     "audit_removed_total": "Orphans that audits removed.",
+    "share_server_outages_total": "Active share servers found without their file server, or gone.",
     "redrives_total": "Operations that the reconciler took up again.",
     "compensations_failed_total": "Undos and deletions that used up their attempts.",
     "unknown_operations_total": "Messages for operations that do not exist.",

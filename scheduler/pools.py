@@ -8,8 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, exists, update
+from sqlalchemy import Connection, Float, and_, bindparam, exists, update
 
+from worker.db.prepared import Prepared
 from worker.db.tables import backends, storage_pools
 from worker.model import DriverMode
 
@@ -46,17 +47,22 @@ class Pool:
         return f"{self.backend}#{self.name}"
 
 
+_p: Any = storage_pools.c
+_RESERVE = Prepared(
+    update(storage_pools)
+    .where(
+        _p.backend == bindparam("of_backend"),
+        _p.name == bindparam("pool"),
+        _p.allocated_gib + bindparam("size") <= _p.total_gib * bindparam("ratio", type_=Float),
+        exists().where(and_(backends.c.name == bindparam("of_backend"), backends.c.enabled)),
+    )
+    .values(allocated_gib=_p.allocated_gib + bindparam("size"), shares=_p.shares + 1)
+)
+
+
 def reserve(connection: Connection, pool: Pool, size: int, ratio: float) -> bool:
     """Promise ``size`` GiB of a pool if it (still) has them; part of the share's transaction."""
-    column: Any = storage_pools.c
-    promised = connection.execute(
-        update(storage_pools)
-        .where(
-            column.backend == pool.backend,
-            column.name == pool.name,
-            column.allocated_gib + size <= column.total_gib * ratio,
-            exists().where(and_(backends.c.name == pool.backend, backends.c.enabled)),
-        )
-        .values(allocated_gib=column.allocated_gib + size, shares=column.shares + 1)
+    changed = _RESERVE.run(
+        connection, of_backend=pool.backend, pool=pool.name, size=size, ratio=ratio
     )
-    return promised.rowcount == 1
+    return changed == 1

@@ -22,6 +22,7 @@ from pydantic import (
     StrictBool,
     TypeAdapter,
     ValidationError,
+    model_validator,
 )
 
 from scheduler.fields import Description, Id, Label, Metadata, Name, Size, Text, whole
@@ -226,6 +227,20 @@ class ShareServerOnly(Payload):
     share_server_id: Id
 
 
+class EnsureShareServers(Payload):
+    """Bring share servers and exports back: of one server, one backend, one host, or all."""
+
+    share_server_id: Id | None = None
+    backend: Text | None = None
+    host: Text | None = None
+
+    @model_validator(mode="after")
+    def _one_at_most(self) -> EnsureShareServers:
+        if sum(one is not None for one in (self.share_server_id, self.backend, self.host)) > 1:
+            raise ValueError("name a share server, a backend or a host, not several of them")
+        return self
+
+
 class OperationOnly(Payload):
     """A request that names an operation."""
 
@@ -393,6 +408,8 @@ _VERBS: Final = (
     Verb("list_share_types", ListShareTypes, Kind.READ),
     Verb("show_share_server", ShareServerOnly, Kind.READ),
     Verb("list_share_servers", ListShareServers, Kind.READ),
+    Verb("delete_share_server", ShareServerOnly, Kind.CHAIN, admin=True),
+    Verb("ensure_share_servers", EnsureShareServers, Kind.ROW, admin=True),
     Verb("show_operation", OperationOnly, Kind.READ),
     Verb("list_operations", ListOperations, Kind.READ),
     Verb("cancel_operation", OperationOnly, Kind.ROW, admin=True),

@@ -47,11 +47,11 @@ class Named:
 
 def resolve(
     *,
-    request: Named | None,
-    share_type: Named | None,
-    configuration: Named | None,
-    default: Named | None,
-    asks_single_svm: bool,
+    request: Named | None = None,
+    share_type: Named | None = None,
+    configuration: Named | None = None,
+    default: Named | None = None,
+    asks_single_svm: bool = False,
 ) -> Named | None:
     """Return the share network that a share is made on; None: on none, in ``single_svm``.
 

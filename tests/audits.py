@@ -27,7 +27,7 @@ from worker.model import (
 )
 from worker.runner import run
 from worker.tasks.audit import start_audit
-from worker.tasks.repair import NAME
+from worker.tasks.orphans import NAME
 from worker.tasks.sagas import ACTS
 
 GRACE = 900.0

@@ -16,9 +16,10 @@ from tests.audits import AuditBench
 from tests.deployment import FAKE_BACKEND
 from tests.intake import share_network_of
 from worker.db import overdue
+from worker.db.all_tables import metadata
 from worker.db.engine import db_now, reading, transaction
 from worker.db.operation import Dispatch
-from worker.db.tables import metadata, operation_steps, operations, share_networks, shares
+from worker.db.tables import operation_steps, operations, share_networks, shares
 from worker.fake_world import World
 from worker.model import Phase
 from worker.runner import run

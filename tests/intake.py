@@ -15,8 +15,9 @@ from scheduler.verbs import HANDLERS
 from tests.deployment import Deployment
 from tests.services import RedisServer, wait_until
 from worker.config import Config, load
+from worker.db.all_tables import metadata
 from worker.db.engine import db_now, engine_for, reading, transaction
-from worker.db.tables import backends, metadata, operations, share_networks, storage_pools
+from worker.db.tables import backends, operations, share_networks, storage_pools
 from worker.errors import RequestFailed
 from worker.job import Runtime
 from worker.keeper import Keeper

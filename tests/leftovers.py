@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 
-from sqlalchemy import Engine, func, select
+from sqlalchemy import Engine, func, not_, select
 
 from tests.tenants import Machine
+from worker.db.all_tables import metadata
+from worker.db.audits import is_undone
 from worker.db.engine import reading
-from worker.db.tables import metadata
 
 KEPT_TABLES = frozenset(
     {
@@ -40,13 +41,16 @@ def of_machine(before: Machine, after: Machine) -> Iterator[str]:
 
 
 def table_counts(engine: Engine) -> Mapping[str, int]:
-    """How many rows each table of objects has."""
+    """How many rows each table of objects has; of share servers, without records of failures."""
+    objects = {
+        table.name: select(func.count()).select_from(table)
+        for table in metadata.sorted_tables
+        if table.name not in KEPT_TABLES
+    }
+    # Nothing may be behind such a record: machine, addresses and segments are compared as well.
+    objects["share_servers"] = objects["share_servers"].where(not_(is_undone()))
     with reading(engine) as connection:
-        return {
-            table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
-            for table in metadata.sorted_tables
-            if table.name not in KEPT_TABLES
-        }
+        return {name: connection.execute(counted).scalar_one() for name, counted in objects.items()}
 
 
 def of_tables(engine: Engine) -> Iterator[str]:

@@ -143,6 +143,10 @@ class RealDeployment(Deployment):
             ),
         ]
 
+    def look(self) -> Machine:
+        """What of this deployment is on the machine."""
+        return Machine.look(self.marks)
+
     def check_outside(self) -> None:
         """One namespace, daemon, address set and bridge port a server; one export a share.
 
@@ -164,7 +168,7 @@ class RealDeployment(Deployment):
             bridge = bridge_name(server.share_network_id)
             ports = [one["ifname"] for one in links if one.get("master") == bridge]
             assert [port[:3] for port in ports] == ["swp"], "another server is on the bridge"
-            assert self._daemons(server.id) == _pids(namespace)
+            assert self.daemons(server.id) == _pids(namespace)
             assert len(_pids(namespace)) == 1
             exports = self.exports(server.id)
             assert exports.keys() == own[server.id]
@@ -184,7 +188,8 @@ class RealDeployment(Deployment):
                 held.setdefault(row.share_server_id, set()).add(row.address)
         return held
 
-    def _daemons(self, server_id: str) -> set[int]:
+    def daemons(self, server_id: str) -> set[int]:
+        """The processes that serve a share server's exports."""
         mark = str(self.state / "servers" / server_id)
         return {
             process.pid

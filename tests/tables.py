@@ -8,9 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select, update
 
 from worker.db import journal
+from worker.db.all_tables import metadata
 from worker.db.engine import db_now, engine_for, reading, transaction
 from worker.db.operation import Dispatch, Operation
-from worker.db.tables import metadata, operations
+from worker.db.tables import operations
 
 LEASE = 30.0
 

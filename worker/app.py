@@ -18,7 +18,7 @@ from celery import Celery, signals
 from celery.app.task import Task
 
 from worker.backend import Backend, assemble, check
-from worker.broker import queue_depth, transport_options
+from worker.broker import our_transport, queue_depth, transport_options
 from worker.config import Config
 from worker.db.addresses import DatabaseAddressBook
 from worker.db.engine import engine_for, transaction
@@ -34,7 +34,7 @@ from worker.queues import groups, queue_for, queues_of
 from worker.results import storer
 from worker.runner import run
 from worker.saga import Act
-from worker.tasks import renewals
+from worker.tasks import checks, renewals
 from worker.tasks.reconcile import Reconciler
 from worker.tasks.reports import PORTION, REPORT_TIMEOUT, TASK, report_pools
 from worker.tasks.sagas import ACTS, SAGAS
@@ -45,9 +45,21 @@ HARD_LIMIT_GRACE: Final = 10
 POOLS: Final = ("prefork", "solo")
 
 
+class App(Celery):  # type: ignore[misc] # celery ships no types
+    """Celery's, which publishes through our transport where the broker is Redis."""
+
+    def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
+        """Celery's, with our transport's options where none are given."""
+        asked = {name: value for name, value in options.items() if value is not None}
+        ours = our_transport(url or self.conf.broker_write_url or "")
+        if self.conf.broker_use_ssl:
+            ours.pop("ssl", None)
+        return super().connection_for_write(**{"url": url, **ours, **asked})
+
+
 def make_app(config: Config) -> Celery:
     """The application with every step's task; the scheduler adds the requests' tasks."""
-    app = Celery("sharewright", set_as_current=False)
+    app = App("sharewright", set_as_current=False)
     app.conf.update(
         broker_url=config.broker.url,
         broker_connection_retry_on_startup=True,
@@ -98,6 +110,17 @@ def make_app(config: Config) -> Celery:
         name=PREFIX + renewals.TASK,
         ignore_result=True,
         time_limit=renewals.TIMEOUT * 2,
+        shared=False,
+    )
+
+    def check_servers(backends: list[str]) -> None:
+        checks.check_share_servers(runtime_of(), backends)
+
+    app.task(
+        check_servers,
+        name=PREFIX + checks.TASK,
+        ignore_result=True,
+        time_limit=checks.TIMEOUT,
         shared=False,
     )
     app.sharewright_runtime = runtime_of
@@ -193,7 +216,17 @@ def run_reconciler(config: Config, stopped: threading.Event) -> None:
             retry=False,
         )
 
-    Reconciler(runtime, depth, ask_for_reports, send_renewals).run(stopped)
+    def send_checks(queue: str, backends: Sequence[str]) -> None:
+        app.send_task(
+            PREFIX + checks.TASK,
+            args=(backends,),
+            queue=queue,
+            expires=checks.ASK_AGAIN,
+            ignore_result=True,
+            retry=False,
+        )
+
+    Reconciler(runtime, depth, ask_for_reports, send_renewals, send_checks).run(stopped)
 
 
 def check_pool(pool: str) -> None:

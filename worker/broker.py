@@ -99,10 +99,10 @@ def queue_depth(connection: Any, queue: str) -> int:
             raise
 
 
-def consuming(url: str) -> dict[str, Any]:
-    """What ``app.connection_for_read`` needs so that a worker reads through :class:`Transport`.
+def our_transport(url: str) -> dict[str, Any]:
+    """What ``app.connection_for_read`` and ``_for_write`` need to go through :class:`Transport`.
 
-    Publishers do not need it. Empty for other brokers.
+    Empty for other brokers.
     """
     match urlsplit(url).scheme:
         case "redis":
@@ -171,7 +171,10 @@ def _fault(item: bytes, longest: int) -> str | None:
 
 
 class Channel(redis.Channel):
-    """Reads whatever lies in a list as a message."""
+    """Reads whatever lies in a list as a message, and keeps its client.
+
+    Kombu makes a client for every command, which takes as long as the command itself.
+    """
 
     max_message_bytes = 262144
     from_transport_options = (  # type: ignore[assignment] # kombu's has a fixed length
@@ -179,9 +182,15 @@ class Channel(redis.Channel):
         "max_message_bytes",
     )
 
+    _kept: Any = None
+
     def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
+        if not asynchronous and self._kept and self._kept.connection_pool is self.pool:
+            return self._kept
         client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call] # kombu's
         client.set_response_callback("BRPOP", self._as_message)
+        if not asynchronous:
+            self._kept = client
         return client
 
     def _as_message(self, response: Any, **_options: Any) -> tuple[bytes, bytes] | None:

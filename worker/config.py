@@ -88,6 +88,11 @@ class EngineSettings(_Section):
         ge=0,
         description="How long an unused share server is kept; 0: it goes with its last share.",
     )
+    keep_failed_share_servers: float = Field(
+        7 * 86400.0,
+        gt=0,
+        description="How long a share server whose build failed is still shown, with the reason.",
+    )
     report_interval: float = Field(30.0, gt=0, description="Between reports of storage pools.")
     report_expiry: float = Field(
         120.0, gt=0, description="A backend whose last report is older is `down`."

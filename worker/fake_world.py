@@ -49,7 +49,8 @@ CREATE TABLE IF NOT EXISTS server_addresses (
 CREATE INDEX IF NOT EXISTS server_addresses_server ON server_addresses (server);
 CREATE TABLE IF NOT EXISTS shares (
     id TEXT PRIMARY KEY, backend TEXT, pool TEXT, project TEXT, server TEXT, protocol TEXT,
-    size INTEGER, used INTEGER, content TEXT, origin TEXT, generation INTEGER, rules TEXT);
+    size INTEGER, used INTEGER, content TEXT, origin TEXT, generation INTEGER, rules TEXT,
+    exported INTEGER DEFAULT 1);
 CREATE INDEX IF NOT EXISTS shares_server ON shares (server);
 CREATE TABLE IF NOT EXISTS pools (
     backend TEXT, name TEXT, taken INTEGER, PRIMARY KEY (backend, name));
@@ -289,9 +290,27 @@ class World:
             "UPDATE shares SET content = ?, used = ? WHERE id = ?", (content, used_gib, share_id)
         )
 
+    def stop_server(self, server_id: str) -> None:
+        """Let a share server's file server die."""
+        self._write("UPDATE servers SET serves_at = NULL WHERE id = ?", (server_id,))
+
+    def lose_server(self, server_id: str) -> None:
+        """Take a share server away with all its exports, as a reboot of its host does."""
+        self._write("DELETE FROM servers WHERE id = ?", (server_id,))
+        self._write("DELETE FROM server_addresses WHERE server = ?", (server_id,))
+        self.lose_exports(server_id)
+
+    def lose_exports(self, server_id: str = "") -> None:
+        """Take away what a share server exports; empty: the predefined one."""
+        self._write("UPDATE shares SET exported = 0 WHERE server = ?", (server_id,))
+
+    def lose_share(self, share_id: str) -> None:
+        """Lose a share's data."""
+        self._write("DELETE FROM shares WHERE id = ?", (share_id,))
+
     def _opened(self, share_id: str, client: str) -> tuple[dict[str, Any], str]:
         rows = self._read("SELECT * FROM shares WHERE id = ?", (share_id,))
-        if not rows:
+        if not rows or not rows[0]["exported"]:
             raise FileNotFoundError(errno.ENOENT, f"There is no share {share_id}.")
         address = ip_address(client)
         nets = [(ip_network(to, strict=False), level) for to, level in json.loads(rows[0]["rules"])]

@@ -9,25 +9,27 @@ arms.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import ClassVar, Final
 
 from pydantic import Field
 
-from worker.drivers.base import Resize, ShareDriver
+from worker.drivers.base import Ensure, Resize, ShareDriver
 from worker.errors import ErrorCode, Fatal, NotReady
 from worker.fake_audit import FakeComputeAudit, FakeDriverAudit
 from worker.fake_network import FakeNetworkHelper, FakeOptions
 from worker.fake_world import Change
-from worker.helpers.compute.base import ComputeHelper
+from worker.helpers.compute.base import ComputeHelper, Watched
 from worker.model import (
     AccessRule,
     DriverMode,
     ExportLocation,
     NetworkInfo,
+    Outage,
     RequestContext,
     SecurityService,
     Share,
@@ -69,7 +71,7 @@ class FakeComputeOptions(FakeOptions):
     )
 
 
-class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize):
+class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     """Shares that are rows; refuses what a real system would refuse."""
 
     OptionsModel: ClassVar[type[Options]] = FakeDriverOptions
@@ -195,6 +197,25 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize):
         with self._call("share_size", share, context, server) as change:
             return int(self._existing(change, share)["size"])
 
+    def ensure_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Export the share again, with its content and rules."""
+        with self._call("ensure_share", share, context, server) as change:
+            self._existing(change, share)
+            address = self._address(change, share, server)
+            change.write("UPDATE shares SET exported = 1 WHERE id = ? AND exported = 0", share.id)
+            return _locations(share, address)
+
+    def serves(self) -> bool:
+        """Look whether anything of the predefined server's is not exported."""
+        with self.world.call("serves", self.setting.backend, RequestContext("")) as change:
+            lost = change.one(
+                "SELECT id FROM shares WHERE backend = ? AND server = '' AND exported = 0",
+                self.setting.backend,
+            )
+            return lost is None
+
     def storage_pools(self) -> tuple[StoragePool, ...]:
         """Report each pool, less what its shares take."""
         with self.world.call(
@@ -264,10 +285,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize):
                 f"Share {share.id} exists already with another {', '.join(different)}.",
                 f"share {share.id}",
             )
-        if share.share_proto == "CIFS":
-            return (ExportLocation(f"\\\\{address}\\{share.id}"),)
-        host = f"[{address}]" if ":" in address else address
-        return (ExportLocation(f"{host}:/shares/{share.id}"),)
+        return _locations(share, address)
 
     def _address(self, change: Change, share: Share, server: ShareServer | None) -> str:
         """Return where the share's server is reached; refuse one that does not serve."""
@@ -286,7 +304,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize):
             )
         if self.options.check_servers:
             known = change.one("SELECT serves_at FROM servers WHERE id = ?", server.id)
-            if known is None or known["serves_at"] > time.monotonic():
+            if known is None or (known["serves_at"] or math.inf) > time.monotonic():
                 raise _refused(
                     f"Share server {server.id} does not serve; share {share.id} cannot be made.",
                     f"share_server {server.id}",
@@ -318,7 +336,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize):
             )
 
 
-class FakeComputeHelper(FakeComputeAudit, ComputeHelper):
+class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
     """Share servers that are rows and take a while to boot."""
 
     OptionsModel: ClassVar[type[Options]] = FakeComputeOptions
@@ -351,8 +369,8 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper):
                 serves_at = self._build(change, share_server, share_network, network_info)
                 change.hand(security_services, share_server.id)
             else:
-                serves_at = found["serves_at"]
                 self._same_addresses(change, share_server, network_info)
+                serves_at = found["serves_at"] or self._restart(change, share_server)
             change.exists = name
             remaining = serves_at - time.monotonic()
             if remaining > 0:
@@ -388,6 +406,18 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper):
             change.write("DELETE FROM server_addresses WHERE server = ?", found["id"])
             change.write("DELETE FROM servers WHERE id = ?", found["id"])
             change.write("DELETE FROM security WHERE server = ?", found["id"])
+
+    def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
+        """Look which servers the world has lost, and which stopped to serve in it."""
+        with self.world.call("outages", self.setting.backend, RequestContext("")) as change:
+            known = {row["id"]: row["serves_at"] for row in change.all("SELECT * FROM servers")}
+        found: dict[str, Outage] = {}
+        for server in share_servers:
+            if server.id not in known:
+                found[server.id] = Outage.SERVER
+            elif known[server.id] is None:
+                found[server.id] = Outage.FILE_SERVER
+        return found
 
     def _build(
         self,
@@ -432,6 +462,11 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper):
         )
         return serves_at
 
+    def _restart(self, change: Change, server: ShareServer) -> float:
+        serves_at = time.monotonic()
+        change.write("UPDATE servers SET serves_at = ? WHERE id = ?", serves_at, server.id)
+        return serves_at
+
     def _same_addresses(self, change: Change, server: ShareServer, info: NetworkInfo) -> None:
         rows = change.all("SELECT address FROM server_addresses WHERE server = ?", server.id)
         if {row["address"] for row in rows} != set(info.addresses):
@@ -442,6 +477,13 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper):
                 code=ErrorCode.COMPUTE_FAILED,
                 share_server_id=_server_name(server),
             )
+
+
+def _locations(share: Share, address: str) -> tuple[ExportLocation, ...]:
+    if share.share_proto == "CIFS":
+        return (ExportLocation(f"\\\\{address}\\{share.id}"),)
+    host = f"[{address}]" if ":" in address else address
+    return (ExportLocation(f"{host}:/shares/{share.id}"),)
 
 
 def _server_name(server: ShareServer) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,14 @@ class Parked(Exception):
     """The wait of a step is written and committed: nothing more to do."""
 
 
+class Finished(Exception):
+    """The step's end is written and committed; what is left is to announce it."""
+
+    def __init__(self, writing: Writing) -> None:
+        super().__init__()
+        self.writing = writing
+
+
 @dataclass(slots=True)
 class Writing:
     """An open, fenced transaction of an operation.
@@ -106,6 +114,7 @@ class Writing:
     result: dict[str, Any] | None = None
     ended: list[Outcome] = field(default_factory=list)
     parked: bool = False
+    finished: bool = False
 
     @property
     def patience(self) -> float:
@@ -128,6 +137,10 @@ class Writing:
         journal.wait(self.connection, self.operation, seconds=recheck, waits_for=waits_for)
         self.parked = True
 
+    def finish(self) -> None:
+        """Let the step end with this very transaction: there is nothing to do outside."""
+        self.finished = True
+
 
 @dataclass(slots=True)
 class Job:
@@ -136,6 +149,7 @@ class Job:
     runtime: Runtime
     operation: Operation
     context: RequestContext
+    write_end: Callable[[Writing], None]
 
     @property
     def manager(self) -> ShareManager:
@@ -150,6 +164,10 @@ class Job:
             journal.hold(connection, self.operation)
             writing = Writing(connection, self.operation, self.runtime.config)
             yield writing
+            if writing.finished:
+                self.write_end(writing)
+        if writing.finished:
+            raise Finished(writing)
         self.runtime.ring(writing.bells)
         if writing.parked:
             raise Parked
@@ -173,14 +191,18 @@ def check_patience(operation: Operation, config: Config, message: str) -> None:
         )
 
 
-def write(job: Job, body: Callable[[Writing], None]) -> Writing:
+def write(
+    job: Job,
+    body: Callable[[Writing], None],
+    begin: Callable[[Engine], AbstractContextManager[Connection]] = transaction,
+) -> Writing:
     """The transaction that ends an attempt; its statements are checked on the fence.
 
     An outage of seconds is waited for: what was done outside is worth it. A longer one ends in
     the database's error, and the step is taken up again when its lease runs out.
     """
     for attempt in patiently():
-        with attempt, transaction(job.runtime.engine) as connection:
+        with attempt, begin(job.runtime.engine) as connection:
             writing = Writing(connection, job.operation, job.runtime.config)
             body(writing)
     return writing

@@ -15,17 +15,25 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import Engine, insert, update
+from sqlalchemy import Engine, bindparam, insert, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.db import journal
 from worker.db.engine import statement, transaction, wait_for_locks
+from worker.db.prepared import Prepared
 from worker.db.tables import counters, operations
 from worker.errors import LeaseLost
 
 FLUSH_SECONDS: Final = 1.0
 LOCK_SECONDS: Final = 0.3
 _log = logging.getLogger(__name__)
+
+_ADD: Final = Prepared(
+    update(counters)
+    .where(counters.c.name == bindparam("counter"))
+    .values(value=counters.c.value + bindparam("more"))
+)
+_FIRST: Final = Prepared(insert(counters).values(name=bindparam("name"), value=bindparam("value")))
 
 
 @dataclass(slots=True)
@@ -122,13 +130,8 @@ class Keeper:
                 # Whoever is stopped while it holds a counter must not stop all other keepers.
                 wait_for_locks(connection, LOCK_SECONDS)
                 for name in sorted(counts):  # one order everywhere: no deadlocks among keepers
-                    changed = connection.execute(
-                        update(counters)
-                        .where(counters.c.name == name)
-                        .values(value=counters.c.value + counts[name])
-                    )
-                    if changed.rowcount == 0:
-                        connection.execute(insert(counters).values(name=name, value=counts[name]))
+                    if _ADD.run(connection, counter=name, more=counts[name]) == 0:
+                        _FIRST.run(connection, name=name, value=counts[name])
                 if stored:
                     connection.execute(
                         update(operations)

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 
 from worker.backend import Backend
-from worker.drivers.base import AuditOnServers, Resize
+from worker.drivers.base import AuditOnServers, Ensure, Resize
 from worker.errors import ErrorCode, Fatal
+from worker.helpers.compute.base import Watched
 from worker.helpers.network.base import AddressPools, Renewing
 from worker.model import (
     AccessRule,
     ExportLocation,
     NetworkInfo,
+    Outage,
     Owned,
     OwnerKind,
     RequestContext,
@@ -40,6 +42,7 @@ class Report:
     protocols: tuple[str, ...]
     network_kinds: tuple[str, ...]
     can_extend: bool
+    is_watched: bool
     pools: tuple[StoragePool, ...]
     address_pools: Mapping[str, int]
 
@@ -116,6 +119,37 @@ class ShareManager:
         assert self.backend.compute is not None, "a mode without servers has no such step"
         self.backend.compute.delete_share_server(context, server)
 
+    @property
+    def is_watched(self) -> bool:
+        """Whether a worker of the backend's host can tell that its file servers have stopped."""
+        backend = self.backend
+        watched = backend.compute if backend.mode.has_share_servers else backend.driver
+        return backend.settings.host is not None and isinstance(watched, Watched | Ensure)
+
+    def outages(self, servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
+        """Tell which active servers do not serve, and what they lack."""
+        compute = self.backend.compute
+        assert compute is not None, "a mode without servers has none to watch"
+        return compute.outages(servers) if isinstance(compute, Watched) else {}
+
+    def serves(self) -> bool:
+        """``single_svm``: whether the predefined server serves, as far as can be told."""
+        driver = self.backend.driver
+        return not isinstance(driver, Ensure) or driver.serves()
+
+    @property
+    def can_ensure(self) -> bool:
+        """Whether the driver brings exports back; else its storage system keeps them."""
+        return isinstance(self.backend.driver, Ensure)
+
+    def ensure_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Serve a share again that was created before."""
+        driver = self.backend.driver
+        assert isinstance(driver, Ensure), "can_ensure was asked first"
+        return driver.ensure_share(context, share, server)
+
     def create_share(
         self,
         context: RequestContext,
@@ -186,6 +220,7 @@ class ShareManager:
             protocols=tuple(sorted(backend.driver.protocols)),
             network_kinds=tuple(sorted(backend.network_kinds)),
             can_extend=isinstance(backend.driver, Resize),
+            is_watched=self.is_watched,
             pools=backend.driver.storage_pools(),
             address_pools={
                 domain: size

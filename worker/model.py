@@ -113,7 +113,8 @@ class ServerStatus(StrEnum):
     DELETING = "deleting"
     """One operation is deleting it; it cannot be joined and never goes back."""
     ERROR = "error"
-    """Its build failed and what exists of it could not be removed; kept visible."""
+    """Its build failed; kept to be seen, with the reason. Nothing of it is left outside, unless
+    removing that failed too: then it is tried on."""
     ERROR_DELETING = "error_deleting"
     """Its deletion failed; it is tried again and kept visible."""
 
@@ -125,6 +126,15 @@ class OwnerKind(StrEnum):
     SNAPSHOT = "snapshot"
     SHARE_SERVER = "share_server"
     SHARE_NETWORK = "share_network"
+
+
+class Outage(StrEnum):
+    """What an active share server was found to lack."""
+
+    FILE_SERVER = "file_server"
+    """The server is there, and nothing serves its shares."""
+    SERVER = "server"
+    """The server itself is gone, as after a reboot of its host."""
 
 
 class OperationState(StrEnum):
@@ -183,10 +193,11 @@ SHARE_TRANSITIONS: dict[tuple[_S, _S], str] = {
     (_S.EXTENDING, _S.AVAILABLE): "extended, or the real size read back after a failure",
     (_S.EXTENDING, _S.ERROR): "the real size could not be read back",
     (_S.EXTENDING, _S.DELETING): "a delete was accepted behind the extend",
+    (_S.AVAILABLE, _S.ERROR): "it could not be served again; its data is gone, for example",
+    (_S.ERROR, _S.AVAILABLE): "it is served again",
     (_S.AVAILABLE, _S.DELETING): "a delete was accepted",
     (_S.ERROR, _S.DELETING): "a delete of a failed share was accepted",
     (_S.DELETING, _S.ERROR_DELETING): "the delete used up its attempts; it is tried on, slowly",
-    (_S.DELETING, _S.ERROR): "a create that a delete had cancelled ended first",
     (_S.ERROR_DELETING, _S.DELETING): "another delete was accepted",
 }
 SNAPSHOT_TRANSITIONS: dict[tuple[_N, _N], str] = {
@@ -216,10 +227,11 @@ SERVER_TRANSITIONS: dict[tuple[_V, _V], str] = {
     (_V.BUILDING, _V.ACTIVE): "it serves",
     (_V.NEW, _V.DELETING): "its builder gave up before anything was made",
     (_V.BUILDING, _V.DELETING): "its builder gave up",
-    (_V.ACTIVE, _V.DELETING): "the last reference is gone and it was idle long enough",
+    (_V.ACTIVE, _V.DELETING): "nothing refers to it: it was idle long enough, or is deleted",
     (_V.DELETING, _V.ERROR_DELETING): "the deletion used up its attempts; it is tried on, slowly",
     (_V.ERROR_DELETING, _V.DELETING): "the deletion is tried again",
-    (_V.DELETING, _V.ERROR): "its build failed and its undo could not be finished",
+    (_V.DELETING, _V.ERROR): "its build failed; undone, or not to be undone in its attempts",
+    (_V.ERROR, _V.DELETING): "an administrator deletes it",
 }
 
 

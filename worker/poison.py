@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -23,7 +24,7 @@ from celery import Celery
 from celery.worker import consumer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from worker.broker import FAULT_HEADER, KEPT_BODY_BYTES, SIZE_HEADER, consuming
+from worker.broker import FAULT_HEADER, KEPT_BODY_BYTES, SIZE_HEADER, our_transport
 from worker.config import describe
 
 KEPT_HEADERS: Final = 32
@@ -46,6 +47,9 @@ _SPEAKS_OF_A_PASSWORD: Final = re.compile(
 
 RETRY_PAUSE: Final = 5.0
 """Seconds after which the quarantine is tried again when it failed."""
+
+EVENTS_SECONDS: Final = 0.1
+"""For how long the events of tasks are gathered: each publication costs as much as a task's own."""
 
 REQUEST_TASKS: Final = "sharewright.request."
 
@@ -300,11 +304,12 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     ) -> None:
         self._quarantine = quarantine
         self._max_message_bytes = max_message_bytes
+        self._flushed_by = 0.0
         super().__init__(*args, **kwargs)
 
     def connection_for_read(self, heartbeat: float | None = None) -> Any:
         """Celery's, through our transport where the broker is Redis."""
-        options = consuming(self.app.conf.broker_read_url or "")
+        options = our_transport(self.app.conf.broker_read_url or "")
         if self.app.conf.broker_use_ssl:
             options.pop("ssl", None)
         return self.ensure_connected(self.app.connection_for_read(heartbeat=heartbeat, **options))
@@ -321,6 +326,13 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
             return handle(message)
 
         return on_task_received
+
+    def on_send_event_buffered(self) -> None:
+        """Celery's would send what is buffered with the next turn of the event loop."""
+        now = time.monotonic()
+        if now >= self._flushed_by:
+            self._flushed_by = now + EVENTS_SECONDS
+            self.hub.call_later(EVENTS_SECONDS, self._flush_events)
 
     def on_decode_error(self, message: Any, exc: BaseException) -> None:
         """Kombu's word that it could not read a message."""

@@ -11,11 +11,12 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from worker.config import Config
 from worker.db import journal, servers
-from worker.db.engine import is_passing, reading, statement
+from worker.db.engine import is_passing, reading, statement, transaction
 from worker.db.operation import Operation, condemned
 from worker.errors import (
     ErrorCode,
@@ -26,7 +27,7 @@ from worker.errors import (
     StepError,
 )
 from worker.failpoints import failpoint
-from worker.job import Job, Outcome, Parked, Runtime, Writing, check_patience, write
+from worker.job import Finished, Job, Outcome, Parked, Runtime, Writing, check_patience, write
 from worker.keeper import Lease
 from worker.logs import about
 from worker.model import OperationState, Phase, RequestContext
@@ -99,6 +100,7 @@ def _run_claimed(runtime: Runtime, act: Act, operation: Operation, lease: Lease)
             operation_id=operation.id,
             guard=lease.guard,
         ),
+        write_end=partial(_write_act_end, runtime, act),
     )
     try:
         step = _step(runtime, operation)
@@ -107,6 +109,8 @@ def _run_claimed(runtime: Runtime, act: Act, operation: Operation, lease: Lease)
         failpoint(f"{act.name}.before")
         commit = act.run(job)
         failpoint(f"{act.name}.after_effect")
+    except Finished as finished:
+        return _finished(runtime, act, finished.writing)
     except Parked:
         runtime.keeper.count(f"steps_total:{act.name}:waited")
         return False
@@ -182,39 +186,56 @@ def _wait(job: Job, act: Act, wait: NotReady) -> bool:
 
 def _finish(job: Job, act: Act, commit: Commit | None) -> bool:
     """Write step, object and next deadline; end the operation after its last step."""
-    operation, runtime = job.operation, job.runtime
-    saga = runtime.sagas[operation.saga]
-    following = _following(saga, operation)
+    runtime = job.runtime
+    alone = commit is None and _following(runtime, job.operation) is not None
 
     def body(writing: Writing) -> None:
         if commit is not None:
             commit(writing)
-        journal.record(writing.connection, operation, "done")
-        if following is not None:
-            journal.advance(
-                writing.connection,
-                operation,
-                task=following[1].name,
-                position=following[0],
-                patience=writing.patience,
-            )
-        else:
-            _end(writing, saga)
+        _write_end(runtime, writing)
 
     failpoint(f"{act.name}.before_commit")
     try:
-        writing = write(job, body)
+        writing = write(job, body, statement if alone else transaction)
     except StepError as error:  # cancelled meanwhile, or the object moved on
         return _failed(job, act, error)
+    return _finished(runtime, act, writing)
+
+
+def _write_act_end(runtime: Runtime, act: Act, writing: Writing) -> None:
+    failpoint(f"{act.name}.after_effect")
+    failpoint(f"{act.name}.before_commit")
+    _write_end(runtime, writing)
+
+
+def _write_end(runtime: Runtime, writing: Writing) -> None:
+    """The step is done: on to the next one, or the operation ends. One statement in the former."""
+    operation = writing.operation
+    following = _following(runtime, operation)
+    if following is None:
+        _end(writing, runtime.sagas[operation.saga])
+        return
+    journal.advance(
+        writing.connection,
+        operation,
+        task=following[1].name,
+        position=following[0],
+        patience=writing.patience,
+    )
+
+
+def _finished(runtime: Runtime, act: Act, writing: Writing) -> bool:
+    """The step's end is committed; whether another follows."""
     runtime.keeper.count(f"steps_total:{act.name}:done")
     failpoint(f"{act.name}.after_commit")
     _announce(runtime, writing)
     failpoint(f"{act.name}.after_publish")
-    return following is not None
+    return _following(runtime, writing.operation) is not None
 
 
-def _following(saga: Saga, operation: Operation) -> tuple[int, Act] | None:
+def _following(runtime: Runtime, operation: Operation) -> tuple[int, Act] | None:
     """The position and act after the one in hand, in the direction that the operation goes."""
+    saga = runtime.sagas[operation.saga]
     if not operation.undoing:
         position = operation.position + 1
         return (position, saga.steps[position].do) if position < len(saga.steps) else None
@@ -237,8 +258,18 @@ def _end(writing: Writing, saga: Saga) -> None:
     close(writing, state, error)
 
 
-def close(writing: Writing, state: OperationState, error: Mapping[str, str] | None) -> None:
-    """End the operation in this transaction, and start what is queued behind it."""
+def close(
+    writing: Writing,
+    state: OperationState,
+    error: Mapping[str, str] | None,
+    *,
+    outcome: str = "done",
+    message: str = "",
+) -> None:
+    """End the operation in this transaction, and start what is queued behind it.
+
+    ``outcome`` and ``message`` are of its last act, for the timeline.
+    """
     operation = writing.operation
     journal.end(
         writing.connection,
@@ -247,6 +278,8 @@ def close(writing: Writing, state: OperationState, error: Mapping[str, str] | No
         result=writing.result,
         error=error,
         store_again=writing.patience,
+        outcome=outcome,
+        message=message,
     )
     _promote(writing)
     writing.ended.append(_outcome(operation, writing.result, error))
@@ -339,11 +372,12 @@ def _failed_forward(job: Job, act: Act, step: Step, error: StepError) -> None:
             commit(writing)
         if operation.undoing and saga.failed is not None:
             saga.failed(writing, document, False)
-        journal.record(writing.connection, operation, "failed", error.message)
         if operation.undoing or step.keeps_trying:
+            journal.record(writing.connection, operation, "failed", error.message)
             give_up(writing, document)
         else:
-            close(writing, OperationState.FAILED, document)
+            failed, message = OperationState.FAILED, error.message
+            close(writing, failed, document, outcome="failed", message=message)
 
     writing = write(job, body)
     if operation.undoing or step.keeps_trying:

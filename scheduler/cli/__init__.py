@@ -23,7 +23,7 @@ _COMMANDS: Final = {
     "share-network": ("networks:share_network", "Where share servers get addresses from."),
     "security-service": ("security:security_service", "What share servers log in to."),
     "share-type": ("infrastructure:share_type", "Named demands on a backend."),
-    "share-server": ("infrastructure:share_server", "Share servers: show, list."),
+    "share-server": ("infrastructure:share_server", "Share servers: show, list, ensure, delete."),
     "backend": ("infrastructure:backend", "Backends: show, list, disable, enable."),
     "operation": ("operations:operation", "Operations: show, list, watch, cancel, retry, give up."),
     "audit": ("audit:audit", "Compare the database with what exists outside."),

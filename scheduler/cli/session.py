@@ -153,7 +153,7 @@ class Session:
 
         ``admin``: to the administrators' queue, also where the verb is everybody's.
         """
-        operation_id = self._submit(verb_name, {**values, "idempotency_key": key}, admin=admin)
+        operation_id = self.send(verb_name, key=key, admin=admin, **values)
         if not wait:
             self.print({"operation_id": operation_id})
             return
@@ -161,11 +161,12 @@ class Session:
 
     def changed(self, verb_name: str, *, timeout: float, **values: Any) -> dict[str, Any]:
         """Send a request as :meth:`change` does, and return its result."""
-        return self.watch(self._submit(verb_name, values, admin=False), timeout)
+        return self.watch(self.send(verb_name, key=None, **values), timeout)
 
-    def _submit(self, verb_name: str, values: Mapping[str, Any], *, admin: bool) -> str:
+    def send(self, verb_name: str, *, key: str | None, admin: bool = False, **values: Any) -> str:
+        """Send a request by message; return the id of the operation that was accepted."""
         verb = VERBS[verb_name]
-        payload = self.payload(verb, values, admin=admin)
+        payload = self.payload(verb, {**values, "idempotency_key": key}, admin=admin)
         parse(verb, payload)
         with self.client() as client:
             return client.submit(

@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from typing import Final
 
 from scheduler.dispatch import Handler
-from scheduler.verbs import access, admin, networks, operations, security, shares, snapshots
+from scheduler.verbs import (
+    access,
+    admin,
+    networks,
+    operations,
+    security,
+    servers,
+    shares,
+    snapshots,
+)
 
 HANDLERS: Final[Mapping[str, Handler]] = {
     "create_share": shares.create,
@@ -34,6 +43,8 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "remove_security_service": security.remove,
     "create_share_type": admin.create_share_type,
     "delete_share_type": admin.delete_share_type,
+    "delete_share_server": servers.delete,
+    "ensure_share_servers": servers.ensure,
     "disable_backend": admin.disable_backend,
     "enable_backend": admin.enable_backend,
 }

@@ -17,7 +17,7 @@ from worker.db.engine import db_now
 from worker.db.tables import backends, share_networks, share_types, shares
 from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.model import DriverMode
-from worker.tasks.repair import NAME as AUDIT
+from worker.tasks.orphans import NAME as AUDIT
 
 
 def create_share_type(acceptance: Acceptance) -> None:

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Table, or_, select
+from sqlalchemy import Connection, Row, Select, Table, bindparam, or_, select
 
 from scheduler.filters import MODE_SPEC
 from scheduler.resolve import NETWORK_SPEC, Named, Standing, resolve
+from worker.db.prepared import Prepared
 from worker.db.tables import (
     access_rules,
     security_services,
     share_networks,
+    share_servers,
     share_types,
     shares,
     snapshots,
@@ -25,32 +27,48 @@ from worker.model import DriverMode
 def _one(
     connection: Connection, statement: Select[Any], kind: str, name: str, *, field: str
 ) -> Row[Any]:
-    row = connection.execute(statement).first()
+    return _found(connection.execute(statement).first(), kind, name, field=field)
+
+
+def _found(row: Row[Any] | None, kind: str, name: str, *, field: str) -> Row[Any]:
     if row is None:
         raise NotFound(f"There is no {kind} {name}.", object=f"{kind} {name}", field=field)
     return row
 
 
-def _owned(table: Table, object_id: str, project_id: str) -> Select[Any]:
-    return select(table).where(table.c.id == object_id, table.c.project_id == project_id)
+def _owned(table: Table) -> Select[Any]:
+    return select(table).where(
+        table.c.id == bindparam("object_id"), table.c.project_id == bindparam("project")
+    )
+
+
+_SHARE = Prepared(_owned(shares).with_for_update())
+_SNAPSHOT = Prepared(_owned(snapshots).with_for_update())
+_SECURITY_SERVICE = Prepared(_owned(security_services).with_for_update())
 
 
 def share(connection: Connection, share_id: str, project_id: str) -> Row[Any]:
     """Return a share of the project, held for the rest of the transaction."""
-    statement = _owned(shares, share_id, project_id).with_for_update()
-    return _one(connection, statement, "share", share_id, field="share_id")
+    row = _SHARE.first(connection, object_id=share_id, project=project_id)
+    return _found(row, "share", share_id, field="share_id")
 
 
 def snapshot(connection: Connection, snapshot_id: str, project_id: str) -> Row[Any]:
     """Return a snapshot of the project, held for the rest of the transaction."""
-    statement = _owned(snapshots, snapshot_id, project_id).with_for_update()
-    return _one(connection, statement, "snapshot", snapshot_id, field="snapshot_id")
+    row = _SNAPSHOT.first(connection, object_id=snapshot_id, project=project_id)
+    return _found(row, "snapshot", snapshot_id, field="snapshot_id")
+
+
+def share_server(connection: Connection, server_id: str) -> Row[Any]:
+    """Return a share server of any project (an administrator's), held until the commit."""
+    statement = select(share_servers).where(share_servers.c.id == server_id).with_for_update()
+    return _one(connection, statement, "share server", server_id, field="share_server_id")
 
 
 def security_service(connection: Connection, service_id: str, project_id: str) -> Row[Any]:
     """Return a security service of the project, held for the rest of the transaction."""
-    statement = _owned(security_services, service_id, project_id).with_for_update()
-    return _one(connection, statement, "security service", service_id, field="security_service_id")
+    row = _SECURITY_SERVICE.first(connection, object_id=service_id, project=project_id)
+    return _found(row, "security service", service_id, field="security_service_id")
 
 
 def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:
@@ -59,6 +77,13 @@ def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:
         access_rules.c.id == rule_id, access_rules.c.share_id == share_id
     )
     return _one(connection, statement, "access rule", rule_id, field="access_id")
+
+
+_HELD_NETWORK = Prepared(
+    select(share_networks)
+    .where(share_networks.c.id == bindparam("object_id"))
+    .with_for_update(read=True)
+)
 
 
 def share_network(
@@ -73,9 +98,13 @@ def share_network(
 
     Raises as :func:`scheduler.resolve.resolve`.
     """
+    if named is not None:  # nothing else counts then
+        row = _HELD_NETWORK.first(connection, object_id=named)
+        resolve(request=Named(named, _standing(row, project_id)))
+        return row
     of_type = extra_specs.get(NETWORK_SPEC)
     n = share_networks.c
-    mentioned = [name for name in (named, of_type, configured) if name is not None]
+    mentioned = [name for name in (of_type, configured) if name is not None]
     while True:
         seen: dict[str, Any] = {
             row.id: row
@@ -86,7 +115,6 @@ def share_network(
             )
         }
         chosen = resolve(
-            request=_named(named, seen, project_id),
             share_type=_named(of_type, seen, project_id),
             configuration=_named(configured, seen, project_id),
             default=_named(
@@ -96,9 +124,7 @@ def share_network(
         )
         if chosen is None:
             return None
-        held = connection.execute(
-            select(share_networks).where(n.id == chosen.id).with_for_update(read=True)
-        ).first()
+        held = _HELD_NETWORK.first(connection, object_id=chosen.id)
         # An administrator may have changed or removed it since the first look: look again.
         if _standing(held, project_id) is chosen.standing:
             return held

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, Table, insert, or_, select, true, update
+from sqlalchemy import Row, Select, Table, insert, not_, or_, select, true, update
 from sqlalchemy import delete as sql_delete
 
 from scheduler.dispatch import Acceptance
@@ -75,6 +75,8 @@ def delete(acceptance: Acceptance) -> None:
     _check_not_default(row, to="deleted")
     _check_unused(acceptance, row, then="delete these first")
     audits.bury(connection, OwnerKind.SHARE_NETWORK, row.id)
+    # What is left of its share servers are builds that failed: there is nothing behind them.
+    connection.execute(sql_delete(share_servers).where(share_servers.c.share_network_id == row.id))
     connection.execute(sql_delete(_added).where(_added.c.share_network_id == row.id))
     connection.execute(sql_delete(share_networks).where(_n.id == row.id))
     addresses.forget(connection, f"share_network:{row.id}")
@@ -200,6 +202,8 @@ def _check_unused(
 
 def _using(table: Table, row: Row[Any], but_for: str | None) -> Select[tuple[str]]:
     found = select(table.c.id).where(table.c.share_network_id == row.id)
+    if table is share_servers:
+        found = found.where(not_(audits.is_undone()))
     return found if but_for is None else found.where(table.c.project_id != but_for)
 
 

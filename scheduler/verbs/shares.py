@@ -6,7 +6,7 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import Row, bindparam, insert, select
 
 from scheduler.choose import candidates, no_capacity, refusals
 from scheduler.dispatch import Acceptance
@@ -16,11 +16,26 @@ from scheduler.requests import CreateShare, ExtendShare
 from scheduler.verbs import lookup
 from worker.db import inventory, journal
 from worker.db.engine import db_now
+from worker.db.prepared import Prepared
 from worker.db.tables import operations, shares
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.model import NetworkKind, OperationState, ShareStatus
+from worker.tasks import repairs
 
 _PLACEMENT_ROUNDS = 3
+_GIVEN = (
+    *("id", "project_id", "name", "description", "metadata", "size", "share_proto"),
+    *("share_type_id", "share_network_id", "snapshot_id", "backend", "pool", "allocated_gib"),
+    "export_locations",
+)
+_INSERT = Prepared(
+    insert(shares).values(
+        **{name: bindparam(name) for name in _GIVEN},
+        status=ShareStatus.CREATING.value,
+        created_at=db_now(),
+        updated_at=db_now(),
+    )
+)
 
 
 def create(acceptance: Acceptance) -> None:
@@ -43,26 +58,22 @@ def create(acceptance: Acceptance) -> None:
         ),
     )
     share_id = str(uuid.uuid4())
-    connection.execute(
-        insert(shares).values(
-            id=share_id,
-            project_id=acceptance.project_id,
-            name=request.name,
-            description=request.description,
-            metadata=request.metadata,
-            size=request.size,
-            share_proto=request.share_proto,
-            share_type_id=share_type.id if share_type is not None else None,
-            share_network_id=network.id if network is not None else None,
-            snapshot_id=request.snapshot_id,
-            backend=pool.backend,
-            pool=pool.name,
-            allocated_gib=request.size,
-            status=ShareStatus.CREATING.value,
-            export_locations=[],
-            created_at=db_now(),
-            updated_at=db_now(),
-        )
+    _INSERT.run(
+        connection,
+        id=share_id,
+        project_id=acceptance.project_id,
+        name=request.name,
+        description=request.description,
+        metadata=request.metadata,
+        size=request.size,
+        share_proto=request.share_proto,
+        share_type_id=share_type.id if share_type is not None else None,
+        share_network_id=network.id if network is not None else None,
+        snapshot_id=request.snapshot_id,
+        backend=pool.backend,
+        pool=pool.name,
+        allocated_gib=request.size,
+        export_locations=[],
     )
     saga = "create_share" if pool.offer.mode.has_share_servers else "create_share_single_svm"
     acceptance.begin(saga, resource=("share", share_id), backend=pool.backend, is_new=True)
@@ -160,6 +171,10 @@ def delete(acceptance: Acceptance) -> None:
     acceptance.ended.extend((operation_id, None, superseded) for operation_id in ended)
     if row.status == ShareStatus.CREATING:
         _cancel_create(acceptance, row)
+    because = f"The share {row.id} is being deleted."
+    acceptance.bells.extend(
+        repairs.cancel(connection, acceptance.config, ("share", row.id), because)
+    )
     inventory.set_share(connection, row.id, ShareStatus.DELETING)
     acceptance.begin("delete_share", resource=("share", row.id), backend=row.backend)
 

@@ -18,10 +18,11 @@ import pytest
 
 from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
 from worker.errors import LeaseLost, NotReady, StepError
-from worker.helpers.compute.base import ComputeHelper, Reachable
+from worker.helpers.compute.base import ComputeHelper, Reachable, Watched
 from worker.model import (
     NetworkInfo,
     NetworkKind,
+    Outage,
     OwnerKind,
     RequestContext,
     ServerStatus,
@@ -234,3 +235,18 @@ class ComputeHelperContract:
         server = dataclasses.replace(server, details=self.get(helper, server, share_network))
         assert helper.shell(server).run(["sh", "-c", "exit 3"], check=False).exit_code == 3
         self.delete(helper, server)
+
+    def test_a_watched_server_is_missed_where_it_should_be(
+        self, helper: ComputeHelper, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        if not isinstance(helper, Watched):
+            pytest.skip("nobody can tell whether the helper's servers serve")
+        first, second = new_server(0), new_server(1)
+        self.get(helper, first, share_network)
+        assert helper.outages([first]) == {}
+        assert helper.outages([first, second]) == {second.id: Outage.SERVER}
+        self.get(helper, second, share_network)
+        assert helper.outages([first, second]) == {}
+        self.delete(helper, first)
+        assert helper.outages([first, second]) == {first.id: Outage.SERVER}
+        self.delete(helper, second)

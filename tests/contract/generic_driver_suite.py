@@ -10,6 +10,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tests.contract.share_driver_suite import ShareDriverContract, context, rule
@@ -44,6 +45,15 @@ class Outside:
         text = (self.daemon / f"exports/{share.id}.conf").read_text()
         found = re.findall(r"Clients = ([^;]+); Access_Type = (R.)", text)
         return {(clients.removesuffix("/32"), level.lower()) for clients, level in found}
+
+    def reboot(self) -> None:
+        machine = Machine.look([str(self.base)])
+        for process in psutil.process_iter(["cmdline"]):
+            if " ".join(process.info["cmdline"] or ()) in machine.processes:
+                process.kill()
+                process.wait(10)
+        for mount in sorted(machine.mounts, reverse=True):
+            run("umount", mount)
 
     def write(self, share: Share, name: str, text: str) -> None:
         (self.data(share) / name).write_text(text)

@@ -15,8 +15,8 @@ from typing import Any, Protocol
 
 import pytest
 
-from worker.drivers.base import AuditOnServers, Decommission, Resize, ShareDriver
-from worker.errors import Conflict, LeaseLost, StepError
+from worker.drivers.base import AuditOnServers, Decommission, Ensure, Resize, ShareDriver
+from worker.errors import Conflict, Fatal, LeaseLost, StepError
 from worker.model import AccessRule, OwnerKind, RequestContext, Share, ShareServer, Snapshot
 from worker.plugin import Audit
 
@@ -36,6 +36,9 @@ class Outside(Protocol):
     def write(self, share: Share, name: str, text: str) -> None: ...
 
     def read(self, share: Share, name: str) -> str: ...
+
+    def reboot(self) -> None:
+        """Take away what a reboot of the server's host does; for drivers that Ensure only."""
 
 
 class GuardThatEnds:
@@ -237,6 +240,44 @@ class ShareDriverContract:
             driver.extend_share(context(), share, 2, server)
         assert driver.share_size(context(), share, server) == 3
         driver.delete_share(context(), share, server)
+
+    def test_what_a_reboot_takes_is_served_again(
+        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+    ) -> None:
+        if not isinstance(driver, Ensure):
+            pytest.skip("the driver has not the power Ensure")
+        empty = outside.state()
+        locations = driver.create_share(context(), share, server)
+        rules = [rule("10.1.0.9")]
+        driver.update_access(context(), share, server, rules, 4)
+        if outside.holds_data:
+            outside.write(share, "file", "kept")
+        served = outside.state()
+        outside.reboot()
+        assert outside.state() != served
+        if server is None:
+            assert not driver.serves()
+        for _ in range(2):
+            again = interrupted_everywhere(lambda c: driver.ensure_share(c, share, server))
+            assert again == locations
+            driver.update_access(context(), share, server, rules, 4)
+            assert outside.state() == served
+            assert outside.rules(share) == {("10.1.0.9", "rw")}
+            assert server is not None or driver.serves()
+            if outside.holds_data:
+                assert outside.read(share, "file") == "kept"
+        driver.delete_share(context(), share, server)
+        assert outside.state() == empty
+
+    def test_what_is_not_there_is_not_made_by_ensuring_it(
+        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+    ) -> None:
+        if not isinstance(driver, Ensure):
+            pytest.skip("the driver has not the power Ensure")
+        empty = outside.state()
+        with pytest.raises(Fatal, match=share.id):
+            driver.ensure_share(context(), share, server)
+        assert outside.state() == empty
 
     def test_two_shares_do_not_touch_each_other(
         self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share

@@ -18,8 +18,9 @@ from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
 from tests.dnsmasq import ENDPOINT, RELAY, Dnsmasq
 from worker.db.addresses import DatabaseAddressBook
+from worker.db.all_tables import metadata
 from worker.db.engine import engine_for, reading
-from worker.db.tables import dhcp_leases, metadata
+from worker.db.network_tables import dhcp_leases
 from worker.errors import ErrorCode, Fatal, Retryable, StepError
 from worker.helpers.network.dhcp import RELEASE_ATTEMPTS
 from worker.helpers.network.flat_network import FlatNetworkHelper, FlatNetworkOptions

@@ -82,6 +82,10 @@ class Outside:
         (found,) = [row for row in self.world.shares() if row["id"] == share.id]
         return str(found["content"]).removeprefix(f"{name}=")
 
+    def reboot(self) -> None:
+        for row in self.world.shares():
+            self.world.lose_exports(row["server"])
+
     def _as_root(self, statement: str, *values: str) -> None:
         self.world._write(statement, values)
 

@@ -17,11 +17,11 @@ import pytest
 
 from tests.contract.compute_helper_suite import ComputeHelperContract, NetworkFor, a_server
 from tests.contract.share_driver_suite import context
-from tests.services import require_root_datapath
+from tests.services import alive, require_root_datapath, wait_until
 from tests.tenants import Machine, Tenant, run
 from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
 from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions, bridge_name
-from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer
+from worker.model import DriverMode, NetworkInfo, NetworkKind, Outage, ShareNetwork, ShareServer
 from worker.plugin import Setting
 from worker.systems.bridges import short
 
@@ -127,6 +127,27 @@ os.killpg(0, signal.SIGKILL)
         } - {f"{tmp_path}/servers/{server.id}/ganesha.pid"}
         self.get(helper, server, share_network)
         assert run("ip", "netns", "pids", f"sw-{server.id}").split() == [pid]
+
+    def test_what_died_is_missed_and_is_there_again(
+        self, helper: Any, new_server: Any, share_network: ShareNetwork
+    ) -> None:
+        server = new_server(0)
+        self.get(helper, server, share_network)
+        namespace = f"sw-{server.id}"
+        (pid,) = run("ip", "netns", "pids", namespace).split()
+        os.kill(int(pid), signal.SIGKILL)
+        wait_until(lambda: helper.outages([server]) != {}, "its end is noticed")
+        assert helper.outages([server]) == {server.id: Outage.FILE_SERVER}
+        self.get(helper, server, share_network)
+        assert helper.outages([server]) == {}
+        # The namespace loses its name, and the daemon in it lives on where nobody can enter.
+        (stray,) = run("ip", "netns", "pids", namespace).split()
+        run("ip", "netns", "del", namespace)
+        assert helper.outages([server]) == {server.id: Outage.SERVER}
+        self.get(helper, server, share_network)
+        assert helper.outages([server]) == {}
+        assert not alive(int(stray))
+        assert len(run("ip", "netns", "pids", namespace).split()) == 1
 
     def test_a_hash_that_is_taken_is_refused(
         self, helper: Any, new_server: Any, share_network: ShareNetwork

@@ -18,8 +18,9 @@ from tests.contract.share_driver_suite import GuardThatEnds, context
 from tests.contract.test_segmented_network import Held
 from tests.simulators.nova_network import PASSWORD, PROJECT, USER, NovaSimulator
 from worker.db.addresses import DatabaseAddressBook
+from worker.db.all_tables import metadata
 from worker.db.engine import engine_for, transaction
-from worker.db.tables import metadata, segments
+from worker.db.network_tables import segments
 from worker.errors import ConfigurationError, ErrorCode, Fatal, LeaseLost, Retryable
 from worker.helpers.network.nova_network import NovaNetworkHelper, NovaNetworkOptions
 from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer

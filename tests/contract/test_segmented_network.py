@@ -14,8 +14,10 @@ from sqlalchemy import select, update
 from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
 from worker.db.addresses import DatabaseAddressBook
+from worker.db.all_tables import metadata
 from worker.db.engine import engine_for, reading, transaction
-from worker.db.tables import addresses, metadata, segment_holders, segments
+from worker.db.network_tables import segment_holders, segments
+from worker.db.tables import addresses
 from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
 from worker.helpers.network.segmented_network import (
     SegmentedNetworkHelper,

@@ -29,7 +29,7 @@ def test_later_steps_come_before_first_steps(app: Celery) -> None:
         ("another next", order.next_step),
     ]:
         app.send_task(name, queue="steps", priority=priority)
-    options = broker.consuming(app.conf.broker_url)
+    options = broker.our_transport(app.conf.broker_url)
     names = []
     with (
         app.connection_for_read(**options) as connection,
@@ -52,7 +52,7 @@ def test_the_depth_counts_every_priority(app: Celery) -> None:
 
 
 def test_a_worker_reads_through_our_transport(app: Celery) -> None:
-    with app.connection_for_read(**broker.consuming(app.conf.broker_url)) as connection:
+    with app.connection_for_read(**broker.our_transport(app.conf.broker_url)) as connection:
         assert isinstance(connection.transport, broker.Transport)
         assert isinstance(connection.default_channel, broker.Channel)
         assert connection.default_channel.max_message_bytes == 262144
@@ -62,13 +62,13 @@ def test_tls_verifies_the_server_unless_the_url_says_otherwise() -> None:
     app = Celery("tls")
     for query, expected in [("", ssl.CERT_REQUIRED), ("?ssl_cert_reqs=none", ssl.CERT_NONE)]:
         url = f"rediss://broker.example:6380/0{query}"
-        connection = app.connection_for_read(**broker.consuming(url))
+        connection = app.connection_for_read(**broker.our_transport(url))
         assert connection.ssl["ssl_cert_reqs"] == expected
 
 
 def test_other_brokers_are_left_alone() -> None:
     url = "amqp://broker.example//"
-    assert broker.consuming(url) == {}
+    assert broker.our_transport(url) == {}
     assert broker.transport_options(BrokerSettings(url=url)) == {"confirm_publish": True}
     order = broker.priorities(url)
     assert order.first_step <= 4 < order.next_step, "a quorum queue's two levels"

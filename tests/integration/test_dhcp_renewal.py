@@ -17,9 +17,11 @@ from tests.deployment import Deployment
 from tests.dnsmasq import ENDPOINT, RELAY, Dnsmasq
 from tests.services import RedisServer, wait_until
 from worker.db import leases
+from worker.db.all_tables import metadata
 from worker.db.engine import db_now, engine_for, reading, transaction
 from worker.db.leases import DatabaseLeaseBook
-from worker.db.tables import counters, dhcp_leases, metadata, share_servers
+from worker.db.network_tables import dhcp_leases
+from worker.db.tables import counters, share_servers
 from worker.errors import NotReady
 
 RENEW_AFTER = 3

@@ -74,6 +74,8 @@ mode = "managed_multi_svm"
 share_driver = "fake"
 compute_helper = "ironic"
 network_helpers = ["neutron"]
+[backends.metal.driver]
+check_servers = false
 [backends.metal.network.neutron]
 {login}
 [backends.metal.compute]
@@ -158,7 +160,7 @@ def test_a_share_server_too_many(metal: Metal) -> None:
         metal.admin.baremetal.set_node_maintenance(node)
     with pytest.raises(RequestFailed, match="no available nodes match the resource class") as left:
         metal.deployment.client.result(metal.create(metal.networks[0]), timeout=180)
-    assert left.value.code == "compute_failed"
+    assert left.value.code == "compute_exhausted"
     for node in nodes:
         metal.admin.baremetal.unset_node_maintenance(node)
     metal.deployment.settle(180)

@@ -15,9 +15,9 @@ from sqlalchemy import insert, update
 from tests import leftovers
 from tests.services import require_root
 from tests.tenants import Machine, run
+from worker.db.all_tables import metadata
 from worker.db.engine import engine_for, transaction
 from worker.db.schema import upgrade
-from worker.db.tables import metadata
 
 Planted = Callable[[Path, str], AbstractContextManager[None]]
 

@@ -14,8 +14,9 @@ from sqlalchemy import func, select, update
 from tests.deployment import Deployment
 from tests.plain import run_plain
 from tests.services import ROOT, RedisServer
+from worker.db.all_tables import metadata
 from worker.db.engine import reading, transaction
-from worker.db.tables import metadata, operation_aliases, share_networks, shares
+from worker.db.tables import operation_aliases, share_networks, shares
 
 EXAMPLE: Final = ROOT / "docs" / "examples" / "producer.py"
 FAKES: Final = """

@@ -20,8 +20,8 @@ from tests.tenants import Machine, Tenant, run
 from worker.backend import assemble
 from worker.config import from_document, this_host
 from worker.db.addresses import DatabaseAddressBook
+from worker.db.all_tables import metadata
 from worker.db.engine import engine_for
-from worker.db.tables import metadata
 from worker.manager import ShareManager
 from worker.model import (
     AccessRule,

@@ -82,8 +82,20 @@ def test_two_hundred_creates_whose_builders_fail(
     assert len(failed) == (0 if kind == "retryable" else min(times, 3))
     assert len(world.ports()) == builds + len(others)
     with reading(fakes.engine) as connection:
-        rows = connection.execute(select(share_servers.c.status)).all()
-    assert [row.status for row in rows] == ["active"] * (builds + len(others))
+        rows = connection.execute(
+            select(
+                share_servers.c.status,
+                share_servers.c.error,
+                share_servers.c.network_info,
+                share_servers.c.shares,
+            )
+        ).all()
+    # Each failed build left its reason to be seen, and nothing else.
+    seen = [row for row in rows if row.status == "error"]
+    assert len(seen) == len(failed)
+    assert len(rows) == len(seen) + builds + len(others)
+    assert all("was told" in row.error["message"] for row in seen)
+    assert all((row.network_info, row.shares) == (None, 0) for row in seen)
 
 
 def test_limits_are_never_overrun(

@@ -22,7 +22,7 @@ from worker.fake_world import World
 from worker.model import OwnerKind, Phase
 from worker.runner import run
 from worker.tasks.audit import ask_for_audits
-from worker.tasks.repair import NAME
+from worker.tasks.orphans import NAME
 from worker.tasks.sagas import ACTS
 
 PLANTED = 30
@@ -183,7 +183,7 @@ def test_a_worker_killed_in_a_repair_leaves_the_rest_to_the_next_audit(
         if passed.count(f"{NAME}.{where}") == 2:
             raise Killed
 
-    monkeypatch.setattr("worker.tasks.repair.failpoint", die)
+    monkeypatch.setattr("worker.tasks.orphans.failpoint", die)
     with pytest.raises(Killed):
         run(bench.runtime, ACTS[NAME], bell.operation_id, bell.dispatch)
     monkeypatch.undo()

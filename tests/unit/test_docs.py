@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.services import ROOT
-from worker.db.tables import metadata
+from worker.db.all_tables import metadata
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)

@@ -13,11 +13,11 @@ from scheduler.queries import READS
 from scheduler.requests import VERBS, Kind, parse
 from worker.config import Config
 from worker.db import schema
+from worker.db.all_tables import metadata
 from worker.db.documents import plain
 from worker.db.engine import db_now, open_engine, reading, transaction
 from worker.db.tables import (
     backends,
-    metadata,
     operation_aliases,
     operation_steps,
     operations,

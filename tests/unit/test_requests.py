@@ -50,6 +50,8 @@ COMPLETE: Final[dict[str, dict[str, Any]]] = {
     "list_share_types": {},
     "show_share_server": {"share_server_id": "v"},
     "list_share_servers": {},
+    "delete_share_server": {"share_server_id": "v"},
+    "ensure_share_servers": {},
     "show_operation": {"operation_id": "o"},
     "list_operations": {},
     "show_backend": {"backend": "b"},
@@ -361,3 +363,9 @@ def test_the_schema_refuses_what_the_model_refuses(verb: Verb) -> None:
 )
 def test_ids_of_requests(value: str, good: bool) -> None:
     assert is_id(value) is good
+
+
+def test_share_servers_are_named_in_one_way_only() -> None:
+    parse(VERBS["ensure_share_servers"], payload("ensure_share_servers", host="h"))
+    asked = payload("ensure_share_servers", host="h", backend="b")
+    assert "not several" in refused("ensure_share_servers", asked).message

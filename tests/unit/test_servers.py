@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, func, select, update
+from sqlalchemy import Engine, func, insert, select, update
 
 from tests.tables import tables
-from worker.db import servers
+from worker.db import servers, upkeep
 from worker.db.engine import db_now, transaction
 from worker.db.servers import Joined, Limits, ServerKey
-from worker.db.tables import share_server_refs, share_servers
+from worker.db.tables import backends, share_server_refs, share_servers
 from worker.errors import ErrorCode, Fatal
 from worker.model import NetworkInfo, ServerStatus, ShareServerDetails
 
@@ -267,3 +267,66 @@ def test_what_was_written_is_read_back(engine: Engine) -> None:
     assert (found.status, found.server_id) == (ServerStatus.ACTIVE, f"vm-{server}")
     write(engine, servers.remove, server)
     assert write(engine, servers.get, server) is None
+
+
+def test_a_failed_build_is_kept_for_a_while_and_is_nobodys(engine: Engine) -> None:
+    server = joined(engine, "s1", operation="o1").server.id
+    write(engine, servers.allocated, server, INFO)
+    write(engine, servers.abandon, "o1")
+    write(engine, servers.built_in_vain, server, ERROR)
+    (row,) = rows(engine)
+    assert (row.status, row.error, row.network_info, row.shares) == ("error", ERROR, None, 0)
+    assert write(engine, servers.deleted_by, "o1") is None
+    assert joined(engine, "s2").server.id != server
+    assert write(engine, servers.forget_failed, 3600.0, 10) == 0
+    with transaction(engine) as connection:
+        connection.execute(update(share_servers).values(updated_at=db_now() - 7200))
+    assert write(engine, servers.forget_failed, 3600.0, 1) == 1
+    (left,) = rows(engine)
+    assert left.status == "new"
+
+
+@pytest.mark.parametrize("status", [ServerStatus.ERROR, ServerStatus.ERROR_DELETING])
+def test_a_failed_deletion_is_taken_over(engine: Engine, status: ServerStatus) -> None:
+    server = joined(engine, "s1", operation="o1").server.id
+    write(engine, servers.abandon, "o1")
+    write(engine, servers.mark, server, status, ERROR)
+    assert write(engine, servers.doom, server, "d1") is None, "only who is asked to may do that"
+    assert write(engine, servers.doom, server, "d1", among=(status,)).status == "deleting"
+    assert write(engine, servers.doom, server, "d2", among=(status,)) is None
+    assert write(engine, servers.deleted_by, "o1") is None
+    assert write(engine, servers.deleted_by, "d1").id == server
+
+
+def test_only_an_active_server_is_looked_after(engine: Engine) -> None:
+    server = joined(engine, "s1").server.id
+    details = ShareServerDetails("vm-new", ("10.0.0.2",))
+    assert write(engine, upkeep.active, "b1") == []
+    build(engine, server)
+    assert [one.id for one in write(engine, upkeep.active, "b1")] == [server]
+    assert write(engine, upkeep.hold_active, server).id == server
+    write(engine, upkeep.not_ensured, server, ERROR)
+    assert rows(engine)[0].error == ERROR
+    write(engine, upkeep.ensured, server, details)
+    assert (rows(engine)[0].error, rows(engine)[0].server_id) == (None, "vm-new")
+    write(engine, servers.release, "s1", deleter_id="d1")
+    assert write(engine, upkeep.hold_active, server) is None
+    write(engine, upkeep.not_ensured, server, ERROR)
+    write(engine, upkeep.ensured, server, ShareServerDetails("late", ("10.0.0.2",)))
+    assert (rows(engine)[0].status, rows(engine)[0].error) == ("deleting", None)
+    assert rows(engine)[0].server_id == "vm-new"
+
+
+def test_a_look_is_asked_for_once_and_placement_sees_no_change(engine: Engine) -> None:
+    with transaction(engine) as connection:
+        for name, due in (("due", db_now() - 1), ("later", db_now() + 3600), ("never", None)):
+            connection.execute(
+                insert(backends).values(name=name, report={}, check_at=due, changed_at=7.0)
+            )
+    assert write(engine, upkeep.ask, again_after=60.0, limit=10) == ["due"]
+    assert write(engine, upkeep.ask, again_after=60.0, limit=10) == []
+    write(engine, upkeep.looked_at, "due", again_after=-1.0)
+    write(engine, upkeep.looked_at, "never", again_after=-1.0)
+    assert write(engine, upkeep.ask, again_after=60.0, limit=10) == ["due"]
+    with transaction(engine) as connection:
+        assert set(connection.execute(select(backends.c.changed_at)).scalars()) == {7.0}

@@ -10,8 +10,6 @@ from sqlalchemy import Column, Float, Integer, String, Table, Text
 
 from worker.db.tables import ID_LENGTH, metadata
 
-__all__ = ["audit_findings", "metadata", "tombstones"]  # metadata: of all tables
-
 _BACKEND = 255
 
 tombstones = Table(

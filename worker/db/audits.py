@@ -30,7 +30,14 @@ from sqlalchemy import (
 from worker.db.audit_tables import audit_findings, tombstones
 from worker.db.engine import db_now, insert_into
 from worker.db.tables import backends, operations, share_networks, share_servers, shares, snapshots
-from worker.model import LIVE_STATES, OperationState, OwnerKind, ShareStatus, SnapshotStatus
+from worker.model import (
+    LIVE_STATES,
+    OperationState,
+    OwnerKind,
+    ServerStatus,
+    ShareStatus,
+    SnapshotStatus,
+)
 
 _f = audit_findings.c
 _t = tombstones.c
@@ -117,8 +124,8 @@ def standings(
     """Say of each id whether its row is live; of one that is gone, whether it was this backend's.
 
     A share or snapshot whose create failed and was undone is gone outside, and its row is kept
-    for its owner to read: it is not live. A share network's things live as long as a share server
-    on it has a row.
+    for its owner to read: it is not live; nor is that of a build which failed. A share network's
+    things live as long as a share server on it has a row.
     """
     found: dict[str, Standing] = {}
     wanted = sorted(set(ids))
@@ -136,6 +143,12 @@ def standings(
         for one in some:
             found.setdefault(one, Standing.UNKNOWN)
     return found
+
+
+def is_undone() -> ColumnElement[bool]:
+    """A condition: the row of a share server whose build failed, of which nothing else is left."""
+    v = share_servers.c
+    return and_(v.status == ServerStatus.ERROR.value, v.deleter_id.is_(None))
 
 
 def _rows(kind: OwnerKind, ids: Sequence[str]) -> Select[Any]:
@@ -160,10 +173,10 @@ def _rows(kind: OwnerKind, ids: Sequence[str]) -> Select[Any]:
             )
         case OwnerKind.SHARE_SERVER:
             v = share_servers.c
-            return select(v.id, v.backend, true().label("is_live")).where(v.id.in_(ids))
+            return select(v.id, v.backend, (~is_undone()).label("is_live")).where(v.id.in_(ids))
         case OwnerKind.SHARE_NETWORK:
             w = share_networks.c
-            used = exists().where(share_servers.c.share_network_id == w.id)
+            used = exists().where(share_servers.c.share_network_id == w.id, ~is_undone())
             return select(w.id, literal("").label("backend"), used.label("is_live")).where(
                 w.id.in_(ids)
             )

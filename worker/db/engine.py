@@ -1,15 +1,17 @@
 """Engines, transactions and the database's own clock.
 
-An engine is opened after the fork and belongs to one process. SQLite (the embedded default) runs
-in WAL mode with ``synchronous=FULL``, begins every transaction with ``BEGIN IMMEDIATE`` (a read
-that turns into a write would otherwise fail with "database is locked") and waits for its lock.
+An engine is opened after the fork and belongs to one process. Both drivers are left in autocommit
+mode, and BEGIN is said here: a statement that is a transaction by itself then costs one round trip.
+SQLite (the embedded default) runs in WAL mode with ``synchronous=FULL``, begins every transaction
+with ``BEGIN IMMEDIATE`` (a read that turns into a write would otherwise fail with "database is
+locked") and waits for its lock.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -26,6 +28,8 @@ from tenacity import (
     wait_random,
     wait_random_exponential,
 )
+
+from worker.db.prepared import send
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 RECONNECT_SECONDS: Final = 5.0
@@ -77,16 +81,19 @@ def open_engine(url: URL) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediate)
         return engine
-    return create_engine(
+    engine = create_engine(
         url,
         pool_size=3,
         max_overflow=2,
         pool_pre_ping=False,
+        isolation_level="AUTOCOMMIT",
         connect_args={
             "connect_timeout": 10,
             "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s",
         },
     )
+    event.listen(engine, "begin", _begin)
+    return engine
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -103,6 +110,11 @@ def _begin_immediate(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN")
     else:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+
+def _begin(connection: Connection) -> None:
+    if not connection.get_execution_options().get("single"):
+        send(connection, "BEGIN")
 
 
 @contextmanager
@@ -125,7 +137,7 @@ def statement(engine: Engine) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     else:
-        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        with engine.connect().execution_options(single=True) as connection:
             yield connection
 
 
@@ -144,11 +156,16 @@ def reading(engine: Engine) -> Iterator[Connection]:
             yield connection
 
 
+INSERTS: Final[Mapping[str, Callable[[Table], postgresql.Insert | sqlite.Insert]]] = {
+    "postgresql": postgresql.insert,
+    "sqlite": sqlite.insert,
+}
+"""Inserts that can say what happens on a conflict, in each database's own dialect."""
+
+
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """An insert that can say what happens on a conflict, in the database's own dialect."""
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
+    """An insert that can say what happens on a conflict, in the connection's dialect."""
+    return INSERTS[connection.dialect.name](table)
 
 
 def is_passing(error: BaseException) -> bool:

@@ -6,7 +6,8 @@ status than it may come from changes nothing and raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Final
 
@@ -15,6 +16,7 @@ from sqlalchemy import (
     Row,
     Table,
     and_,
+    bindparam,
     case,
     delete,
     func,
@@ -22,12 +24,14 @@ from sqlalchemy import (
     update,
 )
 
-from worker.db import audits
+from worker.db import audits, servers
 from worker.db.documents import export_locations
 from worker.db.engine import db_now
+from worker.db.prepared import Prepared
 from worker.db.tables import (
     access_rules,
     share_networks,
+    share_servers,
     shares,
     snapshots,
     storage_pools,
@@ -42,6 +46,7 @@ from worker.model import (
     OwnerKind,
     Share,
     ShareNetwork,
+    ShareServer,
     ShareStatus,
     Snapshot,
     SnapshotStatus,
@@ -97,45 +102,96 @@ def network_of(row: Row[Any]) -> ShareNetwork:
     )
 
 
+_AT = "at_"
+_SHARE_AND_SERVER = Prepared(
+    select(shares, *(column.label(_AT + column.name) for column in servers.SEEN))
+    .join(share_servers, share_servers.c.id == shares.c.share_server_id, isouter=True)
+    .where(shares.c.id == bindparam("object_id"))
+)
+
+
+def share_and_server(connection: Connection, share_id: str) -> tuple[Row[Any], ShareServer | None]:
+    """Return a share's row and the server that it lives on (None in ``single_svm``).
+
+    Raises :class:`~worker.errors.Fatal` when the share is gone.
+    """
+    row = _SHARE_AND_SERVER.first(connection, object_id=share_id)
+    if row is None:
+        raise _gone("share", share_id)
+    return row, servers.server_of(row, _AT) if row.at_id else None
+
+
 def share_row(connection: Connection, share_id: str) -> Row[Any]:
     """Return a share's row for a step; its absence means the operation's object is gone."""
-    return _row(connection, shares, share_id, "share")
+    return _row(connection, _SHARE, share_id, "share")
 
 
 def snapshot_row(connection: Connection, snapshot_id: str) -> Row[Any]:
     """Return a snapshot's row for a step."""
-    return _row(connection, snapshots, snapshot_id, "snapshot")
+    return _row(connection, _SNAPSHOT, snapshot_id, "snapshot")
 
 
 def network(connection: Connection, network_id: str) -> ShareNetwork:
     """Return a share network for a step."""
-    return network_of(_row(connection, share_networks, network_id, "share network"))
+    return network_of(_row(connection, _NETWORK, network_id, "share network"))
 
 
-def _row(connection: Connection, table: Table, object_id: str, kind: str) -> Row[Any]:
-    row = connection.execute(select(table).where(table.c.id == object_id)).first()
+def _by_id(table: Table) -> Prepared:
+    return Prepared(select(table).where(table.c.id == bindparam("object_id")))
+
+
+_SHARE, _SNAPSHOT, _NETWORK = _by_id(shares), _by_id(snapshots), _by_id(share_networks)
+
+
+def _row(connection: Connection, by_id: Prepared, object_id: str, kind: str) -> Row[Any]:
+    row = by_id.first(connection, object_id=object_id)
     if row is None:
-        raise Fatal(
-            f"The {kind} {object_id} does not exist any more.",
-            object=f"{kind} {object_id}",
-            code=ErrorCode.NOT_FOUND,
-        )
+        raise _gone(kind, object_id)
     return row
+
+
+def _gone(kind: str, object_id: str) -> Fatal:
+    return Fatal(
+        f"The {kind} {object_id} does not exist any more.",
+        object=f"{kind} {object_id}",
+        code=ErrorCode.NOT_FOUND,
+    )
 
 
 def set_share(
     connection: Connection, share_id: str, status: ShareStatus, **values: Any
 ) -> Row[Any]:
     """Move a share to a status along its transitions, with other columns; return its row."""
-    return _move(connection, shares, share_id, status, transitions=SHARE_TRANSITIONS, values=values)
+    return _move(connection, shares, share_id, status, values)
 
 
 def set_snapshot(
     connection: Connection, snapshot_id: str, status: SnapshotStatus, **values: Any
 ) -> Row[Any]:
     """Move a snapshot to a status along its transitions, with other columns; return its row."""
-    return _move(
-        connection, snapshots, snapshot_id, status, transitions=SNAPSHOT_TRANSITIONS, values=values
+    return _move(connection, snapshots, snapshot_id, status, values)
+
+
+_TRANSITIONS: Final[Mapping[Table, Mapping[tuple[Any, Any], str]]] = {
+    shares: SHARE_TRANSITIONS,
+    snapshots: SNAPSHOT_TRANSITIONS,
+}
+
+
+@functools.cache
+def _moving(table: Table, status: StrEnum, names: tuple[str, ...]) -> Prepared:
+    return Prepared(
+        update(table)
+        .where(
+            table.c.id == bindparam("object_id"),
+            table.c.status.in_(sources(_TRANSITIONS[table], status)),
+        )
+        .values(
+            status=status.value,
+            updated_at=db_now(),
+            **{name: bindparam(f"new_{name}") for name in names},
+        )
+        .returning(*table.c)
     )
 
 
@@ -144,16 +200,13 @@ def _move(
     table: Table,
     object_id: str,
     status: StrEnum,
-    *,
-    transitions: Mapping[tuple[Any, Any], str],
     values: Mapping[str, Any],
 ) -> Row[Any]:
-    row = connection.execute(
-        update(table)
-        .where(table.c.id == object_id, table.c.status.in_(sources(transitions, status)))
-        .values(status=str(status), updated_at=db_now(), **values)
-        .returning(*table.c)
-    ).first()
+    row = _moving(table, status, tuple(values)).first(
+        connection,
+        object_id=object_id,
+        **{f"new_{name}": value for name, value in values.items()},
+    )
     if row is None:
         kind = table.name.removesuffix("s")
         raise Fatal(
@@ -164,17 +217,28 @@ def _move(
     return row
 
 
+_ATTACH = Prepared(
+    update(shares)
+    .where(shares.c.id == bindparam("share"))
+    .values(share_server_id=bindparam("server"))
+)
+
+
 def attach_server(connection: Connection, share_id: str, server_id: str | None) -> None:
     """Note on the share which server it lives on."""
-    connection.execute(
-        update(shares).where(shares.c.id == share_id).values(share_server_id=server_id)
-    )
+    _ATTACH.run(connection, share=share_id, server=server_id)
 
 
 def has_share(connection: Connection, share_id: str) -> bool:
     """Whether a share's row is still there."""
     found = connection.execute(select(shares.c.id).where(shares.c.id == share_id))
     return found.first() is not None
+
+
+def hold_share(connection: Connection, share_id: str) -> bool:
+    """Keep a share's row as it is until the commit; False when it is gone."""
+    held = connection.execute(select(shares.c.id).where(shares.c.id == share_id).with_for_update())
+    return held.first() is not None
 
 
 def has_snapshot(connection: Connection, snapshot_id: str) -> bool:
@@ -209,6 +273,53 @@ def share_failed(
         free_capacity(connection, share_id)
 
 
+def ensured(
+    connection: Connection,
+    share_id: str,
+    *,
+    locations: Sequence[Any] | None = None,
+    error: Mapping[str, str] | None = None,
+) -> Row[Any] | None:
+    """Write whether a share is served again; None when something else came of it meanwhile."""
+    status = ShareStatus.AVAILABLE if error is None else ShareStatus.ERROR
+    exported = {} if locations is None else {"export_locations": list(locations)}
+    return connection.execute(
+        update(shares)
+        .where(
+            shares.c.id == share_id,
+            shares.c.status.in_((ShareStatus.AVAILABLE.value, ShareStatus.ERROR.value)),
+        )
+        .values(
+            status=status.value,
+            error=None if error is None else dict(error),
+            updated_at=db_now(),
+            **exported,
+        )
+        .returning(*shares.c)
+    ).first()
+
+
+def made_on(connection: Connection, backend: str, server_id: str | None) -> list[str]:
+    """Return the shares of a server (None: the predefined one) that clients may be using."""
+    rows = connection.execute(
+        select(shares.c.id, shares.c.status, shares.c.export_locations)
+        .where(
+            shares.c.backend == backend,
+            shares.c.share_server_id == server_id,
+            shares.c.status.in_(
+                (
+                    ShareStatus.AVAILABLE.value,
+                    ShareStatus.EXTENDING.value,
+                    ShareStatus.ERROR.value,
+                )
+            ),
+        )
+        .order_by(shares.c.created_at, shares.c.id)
+    )
+    # One whose create failed was never exported.
+    return [row.id for row in rows if row.export_locations]
+
+
 def snapshot_failed(connection: Connection, snapshot_id: str, error: Mapping[str, str]) -> None:
     """A snapshot's create failed: it is in error, unless its delete was accepted."""
     connection.execute(
@@ -216,6 +327,19 @@ def snapshot_failed(connection: Connection, snapshot_id: str, error: Mapping[str
         .where(snapshots.c.id == snapshot_id, snapshots.c.status == SnapshotStatus.CREATING.value)
         .values(status=SnapshotStatus.ERROR.value, error=dict(error), updated_at=db_now())
     )
+
+
+_RETURN_CAPACITY = Prepared(
+    update(storage_pools)
+    .where(
+        storage_pools.c.backend == bindparam("of_backend"),
+        storage_pools.c.name == bindparam("pool"),
+    )
+    .values(
+        allocated_gib=storage_pools.c.allocated_gib - bindparam("size"),
+        shares=storage_pools.c.shares - 1,
+    )
+)
 
 
 def free_capacity(connection: Connection, share_id: str) -> None:
@@ -228,13 +352,8 @@ def free_capacity(connection: Connection, share_id: str) -> None:
     if held is None:
         return
     connection.execute(update(shares).where(shares.c.id == share_id).values(allocated_gib=0))
-    connection.execute(
-        update(storage_pools)
-        .where(storage_pools.c.backend == held.backend, storage_pools.c.name == held.pool)
-        .values(
-            allocated_gib=storage_pools.c.allocated_gib - held.allocated_gib,
-            shares=storage_pools.c.shares - 1,
-        )
+    _RETURN_CAPACITY.run(
+        connection, of_backend=held.backend, pool=held.pool, size=held.allocated_gib
     )
 
 
@@ -278,12 +397,26 @@ def return_some(connection: Connection, share_id: str, by: int) -> None:
     )
 
 
+_REMOVE_RULES = Prepared(delete(access_rules).where(access_rules.c.share_id == bindparam("share")))
+_REMOVE_SHARE = Prepared(
+    delete(shares)
+    .where(shares.c.id == bindparam("share"))
+    .returning(shares.c.backend, shares.c.pool, shares.c.allocated_gib)
+)
+
+
 def remove_share(connection: Connection, share_id: str) -> None:
     """Nothing of the share is left: its row, its rules and its reservation go."""
-    free_capacity(connection, share_id)
     audits.bury(connection, OwnerKind.SHARE, share_id)
-    connection.execute(delete(access_rules).where(access_rules.c.share_id == share_id))
-    connection.execute(delete(shares).where(shares.c.id == share_id))
+    _REMOVE_RULES.run(connection, share=share_id)
+    removed = _REMOVE_SHARE.first(connection, share=share_id)
+    if removed is not None and removed.allocated_gib:
+        _RETURN_CAPACITY.run(
+            connection,
+            of_backend=removed.backend,
+            pool=removed.pool,
+            size=removed.allocated_gib,
+        )
 
 
 def remove_snapshot(connection: Connection, snapshot_id: str) -> None:
@@ -292,11 +425,17 @@ def remove_snapshot(connection: Connection, snapshot_id: str) -> None:
     connection.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
 
 
+_COUNT_SNAPSHOTS = Prepared(
+    select(func.count().label("number"))
+    .select_from(snapshots)
+    .where(snapshots.c.share_id == bindparam("share"))
+)
+
+
 def snapshots_of(connection: Connection, share_id: str) -> int:
     """How many snapshots a share has."""
-    return connection.execute(
-        select(func.count()).select_from(snapshots).where(snapshots.c.share_id == share_id)
-    ).scalar_one()
+    [row] = _COUNT_SNAPSHOTS.all(connection, share=share_id)
+    return int(row.number)
 
 
 # Access rules: rows with states, handed to the driver as a whole with a generation.

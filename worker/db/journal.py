@@ -16,7 +16,6 @@ from sqlalchemy import (
     Connection,
     Row,
     Update,
-    bindparam,
     case,
     func,
     insert,
@@ -34,12 +33,27 @@ from worker.db.operation import (
     condemned,
     operation_of,
 )
+from worker.db.prepared import Prepared
+from worker.db.statements import (
+    ACCEPT_PENDING,
+    ACCEPT_RUNNING,
+    ADVANCE,
+    CLAIM,
+    END,
+    GIVEN,
+    HOLD,
+    LIVE_ONE,
+    PROMOTE,
+    QUEUED,
+    RELEASED,
+    SUPERSEDE,
+    held,
+)
 from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.errors import LeaseLost
 from worker.model import LIVE_STATES, OperationState, Phase
 
 _o = operations.c
-_LIVE = [str(state) for state in LIVE_STATES]
 
 
 def accept(
@@ -49,15 +63,11 @@ def accept(
 
     Returns what to ring once it is committed; None when its id or its key exists already.
     """
-    state = OperationState.RUNNING if running else OperationState.PENDING
-    due = {"dispatch": 1, **queued(patience)} if running else {}
-    statement = (
-        insert_into(connection, operations)
-        .values(accepted_at=db_now(), state=state.value, **values, **due)
-        .on_conflict_do_nothing()
-        .returning(*BELL)
-    )
-    row = connection.execute(statement).first()
+    given = {**GIVEN, **values}
+    if running:
+        row = ACCEPT_RUNNING.first(connection, wait=_wait(patience), **given)
+    else:
+        row = ACCEPT_PENDING.first(connection, **given)
     return None if row is None else bell_of(row)
 
 
@@ -85,21 +95,33 @@ def accept_done(
     return connection.execute(statement).first() is not None
 
 
-def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
-    """Whether an object has a live operation, behind which others must be queued.
+def live(connection: Connection, resource_kind: str, resource_id: str) -> Row[Any] | None:
+    """Return ``id`` and ``verb`` of an object's live operation, behind which others are queued.
 
-    The live one is held until the commit: it then ends after it, and promotes what is queued.
+    It is held until the commit: it then ends after it, and promotes what is queued.
     """
-    live = connection.execute(
-        select(_o.seq)
+    return LIVE_ONE.first(connection, kind=resource_kind, object_id=resource_id)
+
+
+def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
+    """Whether an object has a live operation, which is held as :func:`live` does."""
+    return live(connection, resource_kind, resource_id) is not None
+
+
+def unfinished(
+    connection: Connection, resource_kind: str, resource_id: str, verb: str
+) -> str | None:
+    """Return the id of an object's operation of that verb which has not ended, if there is one."""
+    return connection.execute(
+        select(_o.id)
         .where(
             _o.resource_kind == resource_kind,
             _o.resource_id == resource_id,
-            _o.state.in_(_LIVE),
+            _o.verb == verb,
+            _o.state.in_([OperationState.PENDING.value, *map(str, LIVE_STATES)]),
         )
-        .with_for_update(read=True)
-    )
-    return live.first() is not None
+        .limit(1)
+    ).scalar_one_or_none()
 
 
 def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:
@@ -115,53 +137,23 @@ def pending(connection: Connection, resource_kind: str, resource_id: str) -> int
     ).scalar_one()
 
 
+def _wait(patience: float) -> float:
+    """After how many seconds the reconciler may take a message's absence for a loss."""
+    return patience * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
+
+
 def queued(patience: float) -> dict[Any, Any]:
-    """The values of an operation whose message is about to be published.
-
-    ``patience`` is after how many seconds the reconciler may take its absence for a loss.
-    """
-    wait = patience * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
-    return {
-        "phase": Phase.QUEUED.value,
-        "queued_at": db_now(),
-        "due_at": db_now() + wait,
-    }
-
-
-_CLAIM = (
-    update(operations)
-    .where(
-        _o.id == bindparam("operation_id"),
-        _o.dispatch == bindparam("number"),
-        _o.task == bindparam("act"),
-        _o.phase == Phase.QUEUED.value,
-    )
-    .values(
-        phase=Phase.LEASED.value,
-        fence=_o.fence + 1,
-        attempts=_o.attempts + 1,
-        claimed_at=db_now(),
-        due_at=db_now() + bindparam("lease"),
-        worker=bindparam("holder"),
-    )
-    .returning(*COLUMNS)
-)
+    """The values of an operation whose message is about to be published, for a cold path."""
+    return {**QUEUED, "due_at": db_now() + _wait(patience)}
 
 
 def claim(
     connection: Connection, operation_id: str, number: int, act: str, *, worker: str, lease: float
 ) -> Operation | None:
     """Lease the operation's next act, if it is this one and nobody has it."""
-    row = connection.execute(
-        _CLAIM,
-        {
-            "operation_id": operation_id,
-            "number": number,
-            "act": act,
-            "holder": worker,
-            "lease": lease,
-        },
-    ).first()
+    row = CLAIM.first(
+        connection, operation_id=operation_id, number=number, act=act, holder=worker, lease=lease
+    )
     return None if row is None else operation_of(row)
 
 
@@ -174,32 +166,22 @@ def find(connection: Connection, operation_id: str) -> Operation | None:
 def renew(connection: Connection, operation_id: str, fence: int, lease: float) -> bool:
     """Push a lease's end; False when it is no longer held."""
     changed = connection.execute(
-        update(operations).where(*_held(operation_id, fence)).values(due_at=db_now() + lease)
+        update(operations).where(*held(operation_id, fence)).values(due_at=db_now() + lease)
     )
     return changed.rowcount == 1
 
 
-def _held(operation_id: str, fence: int) -> tuple[ColumnElement[bool], ...]:
-    return (_o.id == operation_id, _o.fence == fence, _o.phase == Phase.LEASED.value)
-
-
-def _fenced(
-    connection: Connection,
-    operation: Operation,
-    values: Mapping[Any, Any],
-    *,
-    forward: bool = False,
-) -> Row[Any]:
-    """Write with the lease; ``forward``: only while the operation was not cancelled."""
-    held = _held(operation.id, operation.fence)
-    conditions = (*held, _o.verdict.is_(None)) if forward else held
+def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, Any]) -> Row[Any]:
     row = connection.execute(
-        update(operations).where(*conditions).values(values).returning(*BELL)
+        update(operations)
+        .where(*held(operation.id, operation.fence))
+        .values(values)
+        .returning(*BELL)
     ).first()
-    if row is None and forward:
-        verdict = connection.execute(select(_o.verdict).where(*held)).scalar()
-        if verdict is not None:
-            raise condemned(verdict)
+    return _still_ours(row, operation)
+
+
+def _still_ours(row: Row[Any] | None, operation: Operation) -> Row[Any]:
     if row is None:
         raise LeaseLost(
             f"Operation {operation.id} is no longer this worker's; nothing was written."
@@ -209,16 +191,38 @@ def _fenced(
 
 def hold(connection: Connection, operation: Operation) -> None:
     """Make sure, for the rest of this transaction, that the lease is still ours."""
-    held = connection.execute(
-        select(_o.seq).where(*_held(operation.id, operation.fence)).with_for_update()
-    ).first()
-    if held is None:
-        raise LeaseLost(
-            f"Operation {operation.id} is no longer this worker's; nothing was written."
-        )
+    row = HOLD.first(connection, held_id=operation.id, held_fence=operation.fence)
+    _still_ours(row, operation)
 
 
-_RELEASED: Mapping[str, Any] = {"attempts": 0, "waits_for": None, "waiting_since": None}
+def _end_act(
+    statement: Prepared,
+    connection: Connection,
+    operation: Operation,
+    *,
+    forward: bool,
+    outcome: str = "done",
+    message: str = "",
+    **values: Any,
+) -> None:
+    """End an act with the lease; ``forward``: only while the operation was not condemned."""
+    on_sqlite = connection.dialect.name == "sqlite"
+    line = (
+        {}
+        if on_sqlite
+        else {f"line_{name}": value for name, value in _line(operation, outcome, message).items()}
+    )
+    ours = {"held_id": operation.id, "held_fence": operation.fence}
+    row = statement.first(connection, **ours, condemned_too=not forward, **line, **values)
+    if row is None:
+        verdict = connection.execute(
+            select(_o.verdict).where(*held(operation.id, operation.fence))
+        ).scalar()
+        if verdict is not None:
+            raise condemned(verdict)
+    _still_ours(row, operation)
+    if on_sqlite:
+        record(connection, operation, outcome, message)
 
 
 def advance(
@@ -228,11 +232,14 @@ def advance(
 
     Raises the verdict on an operation that was condemned while its step ran.
     """
-    _fenced(
+    _end_act(
+        ADVANCE,
         connection,
         operation,
-        {"task": task, "position": position, **_RELEASED, **queued(patience)},
         forward=not operation.undoing,
+        next_task=task,
+        next_position=position,
+        wait=_wait(patience),
     )
 
 
@@ -283,7 +290,7 @@ def begin_undo(
                 "error": dict(error),
                 "verdict": None,
                 "dispatch": _o.dispatch + 1,
-                **_RELEASED,
+                **RELEASED,
                 **queued(patience),
             },
         )
@@ -298,27 +305,25 @@ def end(
     result: Mapping[str, Any] | None,
     error: Mapping[str, str] | None,
     store_again: float,
+    outcome: str = "done",
+    message: str = "",
 ) -> None:
     """Close the operation; its result is to be stored, again after ``store_again`` seconds.
 
-    Raises the verdict on one that would succeed and was condemned while its last step ran.
+    ``outcome`` and ``message`` are of the act that was the last. Raises the verdict on one that
+    would succeed and was condemned while that act ran.
     """
-    _fenced(
+    _end_act(
+        END,
         connection,
         operation,
-        {
-            "state": state.value,
-            "phase": None,
-            "due_at": None,
-            "task": "",
-            "waits_for": None,
-            "result": result,
-            "error": error,
-            "verdict": None,
-            "result_due_at": db_now() + store_again,
-            "finished_at": db_now(),
-        },
         forward=state is OperationState.SUCCEEDED,
+        outcome=outcome,
+        message=message,
+        final_state=state.value,
+        final_result=result,
+        final_error=error,
+        store_again=store_again,
     )
 
 
@@ -348,24 +353,11 @@ def give_up(
 def promote(
     connection: Connection, resource_kind: str, resource_id: str, *, patience: float
 ) -> list[Dispatch]:
-    """Start the next operation that was queued behind an object whose live one just ended."""
-    following = (
-        select(_o.seq)
-        .where(
-            _o.resource_kind == resource_kind,
-            _o.resource_id == resource_id,
-            _o.state == OperationState.PENDING.value,
-        )
-        .order_by(_o.seq)
-        .limit(1)
-        .scalar_subquery()
-    )
-    rows = connection.execute(
-        update(operations)
-        .where(_o.seq == following)
-        .values(state=OperationState.RUNNING.value, dispatch=1, **queued(patience))
-        .returning(*BELL)
-    )
+    """Start the next operation that was queued behind an object whose live one just ended.
+
+    Not part of the statement that ends that one: it would not see what was queued meanwhile.
+    """
+    rows = PROMOTE.all(connection, kind=resource_kind, object_id=resource_id, wait=_wait(patience))
     return [bell_of(row) for row in rows]
 
 
@@ -429,20 +421,12 @@ def supersede(
     store_again: float,
 ) -> list[str]:
     """End what is queued behind an object that is to be deleted; return the operations' ids."""
-    rows = connection.execute(
-        update(operations)
-        .where(
-            _o.resource_kind == resource_kind,
-            _o.resource_id == resource_id,
-            _o.state == OperationState.PENDING.value,
-        )
-        .values(
-            state=OperationState.SUPERSEDED.value,
-            error=dict(error),
-            result_due_at=db_now() + store_again,
-            finished_at=db_now(),
-        )
-        .returning(_o.id)
+    rows = SUPERSEDE.all(
+        connection,
+        kind=resource_kind,
+        object_id=resource_id,
+        reason=dict(error),
+        store_again=store_again,
     )
     return [row.id for row in rows]
 
@@ -456,16 +440,22 @@ def record(
     """Write a line of the operation's timeline: an act that ended, and how."""
     connection.execute(
         insert(operation_steps).values(
-            operation_id=operation.id,
-            task=operation.task,
-            outcome=outcome,
-            attempt=operation.attempts,
             worker=select(_o.worker).where(_o.id == operation.id).scalar_subquery(),
-            started_at=operation.claimed_at,
             finished_at=db_now(),
-            message=message,
+            **_line(operation, outcome, message),
         )
     )
+
+
+def _line(operation: Operation, outcome: str, message: str) -> dict[str, Any]:
+    return {
+        "operation_id": operation.id,
+        "task": operation.task,
+        "outcome": outcome,
+        "attempt": operation.attempts,
+        "started_at": operation.claimed_at,
+        "message": message,
+    }
 
 
 def aliases(connection: Connection, operation_id: str) -> list[str]:

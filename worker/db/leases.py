@@ -24,7 +24,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import IntegrityError
 
 from worker.db.engine import db_now, engine_for, insert_into, patiently, reading, transaction
-from worker.db.tables import dhcp_leases, share_servers
+from worker.db.network_tables import dhcp_leases
+from worker.db.tables import share_servers
 from worker.errors import NotReady
 from worker.model import DhcpLease
 

@@ -17,7 +17,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import make_url
 
-from worker.db.audit_tables import metadata
+from worker.db.all_tables import metadata
 from worker.db.engine import (
     BUSY_TIMEOUT_SECONDS,
     open_engine,

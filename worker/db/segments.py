@@ -15,7 +15,7 @@ from netaddr import IPAddress, IPNetwork
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from worker.db.engine import db_now, engine_for, racing, reading, transaction
-from worker.db.tables import segment_holders, segments
+from worker.db.network_tables import segment_holders, segments
 from worker.errors import ErrorCode, Fatal, NotReady
 from worker.model import Holding, Segment, SegmentSource
 

@@ -14,22 +14,24 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
+    Integer,
     Row,
+    String,
     and_,
+    bindparam,
     case,
     delete,
     insert,
     or_,
     select,
-    true,
     update,
 )
 
 from worker.db import audits
 from worker.db.documents import network_info, plain, server_details
 from worker.db.engine import db_now, insert_into
+from worker.db.prepared import Prepared
 from worker.db.tables import share_server_failures, share_server_refs, share_servers
 from worker.errors import ErrorCode, Fatal
 from worker.model import (
@@ -87,19 +89,20 @@ class Joined:
     is_builder: bool
 
 
-def server_of(row: Row[Any]) -> ShareServer:
-    """A row as drivers and helpers see it."""
-    return ShareServer(
-        id=row.id,
-        project_id=row.project_id,
-        backend=row.backend,
-        share_network_id=row.share_network_id,
-        status=ServerStatus(row.status),
-        network_info=network_info(row.network_info),
-        details=server_details(row.details),
-        server_id=row.server_id,
-        security_key=row.security_key,
-    )
+SEEN: Final = (
+    *(_s.id, _s.project_id, _s.backend, _s.share_network_id, _s.status),
+    *(_s.network_info, _s.details, _s.server_id, _s.security_key),
+)
+"""The columns that make a :class:`~worker.model.ShareServer`."""
+
+
+def server_of(row: Row[Any], prefix: str = "") -> ShareServer:
+    """A row as drivers and helpers see it; ``prefix`` is what its columns' labels begin with."""
+    values = {column.name: getattr(row, prefix + column.name) for column in SEEN}
+    values["status"] = ServerStatus(values["status"])
+    values["network_info"] = network_info(values["network_info"])
+    values["details"] = server_details(values["details"])
+    return ShareServer(**values)
 
 
 def key_of(row: Row[Any]) -> ServerKey:
@@ -107,19 +110,35 @@ def key_of(row: Row[Any]) -> ServerKey:
     return ServerKey(row.project_id, row.share_network_id, row.backend, row.security_key)
 
 
+_GET = Prepared(select(share_servers).where(_s.id == bindparam("server")))
+
+
 def get(connection: Connection, server_id: str) -> ShareServer | None:
     """Return a share server."""
-    row = connection.execute(select(share_servers).where(_s.id == server_id)).first()
+    row = _GET.first(connection, server=server_id)
     return None if row is None else server_of(row)
+
+
+_REFERRED = Prepared(
+    select(share_servers)
+    .join(share_server_refs, _r.share_server_id == _s.id)
+    .where(_r.share_id == bindparam("share"))
+)
 
 
 def referred(connection: Connection, share_id: str) -> Row[Any] | None:
     """Return the row of the server that a share refers to."""
-    return connection.execute(
-        select(share_servers)
-        .join(share_server_refs, _r.share_server_id == _s.id)
-        .where(_r.share_id == share_id)
-    ).first()
+    return _REFERRED.first(connection, share=share_id)
+
+
+_REFER = Prepared(
+    insert(share_server_refs).values(
+        share_id=bindparam("share"),
+        share_server_id=bindparam("server"),
+        operation_id=bindparam("operation"),
+        gib=bindparam("size"),
+    )
+)
 
 
 def join(
@@ -148,47 +167,65 @@ def join(
             _judge(connection, key, accepted_at, tolerated_failures)
             row = _insert(connection, key, gib, operation_id)
         if row is not None:
-            connection.execute(
-                insert(share_server_refs).values(
-                    share_id=share_id, share_server_id=row.id, operation_id=operation_id, gib=gib
-                )
-            )
+            _REFER.run(connection, share=share_id, server=row.id, operation=operation_id, size=gib)
     if row is None:
         return None
     building = row.status in _BUILDING
     return Joined(server_of(row), building and row.builder_id == operation_id)
 
 
-def _of_key(key: ServerKey) -> ColumnElement[bool]:
-    return and_(
-        _s.project_id == key.project_id,
-        _s.share_network_id == key.share_network_id,
-        _s.backend == key.backend,
-        _s.security_key == key.security_key,
-    )
-
-
-def _take_room(connection: Connection, key: ServerKey, gib: int, limits: Limits) -> Row[Any] | None:
+def _taking_room() -> Prepared:
     room = and_(
         _s.status.in_(_LIVE),
-        _s.shares < limits.shares if limits.shares else true(),
+        or_(bindparam("most", type_=Integer) == 0, _s.shares < bindparam("most", type_=Integer)),
         # A share larger than the limit still gets a server to itself.
-        or_(_s.gib + gib <= limits.gib, _s.shares == 0) if limits.gib else true(),
+        or_(
+            bindparam("most_gib", type_=Integer) == 0,
+            _s.gib + bindparam("size") <= bindparam("most_gib", type_=Integer),
+            _s.shares == 0,
+        ),
     )
     candidate = (
         select(_s.id)
-        .where(_of_key(key), room)
+        .where(
+            _s.project_id == bindparam("project"),
+            _s.share_network_id == bindparam("network"),
+            _s.backend == bindparam("of_backend"),
+            _s.security_key == bindparam("security"),
+            room,
+        )
         .order_by(case((_s.status == ServerStatus.ACTIVE.value, 0), else_=1), _s.created_at)
         .limit(1)
         .with_for_update()
         .scalar_subquery()
     )
-    return connection.execute(
+    return Prepared(
         update(share_servers)
         .where(_s.id == candidate, room)
-        .values(shares=_s.shares + 1, gib=_s.gib + gib, idle_since=None, updated_at=db_now())
+        .values(
+            shares=_s.shares + 1,
+            gib=_s.gib + bindparam("size"),
+            idle_since=None,
+            updated_at=db_now(),
+        )
         .returning(*share_servers.c)
-    ).first()
+    )
+
+
+_TAKE_ROOM = _taking_room()
+
+
+def _take_room(connection: Connection, key: ServerKey, gib: int, limits: Limits) -> Row[Any] | None:
+    return _TAKE_ROOM.first(
+        connection,
+        project=key.project_id,
+        network=key.share_network_id,
+        of_backend=key.backend,
+        security=key.security_key,
+        size=gib,
+        most=limits.shares,
+        most_gib=limits.gib,
+    )
 
 
 def _insert(connection: Connection, key: ServerKey, gib: int, operation_id: str) -> Row[Any] | None:
@@ -254,6 +291,37 @@ def remember(connection: Connection, builder_id: str, server_id: str) -> None:
     )
 
 
+_DEREFER = Prepared(
+    delete(share_server_refs)
+    .where(_r.share_id == bindparam("share"))
+    .returning(_r.share_server_id, _r.gib)
+)
+
+
+def _giving_back(values: Mapping[str, Any]) -> Prepared:
+    return Prepared(
+        update(share_servers)
+        .where(_s.id == bindparam("server"))
+        .values(
+            shares=_s.shares - 1,
+            gib=_s.gib - bindparam("size"),
+            updated_at=db_now(),
+            **values,
+        )
+        .returning(*share_servers.c)
+    )
+
+
+_LAST = and_(_s.shares == 1, _s.status == ServerStatus.ACTIVE.value)
+_GIVE_BACK_OR_IDLE = _giving_back({"idle_since": case((_LAST, db_now()), else_=_s.idle_since)})
+_GIVE_BACK_OR_DELETE = _giving_back(
+    {
+        "status": case((_LAST, ServerStatus.DELETING.value), else_=_s.status),
+        "deleter_id": case((_LAST, bindparam("deleter", type_=String)), else_=_s.deleter_id),
+    }
+)
+
+
 def release(
     connection: Connection, share_id: str, *, deleter_id: str | None, idle_after: bool = False
 ) -> Row[Any] | None:
@@ -262,28 +330,16 @@ def release(
     The last one to go marks the server ``deleting`` for ``deleter_id``; with ``idle_after`` it
     begins to be idle instead, and a clean-up takes it later.
     """
-    reference = connection.execute(
-        delete(share_server_refs).where(_r.share_id == share_id).returning(*share_server_refs.c)
-    ).first()
+    reference = _DEREFER.first(connection, share=share_id)
     if reference is None:
         return None
-    last = and_(_s.shares == 1, _s.status == ServerStatus.ACTIVE.value)
-    values: dict[str, Any] = {
-        "shares": _s.shares - 1,
-        "gib": _s.gib - reference.gib,
-        "updated_at": db_now(),
-    }
+    given = {"server": reference.share_server_id, "size": reference.gib}
     if idle_after:
-        values["idle_since"] = case((last, db_now()), else_=_s.idle_since)
+        row = _GIVE_BACK_OR_IDLE.first(connection, **given)
     else:
-        values["status"] = case((last, ServerStatus.DELETING.value), else_=_s.status)
-        values["deleter_id"] = case((last, deleter_id), else_=_s.deleter_id)
-    return connection.execute(
-        update(share_servers)
-        .where(_s.id == reference.share_server_id)
-        .values(values)
-        .returning(*share_servers.c)
-    ).one()
+        row = _GIVE_BACK_OR_DELETE.first(connection, deleter=deleter_id, **given)
+    assert row is not None, "a server that is referred to is not removed"
+    return row
 
 
 def abandon(connection: Connection, operation_id: str) -> Row[Any] | None:
@@ -348,6 +404,30 @@ def remove(connection: Connection, server_id: str) -> None:
     connection.execute(delete(share_servers).where(_s.id == server_id))
 
 
+def built_in_vain(connection: Connection, server_id: str, error: Mapping[str, str]) -> None:
+    """Nothing of a failed build is left outside: the row stays for a while and shows why."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id)
+        .values(
+            status=ServerStatus.ERROR.value,
+            error=dict(error),
+            deleter_id=None,
+            server_id=None,
+            network_info=None,
+            updated_at=db_now(),
+        )
+    )
+
+
+def forget_failed(connection: Connection, longer_than: float, limit: int) -> int:
+    """Remove rows of builds that failed so long ago; return how many."""
+    old = (
+        select(_s.id).where(audits.is_undone(), _s.updated_at < db_now() - longer_than).limit(limit)
+    )
+    return connection.execute(delete(share_servers).where(_s.id.in_(old))).rowcount
+
+
 def mark(connection: Connection, server_id: str, status: ServerStatus, error: Any) -> None:
     """Make a failed deletion visible."""
     connection.execute(
@@ -368,11 +448,21 @@ def idle(connection: Connection, longer_than: float, limit: int) -> list[str]:
     return [row.id for row in rows]
 
 
-def doom(connection: Connection, server_id: str, deleter_id: str) -> Row[Any] | None:
-    """Mark an unused server ``deleting``; None when somebody refers to it after all."""
+def doom(
+    connection: Connection,
+    server_id: str,
+    deleter_id: str,
+    *,
+    among: tuple[ServerStatus, ...] = (ServerStatus.ACTIVE,),
+) -> Row[Any] | None:
+    """Mark an unused server ``deleting``; None when somebody refers to it after all.
+
+    With statuses of failure ``among`` those it may have, the deletion is taken over from whoever
+    was at it before and finds nothing to do from now on.
+    """
     return connection.execute(
         update(share_servers)
-        .where(_s.id == server_id, _s.shares == 0, _s.status == ServerStatus.ACTIVE.value)
+        .where(_s.id == server_id, _s.shares == 0, _s.status.in_([one.value for one in among]))
         .values(
             status=ServerStatus.DELETING.value,
             deleter_id=deleter_id,

@@ -58,7 +58,8 @@ def _described() -> list[Column[Any]]:
     ]
 
 
-def _partial(name: str, *columns: Any, where: Any, unique: bool = False) -> Index:
+def partial_index(name: str, *columns: Any, where: Any, unique: bool = False) -> Index:
+    """An index of the rows for which ``where`` holds."""
     return Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
 
 
@@ -115,29 +116,29 @@ operations = Table(
     Column("finished_at", Float),
     UniqueConstraint("project_id", "idempotency_key"),
 )
-_partial(
+partial_index(
     "uq_operations_live_resource",
     operations.c.resource_kind,
     operations.c.resource_id,
     where=operations.c.state.in_(_values(LIVE_STATES)),
     unique=True,
 )
-_partial("ix_operations_due", operations.c.due_at, where=operations.c.due_at.is_not(None))
-_partial(
+partial_index("ix_operations_due", operations.c.due_at, where=operations.c.due_at.is_not(None))
+partial_index(
     "ix_operations_waits_for", operations.c.waits_for, where=operations.c.waits_for.is_not(None)
 )
-_partial(
+partial_index(
     "ix_operations_pending",
     operations.c.resource_id,
     operations.c.seq,
     where=operations.c.state == OperationState.PENDING.value,
 )
-_partial(
+partial_index(
     "ix_operations_result_due",
     operations.c.result_due_at,
     where=operations.c.result_due_at.is_not(None),
 )
-_partial(
+partial_index(
     "ix_operations_finished",
     operations.c.finished_at,
     where=operations.c.finished_at.is_not(None),
@@ -211,8 +212,9 @@ share_networks = Table(
     ),
     CheckConstraint("is_public OR NOT is_default", name="default_is_public"),
     Index("ix_share_networks_project", "project_id", "created_at", "id"),
+    Index("ix_share_networks_created", "created_at", "id"),
 )
-_partial(
+partial_index(
     "uq_share_networks_default",
     share_networks.c.is_default,
     where=share_networks.c.is_default,
@@ -275,6 +277,8 @@ share_servers = Table(
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
     CheckConstraint("shares >= 0 AND gib >= 0", name="counts"),
+    Index("ix_share_servers_project", "project_id", "created_at", "id"),
+    Index("ix_share_servers_created", "created_at", "id"),
 )
 _server_key = (
     share_servers.c.project_id,
@@ -282,14 +286,14 @@ _server_key = (
     share_servers.c.backend,
     share_servers.c.security_key,
 )
-_partial(
+partial_index(
     "uq_share_servers_one_building",
     *_server_key,
     where=share_servers.c.status.in_(_values((ServerStatus.NEW, ServerStatus.BUILDING))),
     unique=True,
 )
 Index("ix_share_servers_key", *_server_key)
-_partial(
+partial_index(
     "ix_share_servers_idle",
     share_servers.c.idle_since,
     where=share_servers.c.idle_since.is_not(None),
@@ -338,65 +342,11 @@ addresses = Table(
     Column("rests_until", Float, nullable=False, server_default="0"),
     UniqueConstraint("domain", "share_server_id", "ordinal"),
 )
-_partial(
+partial_index(
     "ix_addresses_resting",
     addresses.c.domain,
     addresses.c.rests_until,
     where=addresses.c.share_server_id.is_(None),
-)
-
-segments = Table(
-    "segments",
-    metadata,
-    # Who gives segment ids out: backends of one underlay share a domain.
-    Column("domain", String(255), primary_key=True),
-    Column("segmentation_id", Integer, primary_key=True, autoincrement=False),
-    _id("share_network_id", nullable=False),
-    Column("cidr", String(64), nullable=False),
-    # The same where we chose it: such subnets are unique, those that tenants chose may repeat.
-    Column("chosen_cidr", String(64)),
-    # The last holder, which dismantles what exists outside; nobody joins any more.
-    _id("closing_for"),
-    # When the id may be given out again; null while it is in use.
-    Column("rests_until", Float),
-    UniqueConstraint("domain", "share_network_id"),
-    UniqueConstraint("domain", "chosen_cidr"),
-)
-
-segment_holders = Table(
-    "segment_holders",
-    metadata,
-    _id("share_server_id", primary_key=True),
-    Column("domain", String(255), nullable=False),
-    Column("segmentation_id", Integer, nullable=False),
-    Index("ix_segment_holders_segment", "domain", "segmentation_id"),
-)
-
-dhcp_leases = Table(
-    "dhcp_leases",
-    metadata,
-    _id("share_server_id", primary_key=True),
-    # Which of the server's addresses it is.
-    Column("ordinal", Integer, primary_key=True, autoincrement=False),
-    # The DHCP server as host:port; two servers may give out the same private addresses.
-    Column("endpoint", String(255), nullable=False),
-    Column("address", String(64), nullable=False),
-    Column("mac", String(17), nullable=False),
-    # What the DHCP server calls itself: a release must say it.
-    Column("dhcp_server", String(64), nullable=False),
-    # Null until it was acknowledged, and for one that lasts for ever.
-    Column("renew_at", Float),
-    Column("expires_at", Float),
-    # Until when no other reconciler asks for its renewal, and no other worker renews it.
-    Column("asked_until", Float, nullable=False, server_default="0"),
-    Column("renewing_until", Float, nullable=False, server_default="0"),
-    # It is being released: nobody renews it any more.
-    Column("closing", Boolean, nullable=False, server_default=text("false")),
-    Column("failed_releases", Integer, nullable=False, server_default="0"),
-    UniqueConstraint("endpoint", "address"),
-)
-_partial(
-    "ix_dhcp_leases_renew_at", dhcp_leases.c.renew_at, where=dhcp_leases.c.renew_at.is_not(None)
 )
 
 shares = Table(
@@ -422,6 +372,7 @@ shares = Table(
     Column("error", JSON(none_as_null=True)),
     CheckConstraint("size > 0", name="size"),
     Index("ix_shares_project", "project_id", "created_at", "id"),
+    Index("ix_shares_created", "created_at", "id"),
 )
 
 snapshots = Table(
@@ -435,6 +386,7 @@ snapshots = Table(
     Column("status", String(16), nullable=False),
     Column("error", JSON(none_as_null=True)),
     Index("ix_snapshots_project", "project_id", "created_at", "id"),
+    Index("ix_snapshots_created", "created_at", "id"),
 )
 
 access_rules = Table(
@@ -453,7 +405,7 @@ access_rules = Table(
     Column("updated_at", Float, nullable=False),
     Index("ix_access_rules_share", "share_id", "created_at", "id"),
 )
-_partial(
+partial_index(
     "uq_access_rules_client",
     access_rules.c.share_id,
     access_rules.c.access_to,
@@ -480,7 +432,10 @@ backends = Table(
     Column("audit_due_at", Float),
     # Snapshots take in what has changed since they last looked.
     Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
+    # When somebody is to look whether its share servers serve; null where nobody can.
+    Column("check_at", Float),
 )
+partial_index("ix_backends_check_at", backends.c.check_at, where=backends.c.check_at.is_not(None))
 
 storage_pools = Table(
     "storage_pools",

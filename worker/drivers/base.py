@@ -127,6 +127,28 @@ class AuditOnServers(ABC):
         """Remove it there, as :meth:`~worker.plugin.Audit.remove_orphan`."""
 
 
+class Ensure(ABC):
+    """The power to serve again what a reboot of the server's host, or a person, took away.
+
+    Drivers whose storage system keeps its own exports do without.
+    """
+
+    @abstractmethod
+    def ensure_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Serve a share that was created before, with the content that it has.
+
+        What is served already is left alone. Rules may be missing afterwards: ``update_access``
+        follows. Raises :class:`~worker.errors.Fatal` when the share's data is not there; it is
+        never made anew.
+        """
+
+    @abstractmethod
+    def serves(self) -> bool:
+        """``single_svm``: whether the predefined server's file server runs, where it should."""
+
+
 class Decommission(ABC):
     """The power to leave the host as it was before the driver came."""
 

@@ -3,8 +3,8 @@
 Storage (:mod:`worker.systems.storage`) and export (:mod:`worker.systems.ganesha`) are separate:
 in ``single_svm`` the predefined server is an address of this host and its daemon is this
 driver's; with share servers it is the compute helper's, which says in the server's attribute
-``ganesha`` where it lives. Calling :meth:`GenericShareDriver.create_share` again repairs mount
-and export after a reboot, and leaves content and rules alone.
+``ganesha`` where it lives. After a reboot :meth:`GenericShareDriver.ensure_share` brings mount and
+export back, and leaves content and rules alone.
 
 The storage is this host's, also for servers that are part of it (namespaces). Servers that are
 machines of their own have storage of their own, in the directory that their attribute ``storage``
@@ -20,7 +20,7 @@ from typing import ClassVar, Final, Literal, cast
 
 from pydantic import Field, IPvAnyAddress
 
-from worker.drivers.base import AuditOnServers, Decommission, Resize, ShareDriver
+from worker.drivers.base import AuditOnServers, Decommission, Ensure, Resize, ShareDriver
 from worker.errors import ConfigurationError, Conflict, ErrorCode, Fatal
 from worker.failpoints import failpoint
 from worker.model import (
@@ -97,7 +97,7 @@ class GenericOptions(Options):
     )
 
 
-class GenericShareDriver(ShareDriver, Resize, Decommission, Audit, AuditOnServers):
+class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, AuditOnServers):
     """The generic driver: a local file system a share, exported by nfs-ganesha."""
 
     OptionsModel: ClassVar[type[Options]] = GenericOptions
@@ -136,6 +136,7 @@ class GenericShareDriver(ShareDriver, Resize, Decommission, Audit, AuditOnServer
         """As :meth:`ShareDriver.create_share`."""
         storage = self._storage(context, server)
         storage.create(share.id, share.size)
+        failpoint("create_share.after_storage")
         return self._exported(context, share, server, storage)
 
     def create_share_from_snapshot(
@@ -153,6 +154,7 @@ class GenericShareDriver(ShareDriver, Resize, Decommission, Audit, AuditOnServer
         if self.setting.servers_elsewhere:
             _check_here(storage, share, snapshot)
         storage.create_from_snapshot(share.id, snapshot.id, share.size)
+        failpoint("create_share.after_storage")
         return self._exported(context, share, server, storage)
 
     def delete_share(
@@ -209,6 +211,19 @@ class GenericShareDriver(ShareDriver, Resize, Decommission, Audit, AuditOnServer
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
         """As :meth:`Resize.share_size`."""
         return self._storage(context, server).limit(share.id) // GIB
+
+    def ensure_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """As :meth:`Ensure.ensure_share`."""
+        storage = self._storage(context, server)
+        storage.restore(share.id)
+        return self._exported(context, share, server, storage)
+
+    def serves(self) -> bool:
+        """As :meth:`Ensure.serves`; one that was never set up has nothing to serve."""
+        ganesha = self._ganesha(RequestContext(project_id=""), None)
+        return not ganesha.exists() or ganesha.running()
 
     def storage_pools(self) -> tuple[StoragePool, ...]:
         """As :meth:`ShareDriver.storage_pools`; one pool, named as the kind of storage.
@@ -278,7 +293,6 @@ class GenericShareDriver(ShareDriver, Resize, Decommission, Audit, AuditOnServer
     def _exported(
         self, context: RequestContext, share: Share, server: ShareServer | None, storage: Storage
     ) -> tuple[ExportLocation, ...]:
-        failpoint("create_share.after_storage")
         self._serving(context, server).add_export(share.id, storage.path(share.id))
         return tuple(
             ExportLocation(path=f"{_in_path(address)}:/shares/{share.id}", preferred=number == 0)

@@ -40,6 +40,7 @@ claim() {
 }
 """
 
+# The port of a namespace that ended a moment ago lingers for some milliseconds.
 # A bridge without an address still takes in what is sent to the host's other addresses:
 # rp_filter drops all of it (no route leads back over the bridge), arp_ignore keeps it silent.
 _JOIN: Final = (
@@ -95,6 +96,10 @@ if [ -n "$tunnel" ]; then
 fi
 [ -e "/run/netns/$namespace" ] || ip netns add "$namespace"
 if ! ip -n "$namespace" link show dev eth0 >/dev/null 2>&1; then
+    for _ in $(seq 25); do
+        exists "$port" || break
+        sleep 0.02
+    done
     exists "$port" && exit 65
     ip link add name "$port" type veth peer name eth0 netns "$namespace"
 fi

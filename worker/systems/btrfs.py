@@ -122,16 +122,27 @@ class BtrfsStorage(Storage):
         """As :meth:`Storage.create_from_snapshot`."""
         self._make(share_id, size, self._snapshot(snapshot_id))
 
+    def held_in(self, share_id: str) -> str:
+        """As :meth:`Storage.held_in`: the subvolume."""
+        return f"{self.data}/shares/{share_id}"
+
+    def attach(self, share_id: str) -> None:
+        """As :meth:`Storage.attach`."""
+        point = self.mount_point(share_id)
+        self.script(
+            _MOUNT, self.held_in(share_id), point, MOUNT_OPTIONS, doing=f"mount share {share_id}"
+        )
+
     def delete(self, share_id: str) -> None:
         """As :meth:`Storage.delete`."""
         self.unmount(share_id)
-        self.script(_DELETE, self._share(share_id), doing=f"delete share {share_id}")
+        self.script(_DELETE, self.held_in(share_id), doing=f"delete share {share_id}")
 
     def snapshot(self, snapshot_id: str, share_id: str) -> None:
         """As :meth:`Storage.snapshot`; takes milliseconds whatever the size."""
         self.script(
             _SNAPSHOT,
-            self._share(share_id),
+            self.held_in(share_id),
             self._snapshot(snapshot_id),
             doing=f"take snapshot {snapshot_id} of share {share_id}",
         )
@@ -143,7 +154,7 @@ class BtrfsStorage(Storage):
     def grow(self, share_id: str, size: int) -> None:
         """As :meth:`Storage.grow`."""
         self.script(
-            _LIMIT, str(size * GIB), self._share(share_id), doing=f"extend share {share_id}"
+            _LIMIT, str(size * GIB), self.held_in(share_id), doing=f"extend share {share_id}"
         )
 
     def limit(self, share_id: str) -> int:
@@ -174,20 +185,16 @@ class BtrfsStorage(Storage):
         self.command("rm", "-rf", "--one-file-system", self.root, doing=f"remove {self.root}")
 
     def _make(self, share_id: str, size: int, origin: str) -> None:
-        share = self._share(share_id)
+        share = self.held_in(share_id)
         self.script(_CREATE, share, str(size * GIB), origin, doing=f"create share {share_id}")
-        point = self.mount_point(share_id)
-        self.script(_MOUNT, share, point, MOUNT_OPTIONS, doing=f"mount share {share_id}")
+        self.attach(share_id)
 
     def _qgroup(self, share_id: str) -> list[str]:
         done = self.command(
-            *("btrfs", "qgroup", "show", "--raw", "--sync", "-re", "-f", self._share(share_id)),
+            *("btrfs", "qgroup", "show", "--raw", "--sync", "-re", "-f", self.held_in(share_id)),
             doing=f"read the quota of share {share_id}",
         )
         return done.stdout.splitlines()[-1].split()
-
-    def _share(self, share_id: str) -> str:
-        return f"{self.data}/shares/{share_id}"
 
     def _snapshot(self, snapshot_id: str) -> str:
         return f"{self.data}/snapshots/{snapshot_id}"

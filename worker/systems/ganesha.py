@@ -134,6 +134,18 @@ def daemons(shell: Shell, parent: str) -> list[str]:
     return sorted({match[1] for match in found if match})
 
 
+def serving_below(shell: Shell, parent: str) -> frozenset[str]:
+    """Return the directories in ``parent`` whose daemons live; one process, however many they are.
+
+    Raises :class:`~worker.errors.Retryable` when that cannot be told.
+    """
+    pattern = f"^ganesha.nfsd -f {parent}/".replace(".", "[.]")
+    done = shell.run(["pgrep", "-af", pattern], check=False)
+    if done.exit_code > 1:
+        raise Retryable(f"The NFS servers below {parent} cannot be listed: {done.stderr.strip()}")
+    return frozenset(re.findall(r" -f (\S+)/ganesha[.]conf ", done.stdout))
+
+
 class Ganesha:
     """The NFS server of one share server, worked on through the server's shell.
 

@@ -93,7 +93,7 @@ class ImageStorage(Storage):
         share = self._directory("shares", share_id)
         self.command("mkdir", "-p", share, doing=f"make {share}")
         self._on(share, _CREATE, str(size * GIB), doing=f"create share {share_id}")
-        self._mount(share_id)
+        self.attach(share_id)
 
     def create_from_snapshot(self, share_id: str, snapshot_id: str, size: int) -> None:
         """As :meth:`Storage.create_from_snapshot`."""
@@ -102,8 +102,22 @@ class ImageStorage(Storage):
         self.command("mkdir", "-p", share, doing=f"make {share}")
         doing = f"create share {share_id} from snapshot {snapshot_id}"
         self._on(share, _CLONE, origin, doing=doing, timeout=_COPY_LIMIT)
-        self._mount(share_id)
+        self.attach(share_id)
         self.grow(share_id, size)
+
+    def held_in(self, share_id: str) -> str:
+        """As :meth:`Storage.held_in`: the image."""
+        return f"{self._directory('shares', share_id)}/image"
+
+    def attach(self, share_id: str) -> None:
+        """As :meth:`Storage.attach`."""
+        self._on(
+            self._directory("shares", share_id),
+            _MOUNT,
+            self.mount_point(share_id),
+            MOUNT_OPTIONS,
+            doing=f"mount share {share_id}",
+        )
 
     def delete(self, share_id: str) -> None:
         """As :meth:`Storage.delete`."""
@@ -114,7 +128,7 @@ class ImageStorage(Storage):
 
     def snapshot(self, snapshot_id: str, share_id: str) -> None:
         """As :meth:`Storage.snapshot`."""
-        self._mount(share_id)
+        self.attach(share_id)
         snapshot = self._directory("snapshots", snapshot_id)
         self.command("mkdir", "-p", snapshot, doing=f"make {snapshot}")
         self._on(
@@ -158,15 +172,6 @@ class ImageStorage(Storage):
     def close(self) -> None:
         """As :meth:`Storage.close`."""
         self.command("rm", "-rf", "--one-file-system", self.root, doing=f"remove {self.root}")
-
-    def _mount(self, share_id: str) -> None:
-        self._on(
-            self._directory("shares", share_id),
-            _MOUNT,
-            self.mount_point(share_id),
-            MOUNT_OPTIONS,
-            doing=f"mount share {share_id}",
-        )
 
     def _sizes(self, share_id: str) -> tuple[int, int]:
         done = self.script(

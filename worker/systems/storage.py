@@ -85,6 +85,25 @@ class Storage(ABC):
     def create_from_snapshot(self, share_id: str, snapshot_id: str, size: int) -> None:
         """Make a share with the snapshot's content and a limit of its own, and mount it."""
 
+    def restore(self, share_id: str) -> None:
+        """Mount a share that was created before; nothing is made where its data is missing."""
+        held_in = self.held_in(share_id)
+        if self.shell.run(["test", "-e", held_in], check=False).exit_code != 0:
+            raise Fatal(
+                f"The data of share {share_id} is not at {held_in} any more; bring it back and "
+                f"run `sharewright share-server ensure`, or delete the share.",
+                object=f"share {share_id}",
+            )
+        self.attach(share_id)
+
+    @abstractmethod
+    def held_in(self, share_id: str) -> str:
+        """Return the path that is there exactly if the share's data is."""
+
+    @abstractmethod
+    def attach(self, share_id: str) -> None:
+        """Mount a share; mounted already is fine."""
+
     @abstractmethod
     def delete(self, share_id: str) -> None:
         """Unmount and remove the share; gone is fine."""

@@ -27,7 +27,7 @@ from worker.manager import Audited
 from worker.model import Owned, OwnerKind, ServerStatus, ShareServer
 from worker.queues import queue_for
 from worker.saga import Act, Commit
-from worker.tasks.repair import NAME, Done, Look, repair
+from worker.tasks.orphans import NAME, Done, Look, repair
 
 SYSTEM_PROJECT: Final = "sharewright"
 """Whose the operations are that nobody asked for."""

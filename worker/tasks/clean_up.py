@@ -10,6 +10,7 @@ from worker.config import Config
 from worker.db import journal
 from worker.db.operation import Dispatch
 from worker.queues import queue_for
+from worker.tasks import repairs
 
 SAGA = "clean_up_share_server"
 FIRST_TASK = "delete_share_server"
@@ -17,8 +18,15 @@ FIRST_TASK = "delete_share_server"
 
 def start_clean_up(
     connection: Connection, config: Config, server: Row[Any], operation_id: str
-) -> Dispatch:
-    """Accept the clean-up of a server that is marked ``deleting`` for it in this transaction."""
+) -> list[Dispatch]:
+    """Accept the clean-up of a server that is marked ``deleting`` for it in this transaction.
+
+    A repair that is under way on the server is cancelled, and the clean-up follows it.
+    """
+    resource = ("share_server", server.id)
+    because = f"The share server {server.id} is being deleted."
+    bells = repairs.cancel(connection, config, resource, because)
+    busy = journal.is_busy(connection, *resource)
     bell = journal.accept(
         connection,
         {
@@ -34,8 +42,8 @@ def start_clean_up(
             "queue": queue_for(config, server.backend),
             "task": FIRST_TASK,
         },
-        running=True,
+        running=not busy,
         patience=config.engine.lease,
     )
     assert bell is not None, "the operation's id is new"
-    return bell
+    return bells if busy else [bell]

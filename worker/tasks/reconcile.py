@@ -25,10 +25,11 @@ from worker.db.tables import operation_aliases, operation_steps, operations
 from worker.failpoints import failpoint
 from worker.job import Runtime
 from worker.model import Phase
+from worker.tasks import checks
 from worker.tasks.audit import ask_for_audits
 from worker.tasks.clean_up import start_clean_up
+from worker.tasks.orphans import NAME as AUDIT
 from worker.tasks.renewals import Send, ask_for_renewals
-from worker.tasks.repair import NAME as AUDIT
 
 TICK_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 30.0
@@ -53,6 +54,7 @@ class Reconciler:
     depth: Depth
     ask_for_reports: AskForReports
     send_renewals: Send
+    send_checks: checks.Send
     _next_reports: float = 0.0
     _next_housekeeping: float = 0.0
 
@@ -76,6 +78,7 @@ class Reconciler:
         self._store_results()
         self._clean_up_idle()
         ask_for_renewals(self.runtime, self.send_renewals)
+        checks.ask_for_checks(self.runtime, self.send_checks)
         now = time.monotonic()
         if now >= self._next_reports:
             self._next_reports = now + self.runtime.config.engine.report_interval
@@ -85,6 +88,7 @@ class Reconciler:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             self._purge()
             self._forget_orphans()
+            self._forget_failed()
         self.runtime.keeper.flush()
         return taken_up
 
@@ -167,8 +171,8 @@ class Reconciler:
                 row = servers.doom(connection, server_id, operation_id)
                 if row is None:
                     continue  # somebody joined it at the last moment
-                bell = start_clean_up(connection, config, row, operation_id)
-            self.runtime.ring([bell])
+                bells = start_clean_up(connection, config, row, operation_id)
+            self.runtime.ring(bells)
 
     def _purge(self) -> None:
         """Forget ended operations, in batches, after the time that they are kept."""
@@ -203,3 +207,10 @@ class Reconciler:
             gone = leases.forget_orphans(connection)
         if gone:
             _log.info("Forgot %d DHCP leases of share servers that are no more.", gone)
+
+    def _forget_failed(self) -> None:
+        kept = self.runtime.config.engine.keep_failed_share_servers
+        with transaction(self.runtime.engine) as connection:
+            gone = servers.forget_failed(connection, kept, PURGE_BATCH)
+        if gone:
+            _log.info("Forgot %d share servers whose build failed long ago.", gone)

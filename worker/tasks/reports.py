@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, delete, or_, select, update
+from sqlalchemy import Connection, delete, func, or_, select, update
 
 from worker.db.engine import db_now, insert_into, transaction
 from worker.db.tables import backends, storage_pools
@@ -86,6 +86,7 @@ def _write(connection: Connection, name: str, report: Report, capabilities: dict
             reported_at=db_now(),
             reporting_until=None,
             report_error="",
+            check_at=func.coalesce(backends.c.check_at, db_now()) if report.is_watched else None,
         )
     )
     for pool in report.pools:

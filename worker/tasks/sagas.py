@@ -10,9 +10,11 @@ from collections.abc import Mapping
 from typing import Final
 
 from worker.saga import Act, Saga, forward_only, undoable
-from worker.tasks import access, audit, servers, shares, snapshots
+from worker.tasks import access, audit, ensure, servers, shares, snapshots
 from worker.tasks.clean_up import SAGA as CLEAN_UP
-from worker.tasks.repair import NAME as AUDIT
+from worker.tasks.orphans import NAME as AUDIT
+from worker.tasks.repairs import ENSURE_SERVER, RESTART_SERVER
+from worker.tasks.repairs import ENSURE_SHARE as ENSURE_ONE
 
 ALLOCATE_NETWORK: Final = undoable(servers.allocate_network, undo=servers.deallocate_network)
 GET_SHARE_SERVER: Final = undoable(servers.get_share_server, undo=servers.delete_share_server)
@@ -63,6 +65,21 @@ AUDIT_BACKEND: Final = forward_only(
     because="nobody can use what it removes",
     on_failure=audit.audit_failed,
 )
+ENSURE_SHARE_SERVER: Final = forward_only(
+    ensure.ensure_share_server,
+    because="clients use what serves already",
+    on_failure=ensure.server_not_ensured,
+)
+ENSURE_SHARES: Final = forward_only(
+    ensure.ensure_shares,
+    because="each share has an operation of its own",
+    on_failure=ensure.server_not_ensured,
+)
+ENSURE_SHARE: Final = forward_only(
+    ensure.ensure_share,
+    because="clients use what is served already",
+    on_failure=ensure.share_not_ensured,
+)
 
 ALL: Final = (
     Saga(
@@ -79,6 +96,9 @@ ALL: Final = (
     Saga("delete_snapshot", (DELETE_SNAPSHOT,)),
     Saga(CLEAN_UP, (DELETE_SHARE_SERVER, DEALLOCATE_NETWORK)),
     Saga(AUDIT, (AUDIT_BACKEND,)),
+    Saga(ENSURE_SERVER, (ENSURE_SHARE_SERVER, ENSURE_SHARES)),
+    Saga(RESTART_SERVER, (ENSURE_SHARE_SERVER,)),
+    Saga(ENSURE_ONE, (ENSURE_SHARE,)),
 )
 SAGAS: Final[Mapping[str, Saga]] = {saga.name: saga for saga in ALL}
 ACTS: Final[Mapping[str, Act]] = {act.name: act for saga in ALL for act in saga.acts()}

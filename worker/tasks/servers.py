@@ -11,17 +11,20 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from worker.db import inventory, servers
+from worker.db import inventory, journal, servers
 from worker.db.servers import Limits, ServerKey
 from worker.errors import ErrorCode, Fatal, StepError
 from worker.failpoints import failpoint
 from worker.job import Job, Writing
-from worker.model import ServerStatus, ShareServer
+from worker.model import ServerStatus, ShareServer, ShareServerDetails
 from worker.saga import Act, Commit
+from worker.tasks import repairs
 from worker.tasks.security import services_of
 
 RECHECK_SECONDS = 60.0
 """A wake-up that was lost is made up for after this long."""
+REPAIR_RECHECK_SECONDS = 1.0
+"""Until another look whether a repair of a server that is to be deleted has ended."""
 
 
 def _allocate_network(job: Job) -> Commit:
@@ -51,10 +54,12 @@ def _allocate_network(job: Job) -> Commit:
                 waits_for=key.waits_for,
                 recheck=RECHECK_SECONDS,
             )
+        elif not joined.is_builder:
+            inventory.attach_server(writing.connection, share_id, joined.server.id)
+            writing.finish()
     assert joined is not None, "parked otherwise"
+    assert joined.is_builder, "parked or finished otherwise"
     server = joined.server
-    if not joined.is_builder:
-        return lambda writing: inventory.attach_server(writing.connection, share_id, server.id)
     failpoint("allocate_network.after_join")
     info = job.manager.allocate_network(job.context, server, network)
 
@@ -68,23 +73,30 @@ def _allocate_network(job: Job) -> Commit:
 def _get_share_server(job: Job) -> Commit | None:
     with job.reading() as connection:
         row = servers.referred(connection, job.operation.resource_id)
-        if row is None:
-            raise _lost_server(job)
-        server = servers.server_of(row)
-        if server.status is ServerStatus.ACTIVE:
-            return None
-        network = inventory.network(connection, row.share_network_id)
-        security_services = services_of(job.runtime.config, connection, server)
-    assert server.network_info is not None, "allocate_network comes first"
-    details = job.manager.get_share_server(
-        job.context, server, network, server.network_info, security_services
-    )
+    if row is None:
+        raise _lost_server(job)
+    server = servers.server_of(row)
+    if server.status is ServerStatus.ACTIVE:
+        return None
+    details = served_by(job, server)
 
     def commit(writing: Writing) -> None:
         key = servers.built(writing.connection, server.id, details)
         writing.wake(key.waits_for)
 
     return commit
+
+
+def served_by(job: Job, server: ShareServer) -> ShareServerDetails:
+    """Ask for a server as it was allocated: what is there of it is found again."""
+    assert server.network_info is not None, "allocate_network comes first"
+    assert server.share_network_id is not None, "a server is made for a share network"
+    with job.reading() as connection:
+        network = inventory.network(connection, server.share_network_id)
+        security_services = services_of(job.runtime.config, connection, server)
+    return job.manager.get_share_server(
+        job.context, server, network, server.network_info, security_services
+    )
 
 
 def _lost_server(job: Job) -> Fatal:
@@ -106,11 +118,27 @@ def _delete_share_server(job: Job) -> Commit | None:
 
 def _deallocate_network(job: Job) -> Commit | None:
     server = _give_back(job)
-    if server is None:
-        return None
-    failpoint("deallocate_network.after_release")
-    job.manager.deallocate_network(job.context, server)
-    return lambda writing: servers.remove(writing.connection, server.id)
+    if server is not None:
+        failpoint("deallocate_network.after_release")
+        job.manager.deallocate_network(job.context, server)
+
+    def commit(writing: Writing) -> None:
+        if server is not None:
+            _forget(writing, server)
+        if job.operation.resource_kind == "share_server":
+            writing.result = {"id": job.operation.resource_id, "status": "deleted"}
+
+    return commit
+
+
+def _forget(writing: Writing, server: ShareServer) -> None:
+    """The row goes; that of a build which failed stays a while, for people to see why."""
+    error = writing.operation.error
+    in_vain = writing.operation.undoing and server.details is None
+    if in_vain and error is not None and error["code"] != ErrorCode.CANCELLED:
+        servers.built_in_vain(writing.connection, server.id, error)
+    else:
+        servers.remove(writing.connection, server.id)
 
 
 def _give_back(job: Job) -> ShareServer | None:
@@ -121,6 +149,8 @@ def _give_back(job: Job) -> ShareServer | None:
     """
     with job.transaction() as writing:
         row = give_back(writing)
+        if row is not None:
+            _await_repair(writing, row.id)
     return None if row is None else servers.server_of(row)
 
 
@@ -137,6 +167,21 @@ def give_back(writing: Writing) -> Row[Any] | None:
     released = servers.release(writing.connection, operation.resource_id, deleter_id=operation.id)
     mine = released is not None and released.deleter_id == operation.id
     return released if mine else None
+
+
+def _await_repair(writing: Writing, server_id: str) -> None:
+    """A repair that is under way on the server would make again what is deleted: it ends first."""
+    live = journal.live(writing.connection, "share_server", server_id)
+    if live is None or live.id == writing.operation.id:
+        return
+    because = f"The share server {server_id} is being deleted."
+    resource = ("share_server", server_id)
+    writing.bells.extend(repairs.cancel(writing.connection, writing.config, resource, because))
+    writing.park(
+        f"Operation {live.id} is still at work on share server {server_id}.",
+        waits_for=f"share_server:{server_id}",
+        recheck=REPAIR_RECHECK_SECONDS,
+    )
 
 
 def _let_others_build(writing: Writing, row: Row[Any]) -> None:

@@ -22,8 +22,7 @@ def share_and_server(
     job: Job, connection: Connection, share_id: str
 ) -> tuple[Row[Any], ShareServer | None]:
     """Return a share's row and the server that it lives on (None in ``single_svm``)."""
-    row = inventory.share_row(connection, share_id)
-    server = servers.get(connection, row.share_server_id) if row.share_server_id else None
+    row, server = inventory.share_and_server(connection, share_id)
     if server is not None and server.security_key:
         server = with_services(job.runtime.config, connection, server)
     return row, server
@@ -83,7 +82,7 @@ def forget(writing: Writing, row: Row[Any]) -> None:
     )
     inventory.remove_share(writing.connection, row.id)
     if released is not None and released.deleter_id == clean_up:
-        writing.bells.append(start_clean_up(writing.connection, writing.config, released, clean_up))
+        writing.bells.extend(start_clean_up(writing.connection, writing.config, released, clean_up))
 
 
 def share_not_deleted(job: Job, error: StepError) -> Commit:

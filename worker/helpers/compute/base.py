@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
 from worker.model import (
     DriverMode,
     NetworkInfo,
+    Outage,
     RequestContext,
     SecurityService,
     ShareNetwork,
@@ -58,6 +59,21 @@ class ComputeHelper(ABC):
         """Delete it by its recorded id or by the name made of its row's id; gone is fine.
 
         Raises :class:`~worker.errors.NotReady` while it goes: its addresses are released next.
+        """
+
+
+class Watched(ABC):
+    """The power of a compute helper to tell which of its servers have stopped to serve.
+
+    It is asked every few seconds by workers of its backend's host.
+    """
+
+    @abstractmethod
+    def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
+        """Return what active servers lack, by their ids; those that serve are left out.
+
+        Cheap while all is well, however many they are. What is found is mended by
+        ``get_share_server``. Raises :class:`~worker.errors.Retryable` when it cannot be told.
         """
 
 

@@ -125,14 +125,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked):
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
         """As :meth:`ComputeHelper.get_share_server`."""
-        del security_services  # the share driver's business, on the server
-        if not network_info.ports:
-            raise Fatal(
-                f"Share server {share_server.id} has no Neutron ports to attach to a node: share "
-                f"network {share_network.id} is served by another network helper; use neutron.",
-                object=f"share_server {share_server.id}",
-                code=ErrorCode.CONFIGURATION,
-            )
+        del share_network, security_services  # its ports say where; its driver asks directories
         work = _Work(self._ironic, context, share_server)
         node = work.node_of(self._allocation(work))
         try:
@@ -172,7 +165,9 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked):
         allocation = work.allocation() or work.allocate(self._options)
         failpoint("ironic.after_allocation")
         if allocation.state == "error":
-            raise work.failed(f"Ironic has no node for it: {allocation.last_error}")
+            error = work.failed(f"Ironic has no node for it: {allocation.last_error}")
+            error.code = ErrorCode.COMPUTE_EXHAUSTED
+            raise error
         if allocation.state != "active":
             raise NotReady(
                 f"Ironic still chooses a node for share server {work.server.id}.",
@@ -251,14 +246,14 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked):
                 )
             work.release(allocation)
             return
+        # The call reads the node anew, and then it has no reason any more.
+        failed = self._not_undeployed(work, node) if state == "error" else None
         work.change(
             f"undeploy node {node.id}",
             lambda c: c.baremetal.set_node_provision_state(node, "deleted"),
         )
         failpoint("ironic.after_undeploy")
-        if state == "error":
-            raise self._not_undeployed(work, node)
-        raise self._busy(work, node)
+        raise failed or self._busy(work, node)
 
     def _check_undeployed(self, work: _Work) -> None:
         """Where the recorded node is nobody's, it may still be on its way back from us."""

@@ -19,7 +19,7 @@ To attach a client, put an interface on the bridge that the server's attribute `
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final, cast
 
 from pydantic import Field, IPvAnyAddress
@@ -33,10 +33,11 @@ from worker.errors import (
     StepError,
 )
 from worker.failpoints import failpoint
-from worker.helpers.compute.base import ComputeHelper, Reachable
+from worker.helpers.compute.base import ComputeHelper, Reachable, Watched
 from worker.model import (
     DriverMode,
     NetworkInfo,
+    Outage,
     Owned,
     OwnerKind,
     RequestContext,
@@ -47,7 +48,7 @@ from worker.model import (
 )
 from worker.plugin import Audit, Options, Setting, remnant
 from worker.systems.bridges import Plug, Vlan, Vxlan, join, leave, remove_bridge, short, there
-from worker.systems.ganesha import Ganesha, command_pattern, daemons
+from worker.systems.ganesha import Ganesha, command_pattern, daemons, serving_below
 from worker.systems.local import NAMESPACES, LocalShell
 from worker.systems.shell import Guarded, Shell
 
@@ -85,7 +86,7 @@ class NamespaceOptions(Options):
     )
 
 
-class NamespaceComputeHelper(ComputeHelper, Reachable, Audit):
+class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     """Makes share servers out of network namespaces, with an NFS server inside."""
 
     OptionsModel: ClassVar[type[Options]] = NamespaceOptions
@@ -114,10 +115,12 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Audit):
         bridge = self._options.bridge or bridge_name(share_network.id)
         host = Guarded(LocalShell(), context.guard)
         try:
+            self._end_stray(context, share_server, network_info)
             self._plug(host, bridge, share_server, share_network, network_info)
             failpoint("get_share_server.after_plug")
             self._address(host, namespace, network_info)
-            ganesha = self._ganesha(context, share_server, network_info)
+            inside = Guarded(self.shell(share_server), context.guard)
+            ganesha = self._ganesha(inside, share_server, network_info)
             failpoint("get_share_server.after_address")
             ganesha.ensure_running()
         except Retryable as error:
@@ -157,6 +160,17 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Audit):
             raise
         host.run(["rm", "-rf", "--one-file-system", self._directory(share_server.id)])
 
+    def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
+        """As :meth:`Watched.outages`."""
+        serving = serving_below(LocalShell(), self._directories)
+        found: dict[str, Outage] = {}
+        for server in share_servers:
+            if not (NAMESPACES / namespace_name(server.id)).exists():
+                found[server.id] = Outage.SERVER
+            elif self._directory(server.id) not in serving:
+                found[server.id] = Outage.FILE_SERVER
+        return found
+
     def shell(self, share_server: ShareServer) -> Shell:
         """As :meth:`Reachable.shell`."""
         return LocalShell(namespace_name(share_server.id))
@@ -190,6 +204,16 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Audit):
             return
         host = Guarded(LocalShell(), context.guard)
         remove_bridge(host, bridge_name(owned.owner_id), owned.owner_id)
+
+    def _end_stray(
+        self, context: RequestContext, share_server: ShareServer, network_info: NetworkInfo
+    ) -> None:
+        """End a daemon whose namespace lost its name: nobody enters that one any more."""
+        if (NAMESPACES / namespace_name(share_server.id)).exists():
+            return
+        stray = self._ganesha(Guarded(LocalShell(), context.guard), share_server, network_info)
+        if stray.exists():
+            stray.stop()
 
     def _plug(
         self,
@@ -253,15 +277,18 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Audit):
         host.run(["ip", "-n", namespace, "-batch", "-"], stdin="\n".join(lines) + "\n")
 
     def _ganesha(
-        self, context: RequestContext, share_server: ShareServer, network_info: NetworkInfo
+        self, shell: Shell, share_server: ShareServer, network_info: NetworkInfo
     ) -> Ganesha:
         several = len(network_info.addresses) > 1
         bind = "0.0.0.0" if several else network_info.addresses[0]  # noqa: S104 - all of its own
-        shell = Guarded(self.shell(share_server), context.guard)
         return Ganesha(shell, self._directory(share_server.id), bind)
 
     def _directory(self, server_id: str) -> str:
-        return f"{self.setting.state_dir}/servers/{server_id}"
+        return f"{self._directories}/{server_id}"
+
+    @property
+    def _directories(self) -> str:
+        return f"{self.setting.state_dir}/servers"
 
 
 def namespace_name(server_id: str) -> str:

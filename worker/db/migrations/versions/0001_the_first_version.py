@@ -82,7 +82,16 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sa.Column("report_error", sa.Text(), server_default="", nullable=False),
         sa.Column("audit_due_at", sa.Float(), nullable=True),
         sa.Column("changed_at", sa.Float(), nullable=False),
+        sa.Column("check_at", sa.Float(), nullable=True),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_backends")),
+    )
+    op.create_index(
+        "ix_backends_check_at",
+        "backends",
+        ["check_at"],
+        unique=False,
+        sqlite_where=sa.text("check_at IS NOT NULL"),
+        postgresql_where=sa.text("check_at IS NOT NULL"),
     )
     op.create_table(
         "counters",
@@ -455,6 +464,12 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sqlite_where=sa.text("idle_since IS NOT NULL"),
     )
     op.create_index(
+        "ix_share_servers_project",
+        "share_servers",
+        ["project_id", "created_at", "id"],
+        unique=False,
+    )
+    op.create_index(
         "ix_share_servers_key",
         "share_servers",
         ["project_id", "share_network_id", "backend", "security_key"],
@@ -545,6 +560,8 @@ def upgrade() -> None:  # noqa: PLR0915 - a statement for each table and index
         sa.PrimaryKeyConstraint("backend", "name", name=op.f("pk_storage_pools")),
     )
     audit.create()
+    for table in ("share_networks", "share_servers", "shares", "snapshots"):
+        op.create_index(f"ix_{table}_created", table, ["created_at", "id"], unique=False)
 
 
 def downgrade() -> None:

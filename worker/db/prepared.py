@@ -1,0 +1,130 @@
+"""Statements that are built once, for what every share goes through.
+
+Of the CPU that a small statement takes on PostgreSQL, SQLAlchemy's share is three quarters when it
+is built anew, and half when it is not (docs/performance.md). A :class:`Prepared` is compiled once a
+process; its text then goes to psycopg itself, which prepares it on the server. On SQLite, where a
+statement costs more than what is around it, SQLAlchemy runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import psycopg
+from psycopg.rows import namedtuple_row
+from sqlalchemy import BindParameter, ClauseElement, Connection, Executable, Row
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.visitors import replacement_traverse
+
+_CURSOR = "sharewright.cursor"
+
+
+@dataclass(frozen=True, slots=True)
+class _Compiled:
+    """A statement as psycopg takes it, and what SQLAlchemy's types make of its parameters."""
+
+    text: str
+    convert: Mapping[str, Callable[[Any], Any]]
+
+    def values(self, given: dict[str, Any]) -> dict[str, Any]:
+        for name, process in self.convert.items():
+            given[name] = process(given[name])
+        return given
+
+
+class Prepared:
+    """A statement whose parameters are named by ``bindparam``.
+
+    What differs between the databases is given as a function of the dialect's name; it is built
+    when it is first run.
+    """
+
+    def __init__(self, build: Executable | Callable[[str], Executable]) -> None:
+        self._build = build
+        self._built: dict[str, ClauseElement] = {}
+        self._compiled: _Compiled | None = None
+
+    def first(self, connection: Connection, **values: Any) -> Row[Any] | None:
+        """Run it; return the first row."""
+        if connection.dialect.name == "sqlite":
+            return connection.execute(self.statement("sqlite"), values).first()
+        # A named tuple of psycopg's has all that is asked of a row: names, and _asdict.
+        return cast("Row[Any] | None", self._send(connection, values).fetchone())
+
+    def all(self, connection: Connection, **values: Any) -> Sequence[Row[Any]]:
+        """Run it; return all rows."""
+        if connection.dialect.name == "sqlite":
+            return connection.execute(self.statement("sqlite"), values).all()
+        return cast("Sequence[Row[Any]]", self._send(connection, values).fetchall())
+
+    def run(self, connection: Connection, **values: Any) -> int:
+        """Run it; return how many rows it changed, if it returns none."""
+        if connection.dialect.name == "sqlite":
+            return connection.execute(self.statement("sqlite"), values).rowcount
+        return self._send(connection, values).rowcount
+
+    def statement(self, dialect: str) -> Any:
+        """The statement for a dialect, its constants written out.
+
+        A plan that serves every value of a parameter cannot use a partial index.
+        """
+        if dialect not in self._built:
+            built = self._build(dialect) if callable(self._build) else self._build
+            self._built[dialect] = replacement_traverse(cast("Any", built), {}, _written_out)
+        return self._built[dialect]
+
+    def _send(self, connection: Connection, values: dict[str, Any]) -> psycopg.Cursor[Any]:
+        compiled = self._compiled
+        if compiled is None:
+            compiled = self._compiled = _compile(connection, self.statement("postgresql"))
+        return send(connection, compiled.text, compiled.values(values))
+
+
+def _written_out(element: Any, **_: Any) -> Any:
+    if isinstance(element, BindParameter) and not element.required:
+        return element.render_literal_execute()
+    return None
+
+
+def _compile(connection: Connection, statement: ClauseElement) -> _Compiled:
+    dialect = connection.dialect
+    compiled = statement.compile(dialect=dialect)
+    assert isinstance(compiled, SQLCompiler)
+    asked = {name: bound for name, bound in compiled.binds.items() if bound.required}
+    text = compiled.construct_expanded_state(dict.fromkeys(asked)).statement
+    processors = {
+        name: bound.type.dialect_impl(dialect).bind_processor(dialect)
+        for name, bound in asked.items()
+    }
+    return _Compiled(text, {name: found for name, found in processors.items() if found})
+
+
+def send(
+    connection: Connection, text: str, values: Mapping[str, Any] | None = None
+) -> psycopg.Cursor[Any]:
+    """Send a statement past SQLAlchemy, over the same connection and in its transaction.
+
+    Raises SQLAlchemy's own errors.
+    """
+    kept = connection.info
+    cursor: psycopg.Cursor[Any] | None = kept.get(_CURSOR)
+    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    if cursor is None:
+        cursor = kept[_CURSOR] = driver.cursor(row_factory=namedtuple_row)
+    try:
+        return cursor.execute(text, values)
+    except psycopg.Error as error:
+        gone = driver.closed or driver.broken
+        if gone:
+            connection.invalidate(error)
+        raise DBAPIError.instance(
+            text,
+            None,  # what was asked for stands in no log
+            error,
+            psycopg.Error,
+            connection_invalidated=gone,
+            dialect=connection.dialect,
+        ) from error

@@ -1,0 +1,137 @@
+"""Making the outside what the database says again, as after a reboot.
+
+A server is asked for once more, with what was allocated for it. Then each share on it gets an
+operation of its own: that takes its turn among the share's others, so it never meets a delete,
+which goes ahead of it.
+"""
+
+from __future__ import annotations
+
+import uuid
+
+from worker.db import inventory, servers, upkeep
+from worker.db.documents import plain, shown
+from worker.errors import StepError
+from worker.failpoints import failpoint
+from worker.job import Job, Writing
+from worker.model import ServerStatus, ShareServer, ShareStatus
+from worker.saga import Act, Commit
+from worker.tasks.repairs import ENSURE_SHARE, Asker, start
+from worker.tasks.servers import served_by
+from worker.tasks.shares import share_and_server
+
+_SERVED = {ShareStatus.AVAILABLE.value, ShareStatus.ERROR.value}
+
+
+def _server(job: Job) -> ShareServer | None:
+    """The active server that the operation is about; None for the predefined one."""
+    if job.operation.resource_kind == "backend":
+        return None
+    with job.reading() as connection:
+        return servers.get(connection, job.operation.resource_id)
+
+
+def _ensure_share_server(job: Job) -> Commit | None:
+    server = _server(job)
+    if server is None or server.status is not ServerStatus.ACTIVE:
+        return _answer_nothing
+    details = served_by(job, server)
+
+    def commit(writing: Writing) -> None:
+        upkeep.ensured(writing.connection, server.id, details)
+        _answer_nothing(writing)
+
+    return commit
+
+
+def _answer_nothing(writing: Writing) -> None:
+    """What a restart answers: no operations followed."""
+    writing.result = _answer(writing, [])
+
+
+def _answer(writing: Writing, started: list[str]) -> dict[str, object]:
+    operation = writing.operation
+    return {f"{operation.resource_kind}_id": operation.resource_id, "operations": started}
+
+
+def _ensure_shares(job: Job) -> Commit | None:
+    """Start what brings the exports back; repeated, it finds what it started."""
+    server = _server(job)
+    operation = job.operation
+    gone = operation.resource_kind != "backend" and (
+        server is None or server.status is not ServerStatus.ACTIVE
+    )
+    if gone or not job.manager.can_ensure:
+        return _answer_nothing
+    assert operation.backend is not None, "a step without a backend has no manager"
+    with job.reading() as connection:
+        made = inventory.made_on(connection, operation.backend, server.id if server else None)
+    asker = Asker(operation.project_id, operation.user_id, operation.request_id)
+    started = []
+    for share_id in made:
+        with job.transaction() as writing:
+            if not inventory.hold_share(writing.connection, share_id):
+                continue
+            one = start(
+                writing.connection,
+                writing.config,
+                ENSURE_SHARE,
+                ("share", share_id),
+                backend=operation.backend,
+                asker=asker,
+                operation_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{operation.id} {share_id}")),
+            )
+            writing.bells.extend(one.bells)
+        started.append(one.operation_id)
+
+    def commit(writing: Writing) -> None:
+        writing.result = _answer(writing, started)
+
+    return commit
+
+
+def server_not_ensured(job: Job, error: StepError) -> Commit:
+    """The server does not serve: it shows why, and stays active to be tried again."""
+    return lambda writing: upkeep.not_ensured(
+        writing.connection, job.operation.resource_id, error.to_json()
+    )
+
+
+def _ensure_share(job: Job) -> Commit | None:
+    with job.transaction() as writing:
+        row, server = share_and_server(job, writing.connection, job.operation.resource_id)
+        served = row.status in _SERVED and bool(row.export_locations)
+        # What was asked for later has an operation of its own behind this one.
+        rules, generation = (
+            inventory.begin_access(writing.connection, row.id, up_to=row.applied_generation)
+            if served
+            else ([], 0)
+        )
+    if not served:
+        return None
+    share = inventory.share_of(row)
+    locations = job.manager.ensure_share(job.context, share, server)
+    failpoint("ensure_share.after_export")
+    job.manager.update_access(job.context, share, server, rules, generation)
+
+    def commit(writing: Writing) -> None:
+        ensured = inventory.ensured(
+            writing.connection, share.id, locations=[plain(location) for location in locations]
+        )
+        writing.result = None if ensured is None else shown(ensured)
+
+    return commit
+
+
+def share_not_ensured(job: Job, error: StepError) -> Commit:
+    """The share is not served, and shows why."""
+
+    def commit(writing: Writing) -> None:
+        inventory.ensured(writing.connection, job.operation.resource_id, error=error.to_json())
+
+    return commit
+
+
+ensure_share_server = Act("ensure_share_server", _ensure_share_server, timeout=300)
+ensure_shares = Act("ensure_shares", _ensure_shares, timeout=300)
+ensure_share = Act("ensure_share", _ensure_share, timeout=120)
