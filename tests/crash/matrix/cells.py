@@ -31,6 +31,7 @@ _AROUND: Final[dict[str, Sequence[str]]] = {
     "after_join": (*_ANYWHERE, "fatal"),
     "outside": (*_ANYWHERE, "fatal"),
     "after_release": (*_ANYWHERE, "fatal"),
+    "after_export": (*_ANYWHERE, "fatal"),
     "after_effect": ("kill", "kill-main", "lost", "hang", "stop", "stop-long", "fatal"),
     "before_commit": _ANYWHERE,
     "after_commit": _ANYWHERE,
@@ -54,6 +55,7 @@ NOT_COMBINED: Final = {
         "the open transaction holds its rows: nobody else can accept it before it goes on"
     ),
     "kill-main at reconcile.after_redrive": "a reconciler is one process",
+    "ensuring a predefined server": "all runs share the backend, and so its one operation",
     "stale elsewhere than after allocate_network's commit": "one old message is like another",
     "a stop between guard() and the effect": (
         "nothing can exclude it; what it leaves is the audit's, and its tests plant such things"
@@ -62,6 +64,7 @@ NOT_COMBINED: Final = {
 
 _SERVER: Final = ("allocate_network", "get_share_server")
 _UNDO_SERVER: Final = ("delete_share_server", "deallocate_network")
+_ENSURE: Final = ("ensure_share_server", "ensure_shares", "ensure_share")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +88,17 @@ class Verb:
         """As it stands in a cell's name."""
         return f"{self.name}/{self.mode}"
 
-    def acts_outside(self, act: str) -> bool:
-        """Whether a step calls the fakes' world: not for addresses of our own, nor twice."""
+    def call_of(self, act: str) -> str | None:
+        """What a step calls in the fakes' world: nothing for addresses of our own, nor twice."""
         if act in {"allocate_network", "deallocate_network"} and self.mode == FLAT:
-            return False
-        if act in _UNDO_SERVER:
-            return self.destroys
-        return act not in _SERVER or self.builds
-
-    @property
-    def copies(self) -> bool:
-        """Whether its share is made from a snapshot."""
-        return self.name == "from-snapshot"
+            return None
+        if act == "ensure_shares":  # it only starts other operations
+            return None
+        if (act in _UNDO_SERVER and not self.destroys) or (act in _SERVER and not self.builds):
+            return None
+        if act == "create_share" and self.name == "from-snapshot":
+            return "create_share_from_snapshot"
+        return "get_share_server" if act == "ensure_share_server" else act
 
     @property
     def action(self) -> str:
@@ -137,6 +139,7 @@ def _verbs() -> Iterator[Verb]:
         yield Verb("snapshot-undone", mode, ("delete_snapshot",), undo_of="create_snapshot")
         if served:
             yield Verb("clean-up", mode, _UNDO_SERVER, destroys=True)
+            yield Verb("ensure", mode, _ENSURE)
             yield Verb(
                 "create-undone-server",
                 mode,
@@ -168,12 +171,14 @@ def _of_act(verb: Verb, act: str) -> Iterator[Cell]:
         stages.append("after_join")
     if act in _UNDO_SERVER and verb.destroys:
         stages.append("after_release")
-    if verb.acts_outside(act):
+    if act == "ensure_share":
+        stages.append("after_export")
+    call = verb.call_of(act)
+    if call is not None:
         stages.append("outside")
     undoes = verb.undo_of is not None or verb.name == "cancel"
     for stage in stages:
-        from_snapshot = stage == "outside" and verb.copies and act == "create_share"
-        name = "create_share_from_snapshot" if from_snapshot else act
+        name = call if stage == "outside" else act
         twice = ("kill-twice",) if undoes and stage in STAGES[:3] else ()
         yield from (Cell(verb, f"{name}.{stage}", fault) for fault in (*_AROUND[stage], *twice))
 
@@ -207,7 +212,12 @@ ELSEWHERE: Final = {
     "nova.after_create": "the nova helper's: tests/contract/test_nova.py",
     "nova.after_delete": "the nova helper's: tests/contract/test_nova.py",
     "nova.after_extra_deleted": "the nova helper's, and tried by no test yet",
-    "ironic.*": "the ironic helper's, and tried by no test yet",
+    "ironic.*": "the ironic helper's: tests/integration/test_ironic.py",
+    "audit_backend.after_remove": "the audit's: tests/integration/test_operator.py",
+    "audit_backend.before_remove": (
+        "the audit's: tests/unit/test_audit.py, with an exception instead of a kill"
+    ),
+    "audit_backend.*": "the audit's, of which one a backend runs, and tried by no test yet",
 }
 """Failpoints that no run on the fakes passes, and where they are tried; ``*`` for anything."""
 

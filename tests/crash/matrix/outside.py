@@ -27,10 +27,12 @@ _OUTSIDE: Final = (
     *("shares", "snapshots", "servers", "ports", "networks", "server_addresses"),
     "pools WHERE taken <> 0",
 )
+_FAILED_BUILD: Final = "status = 'error' AND deleter_id IS NULL"
+"""A row that only tells why a build failed: nothing of it may be outside."""
 _ROWS: Final = (
     "SELECT project_id AS project, shares.* FROM shares",
     "SELECT project_id AS project, snapshots.* FROM snapshots",
-    "SELECT project_id AS project, share_servers.* FROM share_servers",
+    f"SELECT project_id AS project, share_servers.* FROM share_servers WHERE NOT ({_FAILED_BUILD})",
     "SELECT project_id AS project, access_rules.* FROM access_rules",
     "SELECT share_server_id AS server, address FROM addresses WHERE share_server_id IS NOT NULL",
     "SELECT share_server_id AS server, share_id FROM share_server_refs",
@@ -131,7 +133,8 @@ class Outside:
         shares = self.rows("SELECT * FROM shares WHERE project_id = :project", project=project)
         made = [row for row in shares if row["status"] == "available"]
         servers = self.rows(
-            "SELECT id, share_network_id FROM share_servers WHERE project_id = :project",
+            "SELECT id, share_network_id FROM share_servers WHERE project_id = :project"
+            f" AND NOT ({_FAILED_BUILD})",
             project=project,
         )
         rules = self.rows(

@@ -14,6 +14,8 @@ ROOT: Final = Path(__file__).resolve().parents[3]
 SOURCES: Final = ("worker", "scheduler")
 GENERIC: Final = ("{act.name}.", "{undo.name}.", "{name}.")
 """How the runner and the fakes' world name the places of whichever act they have."""
+ACTS_WITHOUT_A_CALL: Final = {"audit_backend", "ensure_share_server", "ensure_shares"}
+"""Acts after which no call to the fakes' world is named."""
 
 
 def _named(tree: ast.AST) -> Iterator[str]:
@@ -57,8 +59,8 @@ def of_acts() -> dict[str, set[str]]:
             for undo in undos():
                 stages[undo].add(stage)
         elif owner == "{name}":  # each call to the fakes' world
-            for mine in stages.values():
-                mine.add(stage)
+            for act in stages.keys() - ACTS_WITHOUT_A_CALL:
+                stages[act].add(stage)
         elif owner in stages:
             stages[owner].add(stage)
     return stages

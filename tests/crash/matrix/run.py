@@ -61,7 +61,7 @@ class Run:
         """A token that is not this project's alone."""
         self._continued = False
 
-    async def request(self, verb: str, **fields: Any) -> str:
+    async def request(self, verb: str, *, admin: bool = False, **fields: Any) -> str:
         """Send until the operation is there; return its id."""
         operation_id = str(uuid.uuid4())
         payload = {"version": 1, "context": {"project_id": self.project}, **fields}
@@ -70,7 +70,7 @@ class Run:
             now = time.monotonic()
             began = began or now
             if now - sent > RESEND_SECONDS:
-                self.lane.client.send(verb, payload, operation_id=operation_id)
+                self.lane.client.send(verb, payload, operation_id=operation_id, admin=admin)
                 sent = now
             if self._stopped_at_intake() and now - self._struck() > INTAKE_STOP_SECONDS:
                 self.go_on()
@@ -128,10 +128,8 @@ class Run:
             self.token(f"{act}.before", "raise")
         if fault == "stale":
             self.token("get_share_server.after_commit", "kill")
-        if fault == "lost" and verb.acts_outside(act):
-            call = act
-            if verb.copies and act == "create_share":
-                call = "create_share_from_snapshot"
+        call = verb.call_of(act)
+        if fault == "lost" and call is not None:
             self.world.arm(call, "retryable_after_effect", match=self.project)
             return
         action = _OWN_TOKENS.get(fault, f"stop {self._pid_file}")
