@@ -94,6 +94,8 @@ class Verb:
             return None
         if act == "ensure_shares":  # it only starts other operations
             return None
+        if act == "delete_share" and self.full_name == f"cancel/{FLAT}":  # it was never begun
+            return None
         if (act in _UNDO_SERVER and not self.destroys) or (act in _SERVER and not self.builds):
             return None
         if act == "create_share" and self.name == "from-snapshot":
