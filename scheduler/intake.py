@@ -23,6 +23,7 @@ from worker.config import Config
 from worker.db.engine import reading
 from worker.errors import Forbidden, InvalidRequest, Refused
 from worker.job import Runtime
+from worker.logs import about
 from worker.queues import ADMIN_REQUESTS, REQUESTS
 from worker.results import ACKNOWLEDGE_HEADER, acknowledge
 
@@ -97,17 +98,19 @@ def _take(
             if (message.headers or {}).get(ACKNOWLEDGE_HEADER):
                 acknowledge(app, message.id)
 
-        accepted = accept(
-            runtime,
-            pools,
-            verb,
-            handler,
-            asked,
-            operation_id=message.id,
-            digest=digest(verb, asked),
-            is_admin=is_admin,
-            heard=heard,
-        )
+        context = asked.context
+        with about(operation=message.id, request=context.request_id, project=context.project_id):
+            accepted = accept(
+                runtime,
+                pools,
+                verb,
+                handler,
+                asked,
+                operation_id=message.id,
+                digest=digest(verb, asked),
+                is_admin=is_admin,
+                heard=heard,
+            )
         runtime.keeper.count(f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}")
     except Refused as refused:
         runtime.keeper.count(f"requests_total:{verb.name}:refused")

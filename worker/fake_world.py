@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from worker.errors import ErrorCode, Fatal, NotReady, Retryable, StepError
+from worker.failpoints import failpoint
 from worker.model import RequestContext, SecurityService
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
@@ -165,6 +166,7 @@ class World:
         what the work raises undoes its changes and is logged.
         """
         started = time.time()
+        failpoint(f"{name}.outside")
         if not delay:
             context.guard()
         db = self._connection()

@@ -304,7 +304,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             )
         if self.options.check_servers:
             known = change.one("SELECT serves_at FROM servers WHERE id = ?", server.id)
-            if known is None or (known["serves_at"] or math.inf) > time.time():
+            if known is None or (known["serves_at"] or math.inf) > time.monotonic():
                 raise _refused(
                     f"Share server {server.id} does not serve; share {share.id} cannot be made.",
                     f"share_server {server.id}",
@@ -372,7 +372,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
                 self._same_addresses(change, share_server, network_info)
                 serves_at = found["serves_at"] or self._restart(change, share_server)
             change.exists = name
-            remaining = serves_at - time.time()
+            remaining = serves_at - time.monotonic()
             if remaining > 0:
                 change.then = NotReady(
                     f"Share server {share_server.id} boots for another {remaining:.1f} s.",
@@ -446,8 +446,8 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
                 address,
                 server.id,
             )
-        created = time.time()
-        serves_at = created + self.options.boot_seconds
+        # A server boots by a clock that no worker has set wrong.
+        serves_at = time.monotonic() + self.options.boot_seconds
         change.write(
             "INSERT INTO servers (id, name, backend, project, network, domain, created, serves_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
@@ -457,13 +457,13 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
             server.project_id,
             share_network.id,
             domain,
-            created,
+            time.time(),
             serves_at,
         )
         return serves_at
 
     def _restart(self, change: Change, server: ShareServer) -> float:
-        serves_at = time.time()
+        serves_at = time.monotonic()
         change.write("UPDATE servers SET serves_at = ? WHERE id = ?", serves_at, server.id)
         return serves_at
 

@@ -19,12 +19,13 @@ from sqlalchemy import Engine, bindparam, insert, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.db import journal
-from worker.db.engine import statement, transaction
+from worker.db.engine import statement, transaction, wait_for_locks
 from worker.db.prepared import Prepared
 from worker.db.tables import counters, operations
 from worker.errors import LeaseLost
 
 FLUSH_SECONDS: Final = 1.0
+LOCK_SECONDS: Final = 0.3
 _log = logging.getLogger(__name__)
 
 _ADD: Final = Prepared(
@@ -126,6 +127,8 @@ class Keeper:
             return
         try:
             with transaction(self.engine) as connection:
+                # Whoever is stopped while it holds a counter must not stop all other keepers.
+                wait_for_locks(connection, LOCK_SECONDS)
                 for name in sorted(counts):  # one order everywhere: no deadlocks among keepers
                     if _ADD.run(connection, counter=name, more=counts[name]) == 0:
                         _FIRST.run(connection, name=name, value=counts[name])

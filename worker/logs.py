@@ -28,6 +28,11 @@ def about(**ids: str) -> Iterator[None]:
         _about.reset(token)
 
 
+def subject(name: str) -> str:
+    """The id under ``name`` that is put on records here and now; empty without one."""
+    return _about.get().get(name, "")
+
+
 class _Ids(logging.Filter):
     """Puts the ids of the step in hand on each record."""
 

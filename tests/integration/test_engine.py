@@ -331,3 +331,24 @@ def test_a_stored_result_is_noted(fakes: Fakes) -> None:
     with reading(fakes.engine) as connection:
         names = {row.name for row in connection.execute(select(counters.c.name))}
     assert "requests_total:create_share:accepted" in names
+
+
+@pytest.mark.parametrize("kind", ["fatal", "fatal_after_effect"])
+def test_a_failed_allow_lets_nobody_in(fakes: Fakes, kind: str) -> None:
+    """The driver may enforce a rule and then raise: it is taken back, and the next one counts."""
+    share = fakes.client.result(fakes.create(fakes.network()), timeout=30)
+    fakes.world.arm("extend_share", "hang", seconds=1.5)
+    fakes.world.arm("update_access", kind, times=2)  # the whole set, then what came first alone
+    fakes.client.submit("extend_share", fakes.payload(share_id=share["id"], new_size=2))
+    # Both are queued behind the extend, so the first one's step is handed both.
+    first, second = (
+        fakes.client.submit(
+            "allow_access", fakes.payload(share_id=share["id"], access_to=f"10.0.0.{number}")
+        )
+        for number in (1, 2)
+    )
+    assert fakes.failure(first).code == "storage_failed"
+    assert fakes.client.result(second, timeout=30)["state"] == "active"
+    assert fakes.world.shares()[0]["rules"] == [("10.0.0.2", "rw")]
+    fakes.ask("allow_access", share_id=share["id"], access_to="10.0.0.3")
+    assert [rule[0] for rule in fakes.world.shares()[0]["rules"]] == ["10.0.0.2", "10.0.0.3"]

@@ -33,6 +33,12 @@ from worker.db.prepared import send
 
 BUSY_TIMEOUT_SECONDS: Final = 30
 RECONNECT_SECONDS: Final = 5.0
+_PASSING_IN_SQLITE: Final = {
+    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),  # a full disk may be given room again
+}
+IDLE_TRANSACTION_SECONDS: Final = 10
+"""A process that is stopped in a transaction holds its rows no longer than this (PostgreSQL)."""
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - it reads as the SQL function that it is
@@ -81,7 +87,10 @@ def open_engine(url: URL) -> Engine:
         max_overflow=2,
         pool_pre_ping=False,
         isolation_level="AUTOCOMMIT",
-        connect_args={"connect_timeout": 10},
+        connect_args={
+            "connect_timeout": 10,
+            "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s",
+        },
     )
     event.listen(engine, "begin", _begin)
     return engine
@@ -113,6 +122,12 @@ def transaction(engine: Engine) -> Iterator[Connection]:
     """One transaction: committed at the end, rolled back by an exception."""
     with engine.begin() as connection:
         yield connection
+
+
+def wait_for_locks(connection: Connection, seconds: float) -> None:
+    """Let this transaction fail when a row that it wants is another's for longer (PostgreSQL)."""
+    if connection.dialect.name == "postgresql":
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
 
 
 @contextmanager
@@ -159,12 +174,13 @@ def is_passing(error: BaseException) -> bool:
         return False
     if error.connection_invalidated:
         return True
-    # 40001 serialization failure, 40P01 deadlock, 57P0x shutdown, 08xxx connection, 53300 too many.
+    # 40001 serialization failure, 40P01 deadlock, 57P0x shutdown, 08xxx connection, 53300 too many,
+    # 25P03 was stopped in a transaction.
     state = getattr(error.orig, "sqlstate", None)
     if state is not None:
-        return str(state)[:2] in {"08", "40"} or str(state)[:3] in {"57P", "533"}
+        return str(state)[:2] in {"08", "40"} or str(state)[:3] in {"57P", "533", "25P"}
     if isinstance(error.orig, sqlite3.OperationalError):
-        return "locked" in str(error.orig) or "busy" in str(error.orig)
+        return error.orig.sqlite_errorcode & 0xFF in _PASSING_IN_SQLITE
     # psycopg reports a server that is gone as an OperationalError without a state.
     return type(error.orig).__name__ == "OperationalError"
 

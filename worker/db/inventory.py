@@ -477,6 +477,32 @@ def begin_access(
     return [AccessRule(*row) for row in rows], generation
 
 
+def active_access(connection: Connection, share_id: str) -> list[AccessRule]:
+    """Return the rules that the driver enforces by our own word."""
+    rule = access_rules.c
+    rows = connection.execute(
+        select(rule.id, rule.access_type, rule.access_to, rule.access_level)
+        .where(rule.share_id == share_id, rule.state == AccessState.ACTIVE.value)
+        .order_by(rule.created_at, rule.id)
+    )
+    return [AccessRule(*row) for row in rows]
+
+
+def next_generation(connection: Connection, share_id: str) -> int:
+    """Return a generation to hand over a set that is not the newest one.
+
+    It is newer than any that the driver may have had, and older than the next to be handed over.
+    """
+    share = shares.c
+    generation: int = connection.execute(
+        update(shares)
+        .where(share.id == share_id)
+        .values(access_generation=share.access_generation + 2)
+        .returning(share.access_generation)
+    ).scalar_one()
+    return generation - 1
+
+
 def end_access(connection: Connection, share_id: str, generation: int) -> None:
     """The driver enforces this generation: what it wanted is active, what it left out is gone."""
     rule = access_rules.c

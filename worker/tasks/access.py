@@ -7,6 +7,7 @@ those changes find nothing left to do.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from worker.db import inventory
@@ -15,6 +16,8 @@ from worker.errors import Fatal, StepError
 from worker.job import Job, Writing
 from worker.saga import Act, Commit
 from worker.tasks.shares import share_and_server
+
+_log = logging.getLogger(__name__)
 
 
 def _update_access(job: Job) -> Commit:
@@ -35,7 +38,9 @@ def _update_access(job: Job) -> Commit:
         # A rule that was asked for later may be what the driver refuses: that is not ours.
         with job.transaction() as writing:
             rules, generation = inventory.begin_access(writing.connection, row.id, up_to=asked)
-        job.manager.update_access(job.context, share, server, rules, generation)
+            # The refused set may have got half-way: what replaces it must be newer.
+            newer = inventory.next_generation(writing.connection, row.id)
+        job.manager.update_access(job.context, share, server, rules, newer)
 
     def commit(writing: Writing) -> None:
         inventory.end_access(writing.connection, row.id, generation)
@@ -61,12 +66,33 @@ def _answer(writing: Writing) -> None:
     writing.result = rule
 
 
-def access_failed(job: Job, error: StepError) -> Commit:  # noqa: ARG001 - a hook of the engine
-    """The driver refused the set for good: what was new in it is in error."""
+def access_failed(job: Job, error: StepError) -> Commit:
+    """The driver refused the set for good: what was new in it is in error.
+
+    It may enforce that all the same, having got half-way: a failed allow is taken back outside.
+    """
+    share_id = job.operation.resource_id
     generation = int(job.operation.payload["generation"])
-    return lambda writing: inventory.access_failed(
-        writing.connection, job.operation.resource_id, generation
-    )
+    if job.operation.verb == "allow_access":
+        try:
+            _take_back(job, share_id)
+        except StepError as second:
+            _log.warning(
+                "After %s, the rules of share %s could not be handed over without the new one: %s",
+                error.message,
+                share_id,
+                second.message,
+            )
+    return lambda writing: inventory.access_failed(writing.connection, share_id, generation)
+
+
+def _take_back(job: Job, share_id: str) -> None:
+    """Hand the driver the rules that are active, and no other."""
+    with job.transaction() as writing:
+        row, server = share_and_server(job, writing.connection, share_id)
+        rules = inventory.active_access(writing.connection, share_id)
+        generation = inventory.next_generation(writing.connection, share_id)
+    job.manager.update_access(job.context, inventory.share_of(row), server, rules, generation)
 
 
 update_access = Act("update_access", _update_access, timeout=120)

@@ -54,7 +54,7 @@ def _audit(job: Job) -> Commit:
     found += _missing(look, {kind: before[kind] & after[kind] for kind in before})
     with job.transaction() as writing:
         audits.note(writing.connection, backend, [part.part for part, _ in look.listed], found)
-    failpoint(f"{NAME}.after_note")
+    failpoint("audit_backend.after_note")
     done = Done()
     if job.operation.payload["repair"]:
         done = repair(job, look)

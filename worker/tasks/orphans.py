@@ -120,14 +120,14 @@ def _is_orphan(job: Job, orphan: _Orphan) -> bool:
 def _remove(job: Job, orphan: _Orphan) -> bool:
     """Remove one orphan; False when that failed, which is kept with the finding."""
     backend = job.operation.resource_id
-    failpoint(f"{NAME}.before_remove")
+    failpoint("audit_backend.before_remove")
     problem: str | None = None
     try:
         job.context.guard()
         orphan.part.remove(job.context, orphan.owned)
     except (StepError, NotReady) as error:
         problem = error.message
-    failpoint(f"{NAME}.after_remove")
+    failpoint("audit_backend.after_remove")
     with job.transaction() as writing:
         if problem is None:
             audits.removed(writing.connection, orphan.row)

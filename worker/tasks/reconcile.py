@@ -22,6 +22,7 @@ from worker.db import audits, leases, overdue, servers
 from worker.db.engine import db_now, reading, transaction
 from worker.db.operation import Operation
 from worker.db.tables import operation_aliases, operation_steps, operations
+from worker.failpoints import failpoint
 from worker.job import Runtime
 from worker.model import Phase
 from worker.tasks import checks
@@ -131,6 +132,7 @@ class Reconciler:
             return 0
         with transaction(self.runtime.engine) as connection:
             bells = overdue.redrive(connection, late, patience=self.runtime.config.engine.lease)
+        failpoint("reconcile.after_redrive")
         self.runtime.keeper.count("redrives_total", len(bells))
         self.runtime.ring(bells)
         return len(bells)

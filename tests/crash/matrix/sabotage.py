@@ -1,0 +1,134 @@
+"""Tests of the tests: one safeguard taken out of a running deployment, and which cells see it.
+
+Nothing of this is in the product: the launcher replaces the one function in its own process,
+before it forks the workers, and runs everything else as it is.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import worker.runner
+from worker.db import journal, servers
+from worker.db.tables import operations
+from worker.fakes import FakeShareDriver
+from worker.keeper import Lease
+from worker.model import Phase, ServerStatus
+from worker.saga import Act
+from worker.tasks import reconcile, shares
+
+
+@dataclass(frozen=True, slots=True)
+class Sabotage:
+    """What takes the safeguard out, the cells that must fail without it, and as what."""
+
+    apply: Callable[[], None]
+    cells: tuple[str, ...]
+    kinds: frozenset[str]
+
+
+def _no_fence() -> None:
+    """Whoever once had a lease writes with it for ever."""
+    journal._held = lambda operation_id, _fence: (  # type: ignore[assignment]
+        operations.c.id == operation_id,
+    )
+
+
+def _random_names() -> None:
+    """Each attempt calls what it makes something else."""
+    made = FakeShareDriver.create_share
+
+    def create_share(self: Any, context: Any, share: Any, server: Any) -> Any:
+        return made(self, context, replace(share, id=str(uuid.uuid4())), server)
+
+    FakeShareDriver.create_share = create_share  # type: ignore[method-assign]
+
+
+def _no_reconciler() -> None:
+    """Nobody takes up again what is overdue."""
+    reconcile.Reconciler._redrive_overdue = lambda _self: 0  # type: ignore[method-assign]
+
+
+def _no_undo_of_the_failed_step() -> None:
+    """What failed is taken for not begun: undoing starts with the step before it."""
+    undo = shares.delete_share.run
+
+    def delete_share(job: Any) -> Any:
+        return None if job.operation.undoing else undo(job)
+
+    _replace(shares.delete_share, delete_share)
+
+
+def _replace(act: Act, run: Callable[[Any], Any]) -> None:
+    object.__setattr__(act, "run", run)
+
+
+def _no_guard() -> None:
+    """Nobody looks whether the lease is still held before acting outside."""
+    Lease.guard = lambda _self: None  # type: ignore[method-assign]
+
+
+def _no_dispatch_number() -> None:
+    """Any message of an operation is as good as the newest one."""
+    claim = journal.claim
+
+    def claim_whatever(
+        connection: Any, operation_id: str, number: int, *args: Any, **kw: Any
+    ) -> Any:
+        found = journal.find(connection, operation_id)
+        newest = number if found is None else found.dispatch
+        return claim(connection, operation_id, newest, *args, **kw)
+
+    journal.claim = claim_whatever
+    worker.runner._unclaimed = _unclaimed_whatever
+
+
+def _unclaimed_whatever(runtime: Any, act: Act, operation_id: str, _number: int) -> bool:
+    with worker.runner.reading(runtime.engine) as connection:
+        operation = journal.find(connection, operation_id)
+    if operation is None or operation.phase is not Phase.QUEUED:
+        return False
+    previous = worker.runner._previous(runtime.sagas[operation.saga], operation)
+    return previous is not None and previous.name == act.name
+
+
+def _no_reference_count() -> None:
+    """Whoever goes takes the server along, whoever else is on it."""
+    release = servers.release
+
+    def last_or_not(
+        connection: Any, share_id: str, *, deleter_id: str | None, idle_after: bool = False
+    ) -> Any:
+        row = release(connection, share_id, deleter_id=deleter_id, idle_after=idle_after)
+        if row is None or row.status != ServerStatus.ACTIVE:
+            return row
+        return connection.execute(
+            servers.update(servers.share_servers)
+            .where(servers.share_servers.c.id == row.id)
+            .values(status=ServerStatus.DELETING.value, deleter_id=deleter_id)
+            .returning(*servers.share_servers.c)
+        ).one()
+
+    servers.release = last_or_not
+
+
+def _cell(apply: Callable[[], None], cell: str, *kinds: str) -> Sabotage:
+    return Sabotage(apply, (cell,), frozenset(kinds))
+
+
+SABOTAGES: Final = {
+    "fence": _cell(_no_fence, "create/flat:get_share_server.before_commit:stop", "stuck"),
+    "names": _cell(_random_names, "create/flat:create_share.after_effect:kill", "leaked"),
+    "reconciler": _cell(_no_reconciler, "create/flat:create_share.before:kill", "stuck"),
+    "undo": _cell(
+        _no_undo_of_the_failed_step, "create-undone/flat:create_share.failed:kill", "stuck"
+    ),
+    "guard": _cell(_no_guard, "create/flat:get_share_server.outside:stop-long", "leaked"),
+    "number": _cell(
+        _no_dispatch_number, "create/flat:allocate_network.after_commit:stale", "duplicated"
+    ),
+    "references": _cell(_no_reference_count, "join-undone/flat:delete_share.before:kill", "stuck"),
+}
