@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from worker.db import inventory
+from worker.db import inventory, rulebook
 from worker.db.documents import shown
 from worker.errors import Fatal, StepError
 from worker.job import Job, Writing
@@ -26,7 +26,7 @@ def _update_access(job: Job) -> Commit:
         row, server = share_and_server(job, writing.connection, job.operation.resource_id)
         pending = row.applied_generation < asked or job.operation.error is not None
         if pending:
-            rules, generation = inventory.begin_access(writing.connection, row.id)
+            rules, generation = rulebook.begin_access(writing.connection, row.id)
     if not pending:
         return _answer
     share = inventory.share_of(row)
@@ -37,13 +37,13 @@ def _update_access(job: Job) -> Commit:
             raise
         # A rule that was asked for later may be what the driver refuses: that is not ours.
         with job.transaction() as writing:
-            rules, generation = inventory.begin_access(writing.connection, row.id, up_to=asked)
+            rules, generation = rulebook.begin_access(writing.connection, row.id, up_to=asked)
             # The refused set may have got half-way: what replaces it must be newer.
-            newer = inventory.next_generation(writing.connection, row.id)
+            newer = rulebook.next_generation(writing.connection, row.id)
         job.manager.update_access(job.context, share, server, rules, newer)
 
     def commit(writing: Writing) -> None:
-        inventory.end_access(writing.connection, row.id, generation)
+        rulebook.end_access(writing.connection, row.id, generation)
         _answer(writing)
 
     return commit
@@ -54,10 +54,10 @@ def _answer(writing: Writing) -> None:
     rule_id = payload["access_id"]
     if writing.operation.verb == "deny_access":
         # Also a rule in error, whose deny had used up its attempts.
-        inventory.remove_access(writing.connection, rule_id)
+        rulebook.remove_access(writing.connection, rule_id)
         writing.result = {"id": rule_id, "state": "deleted"}
         return
-    row = inventory.access_row(writing.connection, rule_id)
+    row = rulebook.access_row(writing.connection, rule_id)
     rule: dict[str, Any] = (
         shown(row)
         if row is not None
@@ -83,15 +83,15 @@ def access_failed(job: Job, error: StepError) -> Commit:
                 share_id,
                 second.message,
             )
-    return lambda writing: inventory.access_failed(writing.connection, share_id, generation)
+    return lambda writing: rulebook.access_failed(writing.connection, share_id, generation)
 
 
 def _take_back(job: Job, share_id: str) -> None:
     """Hand the driver the rules that are active, and no other."""
     with job.transaction() as writing:
         row, server = share_and_server(job, writing.connection, share_id)
-        rules = inventory.active_access(writing.connection, share_id)
-        generation = inventory.next_generation(writing.connection, share_id)
+        rules = rulebook.active_access(writing.connection, share_id)
+        generation = rulebook.next_generation(writing.connection, share_id)
     job.manager.update_access(job.context, inventory.share_of(row), server, rules, generation)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import uuid
 
-from worker.db import inventory, servers, upkeep
+from worker.db import inventory, rulebook, servers, upkeep
 from worker.db.documents import plain, shown
 from worker.errors import StepError
 from worker.failpoints import failpoint
@@ -103,7 +103,7 @@ def _ensure_share(job: Job) -> Commit | None:
         served = row.status in _SERVED and bool(row.export_locations)
         # What was asked for later has an operation of its own behind this one.
         rules, generation = (
-            inventory.begin_access(writing.connection, row.id, up_to=row.applied_generation)
+            rulebook.begin_access(writing.connection, row.id, up_to=row.applied_generation)
             if served
             else ([], 0)
         )
