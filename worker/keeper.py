@@ -19,7 +19,7 @@ from sqlalchemy import Engine, bindparam, insert, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.db import journal
-from worker.db.engine import statement, transaction, wait_for_locks
+from worker.db.engine import db_now, statement, transaction, wait_for_locks
 from worker.db.prepared import Prepared
 from worker.db.tables import counters, operations
 from worker.errors import LeaseLost
@@ -135,7 +135,11 @@ class Keeper:
                 if stored:
                     connection.execute(
                         update(operations)
-                        .where(operations.c.id.in_(sorted(stored)))
+                        .where(
+                            operations.c.id.in_(sorted(stored)),
+                            # What is due already may be newer than what was stored.
+                            operations.c.result_due_at > db_now(),
+                        )
                         .values(result_due_at=None)
                     )
         except DBAPIError as error:

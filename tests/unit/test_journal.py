@@ -16,6 +16,7 @@ from worker.db import overdue as late
 from worker.db.engine import db_now, engine_for, transaction
 from worker.db.tables import operations
 from worker.errors import Fatal, LeaseLost
+from worker.keeper import Keeper
 from worker.model import OperationState, Phase
 
 ERROR = {"code": "internal", "message": "No.", "object": "", "field": ""}
@@ -283,6 +284,23 @@ def test_an_end_leaves_a_result_to_be_stored(engine: Engine) -> None:
     )
     assert found.result_due_at is not None
     assert claim(engine, one) is None
+
+
+def test_the_note_of_an_older_result_does_not_hide_a_newer_one(engine: Engine) -> None:
+    older, newer = (accept(engine)[0] for _ in range(2))
+    for one in (older, newer):
+        end(engine, one)
+    with transaction(engine) as connection:
+        # As giving up does: what the result backend holds is not the last word any more.
+        connection.execute(
+            update(operations).where(operations.c.id == newer).values(result_due_at=db_now())
+        )
+    keeper = Keeper(engine, LEASE)
+    for one in (older, newer):
+        keeper.stored(one)
+    keeper.stop()
+    assert row(engine, older).result_due_at is None
+    assert row(engine, newer).result_due_at is not None
 
 
 def test_what_is_given_up_lets_its_object_go_and_stays_due(engine: Engine) -> None:
