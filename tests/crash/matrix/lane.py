@@ -55,8 +55,8 @@ class Messages:
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._ready = threading.Event()
         self._stopped = threading.Event()
-        self.received: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        """Operation id: its messages' own ids and dispatch numbers, in the order received."""
+        self.received: dict[str, list[tuple[float, str, int]]] = defaultdict(list)
+        """Operation id: when each message came, its own id, and its dispatch number."""
 
     def start(self) -> None:
         self._thread.start()
@@ -79,7 +79,8 @@ class Messages:
 
     def _note(self, event: dict[str, Any]) -> None:
         if found := _ARGUMENTS.fullmatch(event.get("args") or ""):
-            self.received[found[1]].append((event["uuid"], int(found[2])))
+            # Workers gather events for a while, so they do not come here in their order.
+            self.received[found[1]].append((event["timestamp"], event["uuid"], int(found[2])))
 
     def multiplied(self) -> Iterator[str]:
         """Operations of which an old message was let go on after a newer one had come.
@@ -88,7 +89,7 @@ class Messages:
         """
         for operation_id, received in list(self.received.items()):
             newest, late = 0, defaultdict[int, set[str]](set)
-            for message, number in received:
+            for _, message, number in sorted(received):
                 newest = max(newest, number)
                 if number < newest:
                     late[number].add(message)
