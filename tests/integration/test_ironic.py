@@ -150,6 +150,7 @@ def test_twenty_shares_on_four_networks(metal: Metal) -> None:
     assert len(servers) == NETWORKS
     assert set(metal.deployed().values()) == servers
     metal.delete(*(share["id"] for share in made))
+    metal.deployment.settle(180)  # the servers go after their last shares
     assert [token.name for token in tokens if token.exists()] == [], "not everybody was killed"
 
 
