@@ -19,7 +19,7 @@ import psutil
 
 from tests.services import PostgresServer, RedisServer
 from worker.config import Config, load
-from worker.db.engine import engine_for
+from worker.db.engine import engine_for, statement
 
 T = TypeVar("T")
 
@@ -92,9 +92,8 @@ class Bed:
 
 def tidy(url: str) -> None:
     """Do now what autovacuum would do after a bulk load, in the middle of what is measured."""
-    statement = "ANALYZE" if url.startswith("sqlite") else "VACUUM ANALYZE"
-    with engine_for(url).connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.exec_driver_sql(statement)
+    with statement(engine_for(url)) as connection:
+        connection.exec_driver_sql("ANALYZE" if url.startswith("sqlite") else "VACUUM ANALYZE")
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:
