@@ -20,6 +20,7 @@ from pydantic import Field, SecretStr, model_validator
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from worker.errors import ErrorCode, Fatal, Retryable, StepError
+from worker.model import RequestContext, ShareServer
 from worker.plugin import Options
 
 Answer = TypeVar("Answer")
@@ -137,6 +138,24 @@ class OpenStack:
             wait=wait_random_exponential(multiplier=0.3, max=2),
             reraise=True,
         )(once)
+
+
+class ServerCalls:
+    """A helper's calls for one share server, in one attempt: each names it and asks the guard."""
+
+    def __init__(self, cloud: OpenStack, context: RequestContext, server: ShareServer) -> None:
+        self._cloud = cloud
+        self._context = context
+        self.server = server
+        self.about = f"share_server {server.id}"
+
+    def ask(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
+        """As :meth:`OpenStack.ask`."""
+        return self._cloud.ask(doing, call, about=self.about)
+
+    def change(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
+        """As :meth:`OpenStack.change`."""
+        return self._cloud.change(doing, call, about=self.about, guard=self._context.guard)
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,12 +11,11 @@ that is no concern of the server's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, Self, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, Self, cast
 
 from openstack.baremetal.v1.allocation import Allocation
 from openstack.baremetal.v1.node import Node
-from openstack.connection import Connection
 from pydantic import Field, model_validator
 
 from worker.errors import ErrorCode, Fatal, NotReady, Retryable, StepError
@@ -38,10 +37,8 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Checked, Options, Setting
-from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken
+from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, ServerCalls, Taken
 from worker.systems.shell import Shell
-
-Answer = TypeVar("Answer")
 
 _ALLOCATING: Final = 0.5
 """Seconds in which Ironic has usually chosen a node."""
@@ -286,26 +283,14 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked):
         )
 
 
-class _Work:
+class _Work(ServerCalls):
     """Ironic's calls for one server, in one attempt."""
-
-    def __init__(self, ironic: OpenStack, context: RequestContext, server: ShareServer) -> None:
-        self._ironic = ironic
-        self._context = context
-        self.server = server
-        self._about = f"share_server {server.id}"
-
-    def ask(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
-        return self._ironic.ask(doing, call, about=self._about)
-
-    def change(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
-        return self._ironic.change(doing, call, about=self._about, guard=self._context.guard)
 
     def failed(self, sentence: str) -> Fatal:
         """Return the error of a build that will not go better."""
         return Fatal(
             f"Share server {self.server.id} cannot be built. {sentence}",
-            object=self._about,
+            object=self.about,
             code=ErrorCode.COMPUTE_FAILED,
         )
 

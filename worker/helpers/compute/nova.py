@@ -11,8 +11,8 @@ nobody's id is on, which is why the server's own is taken off before.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Final, TypeVar, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Final, cast
 
 from openstack.compute.v2.server import Server
 from openstack.connection import Connection
@@ -40,10 +40,8 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Checked, Options, Setting
-from worker.systems.openstack import Missing, OpenStack, Taken, no_room
+from worker.systems.openstack import Missing, OpenStack, ServerCalls, Taken, no_room
 from worker.systems.shell import Shell
-
-Answer = TypeVar("Answer")
 
 _OWNER: Final = "share_server"
 """The metadata key that says whose the machine is."""
@@ -218,26 +216,14 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked):
         )
 
 
-class _Work:
+class _Work(ServerCalls):
     """Nova's and Neutron's calls for one server, in one attempt."""
-
-    def __init__(self, nova: OpenStack, context: RequestContext, server: ShareServer) -> None:
-        self._nova = nova
-        self._context = context
-        self.server = server
-        self._about = f"share_server {server.id}"
-
-    def ask(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
-        return self._nova.ask(doing, call, about=self._about)
-
-    def change(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
-        return self._nova.change(doing, call, about=self._about, guard=self._context.guard)
 
     def failed(self, sentence: str) -> Fatal:
         """Return the error of a server that will not go better."""
         return Fatal(
             f"Share server {self.server.id} does not serve. {sentence}",
-            object=self._about,
+            object=self.about,
             code=ErrorCode.COMPUTE_FAILED,
         )
 
