@@ -86,6 +86,7 @@ def open_engine(url: URL) -> Engine:
         pool_size=3,
         max_overflow=2,
         pool_pre_ping=False,
+        pool_use_lifo=True,  # one server process is kept warm, the others are for the keeper
         isolation_level="AUTOCOMMIT",
         connect_args={
             "connect_timeout": 10,
