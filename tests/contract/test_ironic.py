@@ -319,6 +319,21 @@ class TestIronicComputeHelper(ComputeHelperContract):
         assert outside.state() == empty
 
 
+def test_an_audit_sees_only_what_is_the_backends(
+    admin: Connection, options: dict[str, Any]
+) -> None:
+    helper, owner = make_helper(options), str(uuid.uuid4())
+    marked = {"share_server": owner, "backend": "backend"}
+    for name, extra in {
+        f"sw-{owner}": {},
+        f"sw-{uuid.uuid4()}": marked,
+        f"sw-{owner}-": {**marked, "backend": "another"},
+    }.items():
+        admin.baremetal.create_allocation(name=name, resource_class="nobodys", extra=extra)
+        assert list(helper.owned(context())) == []
+        admin.baremetal.delete_allocation(name)
+
+
 @pytest.mark.parametrize(
     ("wrong", "words"),
     [

@@ -195,6 +195,31 @@ def test_a_machine_that_stands_in_the_way_of_another(
         once(helper, server, tenants)
 
 
+def test_an_audit_sees_only_what_is_the_backends(
+    site: Site, helper: NovaComputeHelper, prepared: Callable[[int], ShareServer], tenants: Any
+) -> None:
+    server = prepared(0)
+    get(helper, server, tenants)
+    (ours,) = site.machines()
+    asked = {
+        "flavor_id": site.admin.compute.find_flavor("service", ignore_missing=False).id,
+        "image_id": ours.image.id,
+        "networks": "none",
+    }
+    name = f"sw-{uuid.uuid4()}"
+    others = [
+        site.admin.compute.create_server(name=name, metadata=metadata, **asked)
+        for metadata in (
+            {},
+            {"share_server": name, "backend": SETTING.backend},
+            {"share_server": name.removeprefix("sw-"), "backend": "another"},
+        )
+    ]
+    assert [one.id for one in helper.owned(context())] == [ours.id]
+    for machine in others:
+        site.admin.compute.delete_server(machine)
+
+
 def test_a_port_that_somebody_else_is_on(
     helper: NovaComputeHelper,
     prepared: Callable[[int], ShareServer],
@@ -388,6 +413,7 @@ def chain(
 ) -> Iterator[Chain]:
     directory = tmp_path_factory.mktemp("chain")
     (tokens := directory / "tokens").mkdir()
+    armed = {*KILLS, "nova.after_extra_deleted"}
     settings = site.backend("vms") + site.backend("full", flavor="impossible")
     url = f"sqlite:///{directory / 'sw.db'}"
     deployment = Deployment(directory, url, shared_redis, settings, {"attempts": 10})
@@ -398,7 +424,7 @@ def chain(
         deployment.worker(
             "worker",
             concurrency=3,
-            SHAREWRIGHT_FAILPOINTS=";".join(f"{name}=kill" for name in set(KILLS)),
+            SHAREWRIGHT_FAILPOINTS=";".join(f"{name}=kill" for name in armed),
             SHAREWRIGHT_FAILPOINT_TOKENS=str(tokens),
         )
         deployment.wait_reported(2, 120)
@@ -427,6 +453,28 @@ def test_workers_killed_in_the_middle_leave_nothing_either(chain: Chain) -> None
         (chain.tokens / f"{failpoint}@{number}").touch()
     chain.delete(chain.shares_on_four_machines(8))
     assert list(chain.tokens.iterdir()) == [], "some kills never happened"
+
+
+def test_a_worker_killed_when_it_had_removed_one_machine_too_many(chain: Chain) -> None:
+    """An attempt that was taken for dead asks late: there are two machines for a while."""
+    kill = chain.tokens / "nova.after_extra_deleted@1"
+    kill.touch()
+    (operation,) = chain.create(1)
+    wait_until(lambda: bool(chain.site.machines()), "Nova knows the machine", 60)
+    (first,) = chain.site.machines()
+    late = chain.site.admin.compute.create_server(
+        name=first.name,
+        metadata=first.metadata,
+        flavor_id=chain.site.admin.compute.find_flavor("service", ignore_missing=False).id,
+        image_id=first.image.id,
+        networks="none",
+    )
+    share = chain.result(operation)
+    assert not kill.exists(), "the kill never happened"
+    wait_until(lambda: len(chain.site.machines()) == 1, "the machine too many is gone", 60)
+    (left,) = chain.site.machines()
+    assert left.id == first.id != late.id
+    chain.delete([share["id"]])
 
 
 def test_a_machine_that_finds_no_host_is_undone(chain: Chain) -> None:

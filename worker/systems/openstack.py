@@ -10,6 +10,7 @@ import functools
 import os
 import re
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any, Final, NoReturn, Protocol, Self, TypeVar
 
 import keystoneauth1.exceptions as keystone
@@ -267,6 +268,14 @@ def _reason(error: sdk.HttpException) -> str:
 def no_room(said: str) -> bool:
     """Whether Nova's words mean that no host, or no quota, is left for a machine."""
     return _FULL.search(said) is not None
+
+
+def seconds(moment: str | None) -> float | None:
+    """OpenStack's time as seconds since the epoch; it is UTC where it does not say."""
+    if moment is None:
+        return None
+    at = datetime.fromisoformat(moment)
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
 class _Named(Protocol):

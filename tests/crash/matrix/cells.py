@@ -210,16 +210,10 @@ ELSEWHERE: Final = {
     "get_share_server.after_address": "the namespace helper's: tests/crash/test_real_backend.py",
     "create_share.after_storage": "the generic driver's: tests/crash/test_real_backend.py",
     "neutron.*": "the neutron helper's: tests/crash/test_real_neutron.py",
-    "nova.after_port": "the nova helper's: tests/contract/test_nova.py",
-    "nova.after_create": "the nova helper's: tests/contract/test_nova.py",
-    "nova.after_delete": "the nova helper's: tests/contract/test_nova.py",
-    "nova.after_extra_deleted": "the nova helper's, and tried by no test yet",
+    "nova.*": "the nova helper's: tests/contract/test_nova.py",
     "ironic.*": "the ironic helper's: tests/integration/test_ironic.py",
-    "audit_backend.after_remove": "the audit's: tests/integration/test_operator.py",
-    "audit_backend.before_remove": (
-        "the audit's: tests/unit/test_audit.py, with an exception instead of a kill"
-    ),
-    "audit_backend.*": "the audit's, of which one a backend runs, and tried by no test yet",
+    "audit_backend.failed": "what an audit cannot do is in its result; only a defect leads here",
+    "audit_backend.*": "the audit's: tests/integration/test_operator.py",
 }
 """Failpoints that no run on the fakes passes, and where they are tried; ``*`` for anything."""
 

@@ -11,7 +11,7 @@ that is no concern of the server's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final, Self, cast
 
 from openstack.baremetal.v1.allocation import Allocation
@@ -30,16 +30,28 @@ from worker.helpers.compute.ssh_servers import (
 )
 from worker.model import (
     NetworkInfo,
+    Owned,
+    OwnerKind,
     RequestContext,
     SecurityService,
     ShareNetwork,
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Checked, Options, Setting
-from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, ServerCalls, Taken
+from worker.plugin import Audit, Checked, Options, Setting, remnant
+from worker.systems.openstack import (
+    Missing,
+    OpenStack,
+    OpenStackOptions,
+    ServerCalls,
+    Taken,
+    seconds,
+)
 from worker.systems.shell import Shell
 
+_OWNER: Final = "share_server"
+"""The key of an allocation's extra data that says whose it is."""
+_BACKEND: Final = "backend"
 _ALLOCATING: Final = 0.5
 """Seconds in which Ironic has usually chosen a node."""
 _IDLE: Final = frozenset({"available", "manageable", "enroll"})
@@ -81,7 +93,7 @@ class IronicOptions(OpenStackOptions, SshOptions):
         return self
 
 
-class IronicComputeHelper(ComputeHelper, Reachable, Checked):
+class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     """Makes share servers out of bare metal nodes, by Ironic."""
 
     OptionsModel: ClassVar[type[Options]] = IronicOptions
@@ -156,6 +168,28 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked):
     def shell(self, share_server: ShareServer) -> Shell:
         """As :meth:`Reachable.shell`."""
         return ssh_shell(self._options, share_server)
+
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+        """List the allocations that name their share server, and this backend.
+
+        A node that is ours is under one, and no other thing of ours outlives it.
+        """
+        allocations = self._ironic.ask(
+            "list our allocations",
+            lambda c: list(c.baremetal.allocations()),
+            about=f"backend {self.setting.backend}",
+        )
+        for allocation in allocations:
+            extra = allocation.extra or {}
+            owner = extra.get(_OWNER)
+            ours = extra.get(_BACKEND) == self.setting.backend
+            if ours and owner is not None and allocation.name == allocation_name(owner):
+                created = seconds(allocation.created_at)
+                yield Owned("allocation", allocation.id, OwnerKind.SHARE_SERVER, owner, created)
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Undeploy the allocation's node; that takes its time, so it is seen once more."""
+        self.delete_share_server(context, remnant(self.setting, owned))
 
     def _allocation(self, work: _Work) -> Allocation:
         """Return the server's allocation once it has a node."""
@@ -313,7 +347,7 @@ class _Work(ServerCalls):
                     name=name,
                     resource_class=options.resource_class,
                     traits=list(options.traits),
-                    extra={"share_server": self.server.id, "backend": self.server.backend},
+                    extra={_OWNER: self.server.id, _BACKEND: self.server.backend},
                 ),
             )
         except Taken as error:

@@ -11,7 +11,7 @@ nobody's id is on, which is why the server's own is taken off before.
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Final, cast
 
 from openstack.compute.v2.server import Server
@@ -32,6 +32,8 @@ from worker.helpers.compute.ssh_servers import (
 )
 from worker.model import (
     NetworkInfo,
+    Owned,
+    OwnerKind,
     RequestContext,
     SecurityService,
     ServerStatus,
@@ -39,12 +41,14 @@ from worker.model import (
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Checked, Options, Setting
-from worker.systems.openstack import Missing, OpenStack, ServerCalls, Taken, no_room
+from worker.plugin import Audit, Checked, Options, Setting, remnant
+from worker.systems.openstack import Missing, OpenStack, ServerCalls, Taken, no_room, seconds
 from worker.systems.shell import Shell
 
 _OWNER: Final = "share_server"
 """The metadata key that says whose the machine is."""
+_BACKEND: Final = "backend"
+_PREFIX: Final = "sw-"
 _GONE: Final = frozenset({"DELETED", "SOFT_DELETED"})
 """States of a machine that Nova keeps for its own purposes only."""
 
@@ -62,7 +66,7 @@ class NovaOptions(NovaChoices, SshOptions):
     )
 
 
-class NovaComputeHelper(ComputeHelper, Reachable, Checked):
+class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     """Makes share servers out of virtual machines, by Nova."""
 
     OptionsModel: ClassVar[type[Options]] = NovaOptions
@@ -115,6 +119,24 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked):
         """As :meth:`Reachable.shell`."""
         return ssh_shell(self._options, share_server)
 
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+        """List the machines that name their share server, and this backend."""
+        machines = self._nova.ask(
+            "list our machines",
+            lambda c: list(c.compute.servers(name=f"^{_PREFIX}")),
+            about=f"backend {self.setting.backend}",
+        )
+        for machine in machines:
+            owner = machine.metadata.get(_OWNER)
+            ours = machine.metadata.get(_BACKEND) == self.setting.backend
+            if ours and _is_machine_of(machine, owner) and machine.status not in _GONE:
+                created = seconds(machine.created_at)
+                yield Owned("machine", machine.id, OwnerKind.SHARE_SERVER, owner, created)
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Delete the server's machines; Nova then takes its time, so they are seen once more."""
+        self.delete_share_server(context, remnant(self.setting, owned))
+
     def _machine(self, work: _Work, network_info: NetworkInfo) -> Server:
         """Return the server's one machine; make it, or remove what is too many."""
         machines = work.machines()
@@ -150,7 +172,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked):
         attributes = {
             **chosen.attributes,
             "name": machine_name(server.id),
-            "metadata": {_OWNER: server.id, "backend": self.setting.backend},
+            "metadata": {_OWNER: server.id, _BACKEND: self.setting.backend},
             "networks": networks,
             "user_data": base64.b64encode(user_data.encode()).decode(),
             "config_drive": self._options.config_drive,
@@ -247,7 +269,7 @@ class _Work(ServerCalls):
         return [
             machine
             for machine in connection.compute.servers(name=f"^{name}$")  # Nova takes a pattern
-            if machine.name == name and machine.metadata.get(_OWNER) == self.server.id
+            if _is_machine_of(machine, self.server.id)
         ]
 
     def create(self, attributes: dict[str, Any]) -> Server:
@@ -299,4 +321,13 @@ class _Work(ServerCalls):
 
 def machine_name(server_id: str) -> str:
     """Return the name of a share server's machine."""
-    return f"sw-{server_id}"
+    return f"{_PREFIX}{server_id}"
+
+
+def _is_machine_of(machine: Server, server_id: str | None) -> bool:
+    """Whether a machine bears a share server's id, both in its name and in its metadata."""
+    return (
+        server_id is not None
+        and machine.name == machine_name(server_id)
+        and machine.metadata.get(_OWNER) == server_id
+    )

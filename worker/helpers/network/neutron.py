@@ -30,7 +30,6 @@ from worker.helpers.network.neutron_managed import (
     ManagedOptions,
     Place,
     busy,
-    seconds,
 )
 from worker.model import (
     DriverMode,
@@ -44,7 +43,7 @@ from worker.model import (
     ShareServer,
 )
 from worker.plugin import Audit, Checked, Options, Setting, remnant
-from worker.systems.openstack import OpenStack, Taken, only
+from worker.systems.openstack import OpenStack, Taken, only, seconds
 
 BINDING_FAILED: Final = "binding_failed"
 _SERVER_TAG: Final = "share_server="

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from datetime import datetime
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
@@ -26,7 +25,7 @@ from worker.errors import ErrorCode, Fatal, NotReady
 from worker.failpoints import failpoint
 from worker.helpers.network.base import AddressBook
 from worker.model import Owned, OwnerKind, RequestContext, ShareNetwork, ShareServer
-from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken, only
+from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken, only, seconds
 
 TAG: Final = "sharewright"
 DEVICE_OWNER: Final = "sharewright:share-server"
@@ -446,11 +445,6 @@ def _ours(connection: Connection, every: Callable[..., Iterable[Thing]]) -> list
     """What the backend's own project has under names such as ours."""
     mine = every(project_id=connection.current_project_id)
     return [thing for thing in mine if str(thing.name).startswith(_PREFIX)]
-
-
-def seconds(moment: str | None) -> float | None:
-    """Neutron's time as seconds since the epoch."""
-    return None if moment is None else datetime.fromisoformat(moment).timestamp()
 
 
 def _name(share_network_id: str) -> str:
