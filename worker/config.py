@@ -20,6 +20,8 @@ from worker.model import DriverMode
 ENVIRONMENT_PREFIX: Final = "SHAREWRIGHT_"
 CONFIG_VARIABLE: Final = "SHAREWRIGHT_CONFIG"
 DEFAULT_PATH: Final = Path("/etc/sharewright/sharewright.toml")
+BACKEND_NAME_LENGTH: Final = 64
+"""As long as the ids of everything else that an operation may be about."""
 
 
 class _Section(BaseModel):
@@ -207,6 +209,16 @@ class Config(_Section):
     log: LogSettings = Field(default_factory=LogSettings)
     groups: dict[str, GroupSettings] = Field(default_factory=dict)
     backends: dict[str, BackendSettings] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Config:
+        for name in self.backends:
+            if not 0 < len(name) <= BACKEND_NAME_LENGTH:
+                raise ValueError(
+                    f"the name of backend {name!r} has {len(name)} characters; give it 1 to "
+                    f"{BACKEND_NAME_LENGTH}: operations on a backend name it as their object"
+                )
+        return self
 
     @model_validator(mode="after")
     def _a_host_decides_the_group(self) -> Config:

@@ -434,6 +434,14 @@ def test_a_flat_backend_serves_ignored_kinds_from_its_own_range(tmp_path: Path) 
     assert backend.network_helper(K.FLAT_POOL) is None
 
 
+def test_a_backend_has_a_name_that_an_operation_can_name() -> None:
+    one = {"mode": "single_svm", "share_driver": "any"}
+    Config.model_validate({"backends": {"b" * 64: one}})
+    for name in ("", "b" * 65):
+        with pytest.raises(ValueError, match=f"has {len(name)} characters; give it 1 to 64"):
+            Config.model_validate({"backends": {name: one}})
+
+
 def test_host_and_group_exclude_each_other() -> None:
     with pytest.raises(ValueError, match="names both host and group"):
         Config.model_validate(
