@@ -1,7 +1,8 @@
 """Throughput with 1, 2 and 4 worker processes, beside bare Celery's with as many.
 
 On a machine of two cores the second process is all there is to gain; what shows is whether more
-of them get in each other's way.
+of them get in each other's way. A share is taken in by a process of its own, which is at work
+beside a single worker process already; ``raw_to_intake`` is bare Celery with such a process.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from functools import partial
 
 from benchmarks.bed import Bed, Figures, median, ratio, take_turns
-from benchmarks.sides import FAKES, Ours, Raw
+from benchmarks.sides import FAKES, Ours, Publish, Raw
 
 PROCESSES = (1, 2, 4)
 
@@ -22,11 +23,12 @@ def run(bed: Bed) -> Figures:
     count = bed.scale.pick(200, 60)
     sides = {}
     for number in PROCESSES:
-        sides[f"raw_{number}"] = partial(_raw, raw, number, count)
+        sides[f"raw_{number}"] = partial(_raw, raw, raw.publish, number, count)
+        sides[f"raw_to_intake_{number}"] = partial(_raw, raw, raw.publish_by_intake, number, count)
         sides[f"{number}"] = partial(_ours, ours, network, number, count)
     found = take_turns(bed.scale.rounds, sides)
     figures = {f"scaling.{name}_per_second": median(found[name]) for name in found}
-    for prefix in ("", "raw_"):
+    for prefix in ("", "raw_", "raw_to_intake_"):
         for under in (1, 2):
             figures[f"scaling.{prefix}ratio_4_to_{under}"] = ratio(
                 found[f"{prefix}4"], found[f"{prefix}{under}"]
@@ -34,10 +36,10 @@ def run(bed: Bed) -> Figures:
     return figures
 
 
-def _raw(raw: Raw, concurrency: int, count: int) -> float:
+def _raw(raw: Raw, publish: Publish, concurrency: int, count: int) -> float:
     raw.start_worker(concurrency)
-    raw.side.batch([raw.publish] * 20)
-    return raw.side.batch([raw.publish] * count).per_second
+    raw.side.batch([publish] * 20)
+    return raw.side.batch([publish] * count).per_second
 
 
 def _ours(ours: Ours, network: str, concurrency: int, count: int) -> float:

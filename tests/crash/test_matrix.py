@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tests.crash.matrix.cells import BY_NAME
 from tests.crash.matrix.lane import Lane
 from tests.crash.matrix.matrix import Matrix
 from tests.crash.matrix.sabotage import SABOTAGES
-from tests.services import RedisServer
+from tests.services import ROOT, RedisServer
 
 GRACE = 6.0
 """Seconds after which a run that goes on for ever is taken for stuck."""
@@ -20,6 +22,12 @@ GRACE = 6.0
 def _waits(name: str) -> bool:
     """Whether it takes the whole grace to see that nothing moves any more."""
     return "stuck" in SABOTAGES[name].kinds
+
+
+def test_every_safeguard_is_where_it_is_taken_out() -> None:
+    """In a process of its own: what is taken out stays out."""
+    take_out = "from tests.crash.matrix.sabotage import *; [s.apply() for s in SABOTAGES.values()]"
+    subprocess.run([sys.executable, "-c", take_out], check=True, cwd=ROOT, timeout=60)
 
 
 @pytest.mark.parametrize(

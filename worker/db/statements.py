@@ -102,10 +102,11 @@ def held(operation_id: Any, fence: Any) -> tuple[ColumnElement[bool], ...]:
     return (_o.id == operation_id, _o.fence == fence, _o.phase == Phase.LEASED.value)
 
 
-_OURS = held(bindparam("held_id"), bindparam("held_fence"))
+def _ours() -> tuple[ColumnElement[bool], ...]:
+    return held(bindparam("held_id"), bindparam("held_fence"))
 
 
-HOLD = Prepared(select(_o.seq).where(*_OURS).with_for_update())
+HOLD = Prepared(lambda _dialect: select(_o.seq).where(*_ours()).with_for_update())
 
 
 RELEASED: Mapping[str, Any] = {"attempts": 0, "waits_for": None, "waiting_since": None}
@@ -118,9 +119,9 @@ def _ending(values: Mapping[str, Any]) -> Prepared:
     One statement on PostgreSQL; SQLite's common table expressions cannot write.
     """
     heeded = or_(_o.verdict.is_(None), bindparam("condemned_too", type_=Boolean))
-    fenced = update(operations).where(*_OURS, heeded).values(values)
 
     def build(dialect: str) -> Executable:
+        fenced = update(operations).where(*_ours(), heeded).values(values)
         if dialect == "sqlite":
             return fenced.returning(*BELL)
         written = fenced.returning(*BELL, _o.worker).cte("written")

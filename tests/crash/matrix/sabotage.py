@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import worker.runner
-from worker.db import journal, servers
+from worker.db import journal, servers, statements
 from worker.db.tables import operations
 from worker.fakes import FakeShareDriver
 from worker.keeper import Lease
@@ -30,11 +30,20 @@ class Sabotage:
     kinds: frozenset[str]
 
 
+def _swap(owner: Any, name: str, other: Any) -> None:
+    """What is not there any more by that name cannot be taken out: the test has to follow."""
+    assert hasattr(owner, name), f"{owner.__name__} has no {name}"
+    setattr(owner, name, other)
+
+
 def _no_fence() -> None:
     """Whoever once had a lease writes with it for ever."""
-    journal._held = lambda operation_id, _fence: (  # type: ignore[assignment]
-        operations.c.id == operation_id,
-    )
+
+    def held(operation_id: Any, _fence: Any) -> Any:
+        return (operations.c.id == operation_id,)
+
+    for module in (statements, journal):
+        _swap(module, "held", held)
 
 
 def _random_names() -> None:
@@ -44,12 +53,12 @@ def _random_names() -> None:
     def create_share(self: Any, context: Any, share: Any, server: Any) -> Any:
         return made(self, context, replace(share, id=str(uuid.uuid4())), server)
 
-    FakeShareDriver.create_share = create_share  # type: ignore[method-assign]
+    _swap(FakeShareDriver, "create_share", create_share)
 
 
 def _no_reconciler() -> None:
     """Nobody takes up again what is overdue."""
-    reconcile.Reconciler._redrive_overdue = lambda _self: 0  # type: ignore[method-assign]
+    _swap(reconcile.Reconciler, "_redrive_overdue", lambda _self: 0)
 
 
 def _no_undo_of_the_failed_step() -> None:
@@ -68,7 +77,7 @@ def _replace(act: Act, run: Callable[[Any], Any]) -> None:
 
 def _no_guard() -> None:
     """Nobody looks whether the lease is still held before acting outside."""
-    Lease.guard = lambda _self: None  # type: ignore[method-assign]
+    _swap(Lease, "guard", lambda _self: None)
 
 
 def _no_dispatch_number() -> None:
@@ -82,8 +91,8 @@ def _no_dispatch_number() -> None:
         newest = number if found is None else found.dispatch
         return claim(connection, operation_id, newest, *args, **kw)
 
-    journal.claim = claim_whatever
-    worker.runner._unclaimed = _unclaimed_whatever
+    _swap(journal, "claim", claim_whatever)
+    _swap(worker.runner, "_unclaimed", _unclaimed_whatever)
 
 
 def _unclaimed_whatever(runtime: Any, act: Act, operation_id: str, _number: int) -> bool:
@@ -112,7 +121,7 @@ def _no_reference_count() -> None:
             .returning(*servers.share_servers.c)
         ).one()
 
-    servers.release = last_or_not
+    _swap(servers, "release", last_or_not)
 
 
 def _cell(apply: Callable[[], None], cell: str, *kinds: str) -> Sabotage:
