@@ -8,21 +8,27 @@ nothing, which is always safe.
 from __future__ import annotations
 
 import base64
+import math
 import time
 import uuid
 from collections.abc import Mapping
 from typing import Any, Final
 
 from celery import Celery
-from celery.exceptions import TimeoutError as CeleryTimeout
+from celery.result import AsyncResult
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
+from worker.broker import UNREACHABLE
 from worker.errors import RequestFailed
 from worker.sealing import SealingKey, seal
 
 RESEND_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
+LONGEST_POLL_SECONDS: Final = 0.25
+"""What takes long is asked for less often."""
+OUTAGE_SECONDS: Final = 0.5
+"""Between attempts while broker or result backend is not reached."""
 CONNECT_SECONDS: Final = 3
 
 
@@ -43,6 +49,17 @@ class NotHeard(Exception):
     """Nothing was heard of a request in time; sending it again under its id is safe."""
 
 
+def _answer(result: AsyncResult) -> dict[str, Any]:
+    """What a result that is there says."""
+    try:
+        answer = result.get()
+    except Exception as error:
+        if len(error.args) == 4 and type(error).__name__ == "RequestFailed":  # noqa: PLR2004 - code, message, object, field
+            raise RequestFailed(*error.args) from None
+        raise
+    return dict(answer)
+
+
 class Client:
     """A producer's end of the request queues."""
 
@@ -53,6 +70,8 @@ class Client:
             result_serializer="json",
             accept_content=["json"],
             task_send_sent_event=True,
+            # Seconds; the client goes on by itself, and knows how long it may.
+            result_backend_transport_options={"retry_policy": {"max_retries": 1}},
         )
 
     def send(
@@ -66,6 +85,8 @@ class Client:
             queue="requests.admin" if admin else "requests",
             headers={"sharewright-acknowledge": True},
             argsrepr=f"({verb})",
+            # Else Celery would listen for it, and not survive an outage of 20 s.
+            ignore_result=True,
         )
 
     def submit(
@@ -79,18 +100,24 @@ class Client:
     ) -> str:
         """Publish until the request is accepted; return its operation's id.
 
-        Raises :class:`~worker.errors.RequestFailed` when it is refused, and :class:`NotHeard`
-        after ``timeout`` seconds of silence.
+        An outage of the broker is waited for. Raises :class:`~worker.errors.RequestFailed` when
+        the request is refused, and :class:`NotHeard` after ``timeout`` seconds of silence.
         """
         request_id = operation_id or str(uuid.uuid4())
         result = self._app.AsyncResult(request_id)
         deadline = time.monotonic() + timeout
         send_at = 0.0
+        why = "is the scheduler running?"
         while time.monotonic() < deadline:
-            if time.monotonic() >= send_at:
-                self.send(verb, payload, operation_id=request_id, admin=admin)
-                send_at = time.monotonic() + RESEND_SECONDS
-            state = result.state
+            try:
+                if time.monotonic() >= send_at:
+                    self.send(verb, payload, operation_id=request_id, admin=admin)
+                    send_at = time.monotonic() + RESEND_SECONDS
+                state = result.state
+            except UNREACHABLE as error:
+                why = f"the broker is not reached ({type(error).__name__})."
+                time.sleep(OUTAGE_SECONDS)
+                continue
             if state == "FAILURE":
                 self.result(request_id, timeout=timeout)
             if state != "PENDING":
@@ -98,26 +125,30 @@ class Client:
             time.sleep(POLL_SECONDS)
         raise NotHeard(
             f"Nothing was heard of request {request_id} within {timeout:.0f} s; "
-            f"is the scheduler running? Sending it again under this id is safe."
+            f"{why} Sending it again under this id is safe."
         )
 
     def result(self, operation_id: str, timeout: float | None = None) -> dict[str, Any]:
         """Wait for an operation's end and return its object.
 
-        Raises :class:`~worker.errors.RequestFailed` when it was refused, or failed and was
+        An outage of the result backend is waited for. Raises
+        :class:`~worker.errors.RequestFailed` when the operation was refused, or failed and was
         undone, and :class:`NotHeard` after ``timeout`` seconds.
         """
-        try:
-            answer = self._app.AsyncResult(operation_id).get(timeout=timeout, interval=POLL_SECONDS)
-        except CeleryTimeout:
-            raise NotHeard(
-                f"Operation {operation_id} has not ended within {timeout:.0f} s."
-            ) from None
-        except Exception as error:
-            if len(error.args) == 4 and type(error).__name__ == "RequestFailed":  # noqa: PLR2004 - code, message, object, field
-                raise RequestFailed(*error.args) from None
-            raise
-        return dict(answer)
+        result = self._app.AsyncResult(operation_id)
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        pause = POLL_SECONDS
+        while True:
+            try:
+                if result.ready():
+                    return _answer(result)
+                why = "has not ended"
+            except UNREACHABLE as error:
+                why = f"was not heard of ({type(error).__name__} of the result backend)"
+            if time.monotonic() >= deadline:
+                raise NotHeard(f"Operation {operation_id} {why} within {timeout:.0f} s.")
+            time.sleep(pause)
+            pause = min(pause * 1.1, LONGEST_POLL_SECONDS)
 
     def seal(
         self,

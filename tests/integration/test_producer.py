@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
+import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 import pytest
 from sqlalchemy import func, select, update
 
+from scheduler.client import Client, NotHeard
 from tests.deployment import Deployment
 from tests.plain import run_plain
 from tests.services import ROOT, RedisServer
@@ -19,6 +23,7 @@ from worker.db.engine import reading, transaction
 from worker.db.tables import operation_aliases, share_networks, shares
 
 EXAMPLE: Final = ROOT / "docs" / "examples" / "producer.py"
+ANSWER: Final = {"status": "SUCCESS", "result": {"shares": []}, "task_id": "three"}
 FAKES: Final = """
 [backends.fake]
 mode = "flat_multi_svm"
@@ -162,3 +167,40 @@ def test_a_key_sent_under_a_second_id_before_the_end_gets_the_same_result(
     deployment.worker("worker-1")
     made = deployment.client.result(first, timeout=60)
     assert deployment.client.result(second, timeout=20) == made
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    server = RedisServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
+def test_the_client_waits_for_an_outage_and_no_longer_than_it_may(own_redis: RedisServer) -> None:
+    """Of Redis, here for longer than any one call's own attempts; there is no scheduler at all."""
+    client = Client(own_redis.url(), own_redis.url(1))
+    payload = {"version": 1, "context": {"project_id": "p1"}}
+    with pytest.raises(NotHeard, match="is the scheduler running"):
+        client.submit("list_shares", payload, operation_id="one", timeout=0.5)
+    own_redis.stop()
+    began = time.monotonic()
+    with pytest.raises(NotHeard, match="the broker is not reached"):
+        client.submit("list_shares", payload, operation_id="two", timeout=3.0)
+    with pytest.raises(NotHeard, match=r"was not heard of \(ConnectionError"):
+        client.result("two", timeout=3.0)
+    assert time.monotonic() - began >= 6.0
+
+    def answer() -> None:
+        time.sleep(2.0)
+        own_redis.start()
+        with own_redis.client(1) as results:
+            results.set("celery-task-meta-three", json.dumps(ANSWER))
+
+    with ThreadPoolExecutor(1) as pool:
+        answered = pool.submit(answer)
+        assert client.submit("list_shares", payload, operation_id="three") == "three"
+        assert client.result("three") == {"shares": []}
+        answered.result()
+    client.close()

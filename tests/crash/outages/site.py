@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -101,11 +101,12 @@ class Site:
         """The main processes of a role (``worker``, ``scheduler``, ``reconciler``) that run."""
         # Celery renames its own where setproctitle is installed.
         names = (f"sw-{role}", f"[celeryd: {role}")
-        return [
-            one
-            for one in psutil.Process(self.launcher.pid).children()
-            if any(shown.startswith(names) for shown in (one.name(), *one.cmdline()[:1]))
-        ]
+        found = []
+        for one in psutil.Process(self.launcher.pid).children():
+            with suppress(psutil.NoSuchProcess):  # it ended meanwhile
+                if any(shown.startswith(names) for shown in (one.name(), *one.cmdline()[:1])):
+                    found.append(one)
+        return found
 
     @contextmanager
     def trouble(self) -> Iterator[None]:
