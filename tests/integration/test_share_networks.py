@@ -16,7 +16,7 @@ from scheduler.cli import cli
 from scheduler.cli.exits import EXIT_REFUSED, exit_code_of
 from tests.intake import Intake, take_in
 from tests.network_options import VALUES, fields, forbidden
-from tests.services import PostgresServer, RedisServer, python
+from tests.services import python
 from worker.db.engine import transaction
 from worker.db.tables import operations, share_networks, share_servers, shares
 from worker.errors import Conflict, RequestFailed
@@ -25,38 +25,12 @@ PAIRS = forbidden(largest=2)
 """Every single option and every pair that makes no share network."""
 
 
-@pytest.fixture(scope="module", params=["sqlite", "postgresql"])
-def service(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    shared_redis: RedisServer,
-) -> Iterator[Intake]:
-    directory = tmp_path_factory.mktemp("networks")
-    url = f"sqlite:///{directory / 'sharewright.db'}"
-    if request.param == "postgresql":
-        server: PostgresServer = request.getfixturevalue("postgres_server")
-        url = server.url(server.create_database())
-    with shared_redis.client() as client:
-        client.flushall()
-    made = Intake(directory, url, shared_redis)
-    try:
-        made.role("scheduler", "--pool", "prefork", "--concurrency", "3")
-        yield made
-    finally:
-        made.close()
-
-
 @pytest.fixture
-def intake(service: Intake) -> Iterator[Intake]:
-    """The service, with no default share network before and after."""
-    yield service
-    with transaction(service.engine) as connection:
+def intake(intake: Intake) -> Iterator[Intake]:
+    """As everywhere, with no default share network before and after."""
+    yield intake
+    with transaction(intake.engine) as connection:
         connection.execute(update(share_networks).values(is_default=False))
-
-
-@pytest.fixture
-def project() -> str:
-    return f"project-{uuid.uuid4()}"
 
 
 def as_admin(intake: Intake, verb: str, network: str, **values: Any) -> dict[str, Any]:
