@@ -25,10 +25,14 @@ PAIRS = forbidden(largest=2)
 """Every single option and every pair that makes no share network."""
 
 
-@pytest.fixture
-def intake(intake: Intake) -> Iterator[Intake]:
-    """As everywhere, with no default share network before and after."""
-    yield intake
+@pytest.fixture(autouse=True)
+def _no_default(request: pytest.FixtureRequest) -> Iterator[None]:
+    """No test leaves a default share network behind."""
+    if "intake" not in request.fixturenames:
+        yield
+        return
+    intake: Intake = request.getfixturevalue("intake")
+    yield
     with transaction(intake.engine) as connection:
         connection.execute(update(share_networks).values(is_default=False))
 
