@@ -44,7 +44,9 @@ class Site:
         return NovaComputeHelper(SETTING, NovaOptions(**self.options(**options)))
 
     def machines(self) -> list[Server]:
-        return list(self.admin.compute.servers(name="^sw-"))
+        """Nova lists what it has deleted for a moment more, as DELETED."""
+        found = self.admin.compute.servers(name="^sw-")
+        return [machine for machine in found if machine.status != "DELETED"]
 
     def state(self) -> Any:
         return sorted((machine.id, machine.name) for machine in self.machines())
