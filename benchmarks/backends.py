@@ -26,7 +26,8 @@ mode = "single_svm"
 share_driver = "fake"
 driver.log_calls = false
 """
-_ON_SERVERS: Final = FAKES.replace("[backends.fake]", "[backends.b{number}]")
+_LOG, _, _FAKE = FAKES.partition("[backends.fake]")
+_ON_SERVERS: Final = "[backends.b{number}]" + _FAKE
 _KINDS: Final = {"": _SINGLE, "on_servers_": _ON_SERVERS}
 
 
@@ -55,7 +56,7 @@ def run(bed: Bed) -> Figures:
 def _site(bed: Bed, backend: str, number: int) -> Ours:
     groups = f"[groups.default]\nqueues = {QUEUES if number > QUEUES else 1}\n"
     backends = "".join(backend.format(number=one) for one in range(number))
-    return Ours(bed, settings=groups + backends, backends=number, reports=86400.0)
+    return Ours(bed, settings=_LOG + groups + backends, backends=number, reports=86400.0)
 
 
 def _cost(ours: Ours, requests: list[Publish]) -> float:
