@@ -15,13 +15,11 @@ from typing import Any, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from worker.errors import ConfigurationError
-from worker.model import DriverMode
+from worker.model import ID_LENGTH, DriverMode
 
 ENVIRONMENT_PREFIX: Final = "SHAREWRIGHT_"
 CONFIG_VARIABLE: Final = "SHAREWRIGHT_CONFIG"
 DEFAULT_PATH: Final = Path("/etc/sharewright/sharewright.toml")
-BACKEND_NAME_LENGTH: Final = 64
-"""As long as the ids of everything else that an operation may be about."""
 
 
 class _Section(BaseModel):
@@ -213,10 +211,10 @@ class Config(_Section):
     @model_validator(mode="after")
     def _names_fit(self) -> Config:
         for name in self.backends:
-            if not 0 < len(name) <= BACKEND_NAME_LENGTH:
+            if not 0 < len(name) <= ID_LENGTH:
                 raise ValueError(
                     f"the name of backend {name!r} has {len(name)} characters; give it 1 to "
-                    f"{BACKEND_NAME_LENGTH}: operations on a backend name it as their object"
+                    f"{ID_LENGTH}: operations on a backend name it as their object"
                 )
         return self
 

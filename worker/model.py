@@ -14,8 +14,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
+ID_LENGTH: Final = 64
+"""At most; also of the names that stand for ids, as backends' do."""
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from sqlalchemy import Column, Float, Integer, String, Table, Text
 
-from worker.db.tables import ID_LENGTH, metadata
+from worker.db.tables import metadata
+from worker.model import ID_LENGTH
 
 _BACKEND = 255
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Float, Index, Integer, String, Table, UniqueConstraint, text
 
-from worker.db.tables import ID_LENGTH, metadata, partial_index
+from worker.db.tables import metadata, partial_index
+from worker.model import ID_LENGTH
 
 segments = Table(
     "segments",

@@ -28,7 +28,7 @@ from sqlalchemy import (
 )
 
 from worker.db.engine import db_now
-from worker.model import LIVE_STATES, OperationState, ServerStatus
+from worker.model import ID_LENGTH, LIVE_STATES, OperationState, ServerStatus
 
 metadata: Final = MetaData(
     naming_convention={
@@ -39,7 +39,6 @@ metadata: Final = MetaData(
     }
 )
 
-ID_LENGTH: Final = 64
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
 
 
