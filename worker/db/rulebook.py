@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sqlalchemy import Connection, Row, and_, case, delete, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, select, update
 
 from worker.db.engine import db_now
 from worker.db.tables import access_rules, shares
@@ -46,20 +46,23 @@ def begin_access(
             updated_at=db_now(),
         )
     )
-    rows = connection.execute(
-        select(rule.id, rule.access_type, rule.access_to, rule.access_level)
-        .where(rule.share_id == share_id, rule.generation <= generation, rule.state.in_(_WANTED))
-        .order_by(rule.created_at, rule.id)
-    )
-    return [AccessRule(*row) for row in rows], generation
+    wanted = (rule.generation <= generation, rule.state.in_(_WANTED))
+    return _rules(connection, share_id, *wanted), generation
 
 
 def active_access(connection: Connection, share_id: str) -> list[AccessRule]:
     """Return the rules that the driver enforces by our own word."""
+    return _rules(connection, share_id, access_rules.c.state == AccessState.ACTIVE.value)
+
+
+def _rules(
+    connection: Connection, share_id: str, *conditions: ColumnElement[bool]
+) -> list[AccessRule]:
+    """The share's rules that meet the conditions, the oldest first."""
     rule = access_rules.c
     rows = connection.execute(
         select(rule.id, rule.access_type, rule.access_to, rule.access_level)
-        .where(rule.share_id == share_id, rule.state == AccessState.ACTIVE.value)
+        .where(rule.share_id == share_id, *conditions)
         .order_by(rule.created_at, rule.id)
     )
     return [AccessRule(*row) for row in rows]
