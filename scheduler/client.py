@@ -70,7 +70,7 @@ class Client:
             result_serializer="json",
             accept_content=["json"],
             task_send_sent_event=True,
-            # Seconds; the client goes on by itself, and knows how long it may.
+            # One call gives up after a second or two: the client knows how long it may go on.
             result_backend_transport_options={"retry_policy": {"max_retries": 1}},
         )
 
@@ -107,13 +107,14 @@ class Client:
         result = self._app.AsyncResult(request_id)
         deadline = time.monotonic() + timeout
         send_at = 0.0
-        why = "is the scheduler running?"
+        why = ""
         while time.monotonic() < deadline:
             try:
                 if time.monotonic() >= send_at:
                     self.send(verb, payload, operation_id=request_id, admin=admin)
                     send_at = time.monotonic() + RESEND_SECONDS
                 state = result.state
+                why = "is the scheduler running?"
             except UNREACHABLE as error:
                 why = f"the broker is not reached ({type(error).__name__})."
                 time.sleep(OUTAGE_SECONDS)

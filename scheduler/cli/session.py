@@ -119,10 +119,11 @@ class Session:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A producer's connection; what keeps it from the service is one sentence."""
-        from kombu.exceptions import OperationalError  # noqa: PLC0415 - after `--help`
-        from redis.exceptions import RedisError  # noqa: PLC0415
-
-        from scheduler.client import Client, NotHeard, broker_fault  # noqa: PLC0415
+        from scheduler.client import (  # noqa: PLC0415 - after `--help`
+            Client,
+            NotHeard,
+            broker_fault,
+        )
 
         broker = self.config.broker
         # Asked first: the client itself would try for half a minute before it says so.
@@ -134,8 +135,6 @@ class Session:
             yield client
         except NotHeard as error:
             raise Unreachable(str(error)) from None
-        except (OSError, OperationalError, RedisError) as error:
-            raise Unreachable(_NO_BROKER.format(type(error).__name__)) from None
         finally:
             client.close()
 
