@@ -20,7 +20,7 @@ def run(bed: Bed) -> Figures:
     raw, ours = Raw(bed), Ours(bed, settings=FAKES, backends=1)
     [network] = ours.networks(1)
     ours.side.batch(ours.shares(1, share_network_id=network))
-    count = bed.scale.pick(200, 60)
+    count = bed.scale.pick(600, 60)
     sides = {}
     for number in PROCESSES:
         sides[f"raw_{number}"] = partial(_raw, raw, raw.publish, number, count)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from scheduler.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
 from scheduler.pools import Offer, Pool
 from scheduler.snapshot import Ranked, Snapshot
-from scheduler.weighers import suitability
+from scheduler.weighers import nearness, suitability
 from worker.errors import NoCapacity
 
 
@@ -32,19 +32,31 @@ def refusal(wanted: Wanted, pool: Pool) -> str | None:
 
 def candidates(wanted: Wanted, snapshot: Snapshot) -> Iterator[Pool]:
     """Give the pools that can take the share, the best first; each is looked at when it is due."""
-    fitting = [
-        _of_offer(wanted, offer, ranked)
+    fitting = {
+        offer: ranked
         for offer, ranked in snapshot.ranked()
         if refusal_of_offer(wanted, offer) is None
-    ]
-    return (pool for _, _, pool in heapq.merge(*fitting))
+    }
+    far = [_weighed(wanted, offer, ranked) for offer, ranked in fitting.items()]
+    near = sorted(_near(wanted, fitting, snapshot))
+    return (pool for _, _, pool in heapq.merge(near, *far))
 
 
-def _of_offer(wanted: Wanted, offer: Offer, ranked: list[Ranked]) -> Iterator[Ranked]:
+def _weighed(wanted: Wanted, offer: Offer, ranked: Iterable[Ranked]) -> Iterator[Ranked]:
+    """The pools of an offer, in their order; not those that :func:`_near` gives."""
     better = suitability(wanted, offer)
     for rank, key, pool in ranked:
-        if refusal(wanted, pool) is None:
+        if pool.backend not in wanted.serving and refusal(wanted, pool) is None:
             yield rank - better, key, pool
+
+
+def _near(wanted: Wanted, fitting: Container[Offer], snapshot: Snapshot) -> Iterator[Ranked]:
+    """The pools of the few backends that are nearer than their offer is."""
+    for backend in wanted.serving:
+        for rank, key, pool in snapshot.of_backend(backend):
+            if pool.offer in fitting and refusal(wanted, pool) is None:
+                better = suitability(wanted, pool.offer) + nearness(wanted, backend)
+                yield rank - better, key, pool
 
 
 def refusals(wanted: Wanted, snapshot: Snapshot) -> dict[str, str]:

@@ -27,6 +27,8 @@ class Wanted:
     report_expiry: float
     only: tuple[str, str] | None = None
     """The backend and pool that it must live on: a snapshot's copies stay where it is."""
+    serving: frozenset[str] = frozenset()
+    """The backends on which a share server with room for it stands already."""
     now: float = 0.0
     """When it is asked for, by the clock of the pools' ``reported_at``; placement sets it."""
 

@@ -24,6 +24,10 @@ from worker.model import DriverMode
 CACHE_SECONDS: Final = 1.0
 WHOLE_SECONDS: Final = 60.0
 """How often all is read anew: a pool that is gone leaves no change behind."""
+SENT_SECONDS: Final = 10.0
+"""How long a choice tells where a share server is about to be, before its row does."""
+SENT_NETWORKS: Final = 1_000
+"""So many share networks are noted before those of long ago are forgotten."""
 OPEN_SECONDS: Final = 10.0
 """How long a change may wait for its commit and still be seen by a look at what has changed."""
 
@@ -39,8 +43,9 @@ class Snapshot:
         """When it was read, by the database's clock."""
         self._pools: dict[str, Pool] = {}
         self._ranked: dict[Offer, list[Ranked]] = {}
+        self._of_backend: dict[str, dict[str, Pool]] = {}
         for pool in pools:
-            self._pools[pool.key] = pool
+            self._note(pool)
             self._ranked.setdefault(pool.offer, []).append(_ranked(pool))
         for of_one_offer in self._ranked.values():
             of_one_offer.sort()
@@ -52,10 +57,19 @@ class Snapshot:
         """Return the pools of each offer, the preferred ones first."""
         return self._ranked.items()
 
+    def of_backend(self, backend: str) -> Iterable[Ranked]:
+        """Return the pools of a backend, in no order; none when it is not known."""
+        return map(_ranked, self._of_backend.get(backend, {}).values())
+
+    @property
+    def has_backends(self) -> bool:
+        """Whether there is more than one backend to choose from."""
+        return len(self._of_backend) > 1
+
     def put(self, pool: Pool) -> None:
         """Add a pool, or let it take the place of what was known of it."""
         self.remove(pool)
-        self._pools[pool.key] = pool
+        self._note(pool)
         insort(self._ranked.setdefault(pool.offer, []), _ranked(pool))
 
     def remove(self, pool: Pool) -> None:
@@ -66,6 +80,14 @@ class Snapshot:
             del of_its_offer[bisect_left(of_its_offer, _ranked(known))]
             if not of_its_offer:
                 del self._ranked[known.offer]
+            of_its_backend = self._of_backend[known.backend]
+            del of_its_backend[known.key]
+            if not of_its_backend:
+                del self._of_backend[known.backend]
+
+    def _note(self, pool: Pool) -> None:
+        self._pools[pool.key] = pool
+        self._of_backend.setdefault(pool.backend, {})[pool.key] = pool
 
 
 def _ranked(pool: Pool) -> Ranked:
@@ -135,6 +157,7 @@ class PoolCache:
     """The backends that there are."""
     _snapshot: Snapshot = field(default_factory=Snapshot)
     _doubted: dict[str, Pool] = field(default_factory=dict)
+    _sent: dict[str, tuple[str, float]] = field(default_factory=dict)
     _looked_at: float = field(default=-CACHE_SECONDS * 2)
     _whole_at: float = field(default=-WHOLE_SECONDS * 2)
 
@@ -179,3 +202,19 @@ class PoolCache:
         self._snapshot.put(
             replace(pool, allocated_gib=pool.allocated_gib + size, shares=pool.shares + 1)
         )
+
+    def sent(self, network_id: str, backend: str) -> None:
+        """Note where a share of a share network goes: the next ones may go there too."""
+        now = time.monotonic()
+        if len(self._sent) >= SENT_NETWORKS:
+            self._sent = {
+                network: (name, at)
+                for network, (name, at) in self._sent.items()
+                if now - at <= SENT_SECONDS
+            }
+        self._sent[network_id] = backend, now
+
+    def lately(self, network_id: str) -> str | None:
+        """Return the backend that the last share of a share network went to, a moment ago."""
+        backend, at = self._sent.get(network_id, (None, 0.0))
+        return backend if time.monotonic() - at <= SENT_SECONDS else None

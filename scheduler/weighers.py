@@ -1,7 +1,7 @@
 """Weighers: pure functions that say how good a pool is for a share, from 0 to 1.
 
 Those that look at a pool's numbers alone give the order in which a snapshot keeps its pools;
-those that look at what is asked for weigh a whole offer.
+those that look at what is asked for weigh a whole offer, or a whole backend.
 """
 
 from __future__ import annotations
@@ -48,6 +48,22 @@ OFFER_WEIGHERS: Final[tuple[tuple[Callable[[Wanted, Offer], float], float], ...]
 """Each with its multiplier."""
 
 
+def serves_network(wanted: Wanted, backend: str) -> float:
+    """Where a share server of the share network stands, no further one has to be built."""
+    return 1.0 if backend in wanted.serving else 0.0
+
+
+BACKEND_WEIGHERS: Final[tuple[tuple[Callable[[Wanted, str], float], float], ...]] = (
+    (serves_network, 1.5),
+)
+"""Each with its multiplier. A server outweighs any number of shares, and half a pool of room."""
+
+
 def suitability(wanted: Wanted, offer: Offer) -> float:
     """How good every pool of an offer is for what is asked for, beside its own preference."""
     return sum(multiplier * weigh(wanted, offer) for weigh, multiplier in OFFER_WEIGHERS)
+
+
+def nearness(wanted: Wanted, backend: str) -> float:
+    """How good every pool of a backend is for what is asked for, beside its offer."""
+    return sum(multiplier * weigh(wanted, backend) for weigh, multiplier in BACKEND_WEIGHERS)

@@ -14,13 +14,14 @@ from scheduler.filters import Wanted
 from scheduler.pools import Pool, reserve
 from scheduler.requests import CreateShare, ExtendShare
 from scheduler.verbs import lookup
-from worker.db import inventory, journal
+from worker.db import inventory, journal, servers
 from worker.db.engine import db_now
 from worker.db.prepared import Prepared
 from worker.db.tables import operations, shares
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.model import NetworkKind, OperationState, ShareStatus
 from worker.tasks import repairs
+from worker.tasks.servers import limits_of
 
 _PLACEMENT_ROUNDS = 3
 _GIVEN = (
@@ -55,8 +56,11 @@ def create(acceptance: Acceptance) -> None:
             extra_specs=share_type.extra_specs if share_type is not None else {},
             report_expiry=acceptance.config.engine.report_expiry,
             only=(source.backend, source.pool) if source is not None else None,
+            serving=_serving(acceptance, network, request.size) if source is None else frozenset(),
         ),
     )
+    if network is not None:
+        acceptance.pools.sent(network.id, pool.backend)
     share_id = str(uuid.uuid4())
     _INSERT.run(
         connection,
@@ -123,6 +127,27 @@ def _network(
     return lookup.share_network(
         acceptance.connection, acceptance.project_id, named=source.share_network_id
     )
+
+
+def _serving(acceptance: Acceptance, network: Row[Any] | None, size: int) -> frozenset[str]:
+    """The backends where a share server of the share network has room, or is about to be built."""
+    pools = acceptance.pools
+    if network is None or not pools.snapshot().has_backends:
+        return frozenset()
+    config = acceptance.config
+    standing = servers.standing(
+        acceptance.connection, acceptance.project_id, network.id, network.security_key
+    )
+    serving = {
+        row.backend
+        for row in standing
+        if row.backend in config.backends
+        and limits_of(config, row.backend).admit(size, shares=row.shares, gib=row.gib)
+    }
+    lately = pools.lately(network.id)
+    if lately is not None and all(row.backend != lately for row in standing):
+        serving.add(lately)  # its server has no row yet
+    return frozenset(serving)
 
 
 def _check_size(acceptance: Acceptance, size: int, field: str) -> None:

@@ -14,11 +14,14 @@ from scheduler.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
 from scheduler.pools import Offer, Pool
 from scheduler.snapshot import Snapshot
 from scheduler.weighers import (
+    BACKEND_WEIGHERS,
     OFFER_WEIGHERS,
     POOL_WEIGHERS,
     fewest_shares,
     free_capacity,
+    nearness,
     preference,
+    serves_network,
     suitability,
     uses_network,
 )
@@ -166,6 +169,26 @@ def test_a_named_network_is_meant() -> None:
     assert chosen(WANTED, SINGLE, busy) == [busy, SINGLE]
 
 
+def test_a_backend_with_a_server_for_the_network_comes_before_its_equals() -> None:
+    here, there = replace(POOL, backend="b2"), replace(POOL, backend="b3")
+    wanted = replace(WANTED, serving=frozenset({"b2", "gone"}))
+    assert serves_network(wanted, "b2") == 1.0
+    assert serves_network(wanted, "b3") == 0.0
+    assert chosen(wanted, POOL, here, there) == [here, POOL, there]
+    # It outweighs any number of shares, but not much more than half of a pool.
+    many = replace(here, shares=10_000, allocated_gib=40)
+    assert chosen(wanted, POOL, many) == [many, POOL]
+    nearly_full = replace(many, allocated_gib=60)
+    assert chosen(wanted, POOL, nearly_full) == [POOL, nearly_full]
+
+
+def test_a_server_stands_in_vain_where_the_share_does_not_fit() -> None:
+    wanted = replace(WANTED, serving=frozenset({"b1"}))
+    other = replace(POOL, backend="b2")
+    assert chosen(wanted, replace(POOL, allocated_gib=95), other) == [other]
+    assert chosen(wanted, changed(enabled=False), other) == [other]
+
+
 def test_the_best_comes_first_and_equals_by_name() -> None:
     full = replace(POOL, name="full", allocated_gib=80)
     twin = replace(POOL, name="p0")
@@ -231,6 +254,7 @@ wanteds = st.builds(
     report_expiry=st.just(120.0),
     only=st.none(),
     now=st.just(1000.0),
+    serving=st.frozensets(st.sampled_from(["b1", "b2", "b4"])),
 )
 
 
@@ -238,6 +262,7 @@ wanteds = st.builds(
 def test_each_weigher_stays_between_0_and_1(wanted: Wanted, pool: Pool) -> None:
     assert all(0.0 <= weigh(pool) <= 1.0 for weigh, _ in POOL_WEIGHERS)
     assert all(0.0 <= weigh(wanted, pool.offer) <= 1.0 for weigh, _ in OFFER_WEIGHERS)
+    assert all(0.0 <= weigh(wanted, pool.backend) <= 1.0 for weigh, _ in BACKEND_WEIGHERS)
 
 
 def fits(wanted: Wanted, pool: Pool) -> bool:
@@ -255,7 +280,10 @@ def test_every_pool_is_either_chosen_or_refused_with_a_reason(
     assert {pool.key for pool in found} == {pool.key for pool in choice if fits(wanted, pool)}
     assert refused.keys() == {pool.key for pool in choice if not fits(wanted, pool)}
     assert all(refused.values())
-    weights = [suitability(wanted, pool.offer) + preference(pool) for pool in found]
+    weights = [
+        preference(pool) + (suitability(wanted, pool.offer) + nearness(wanted, pool.backend))
+        for pool in found
+    ]
     assert weights == sorted(weights, reverse=True)
     for pool in found:
         assert pool.allocated_gib + wanted.size <= pool.promisable_gib

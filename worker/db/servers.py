@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -80,6 +80,12 @@ class Limits:
     shares: int = 0
     gib: int = 0
 
+    def admit(self, size: int, *, shares: int, gib: int) -> bool:
+        """Whether a share of ``size`` GiB has room beside what is on a server."""
+        # A share larger than the limit still gets a server to itself.
+        fits = not self.gib or gib + size <= self.gib or shares == 0
+        return fits and (not self.shares or shares < self.shares)
+
 
 @dataclass(frozen=True, slots=True)
 class Joined:
@@ -108,6 +114,25 @@ def server_of(row: Row[Any], prefix: str = "") -> ShareServer:
 def key_of(row: Row[Any]) -> ServerKey:
     """The key that a server was made for."""
     return ServerKey(row.project_id, row.share_network_id, row.backend, row.security_key)
+
+
+_STANDING = Prepared(
+    select(_s.backend, _s.shares, _s.gib).where(
+        _s.project_id == bindparam("project"),
+        _s.share_network_id == bindparam("network"),
+        _s.security_key == bindparam("security"),
+        _s.status.in_(_LIVE),
+    )
+)
+
+
+def standing(
+    connection: Connection, project_id: str, share_network_id: str, security_key: str
+) -> Sequence[Row[Any]]:
+    """Return ``backend``, ``shares`` and ``gib`` of the live servers of a share network."""
+    return _STANDING.all(
+        connection, project=project_id, network=share_network_id, security=security_key
+    )
 
 
 _GET = Prepared(select(share_servers).where(_s.id == bindparam("server")))

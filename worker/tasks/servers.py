@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
+from worker.config import Config
 from worker.db import inventory, journal, servers
 from worker.db.servers import Limits, ServerKey
 from worker.errors import ErrorCode, Fatal, StepError
@@ -27,12 +28,17 @@ REPAIR_RECHECK_SECONDS = 1.0
 """Until another look whether a repair of a server that is to be deleted has ended."""
 
 
+def limits_of(config: Config, backend: str) -> Limits:
+    """What one share server of a backend may hold."""
+    settings = config.backends[backend]
+    return Limits(settings.max_shares_per_share_server, settings.max_share_server_size)
+
+
 def _allocate_network(job: Job) -> Commit:
     share_id = job.operation.resource_id
     with job.transaction() as writing:
         share = inventory.share_row(writing.connection, share_id)
         network = inventory.network(writing.connection, share.share_network_id)
-        settings = writing.config.backends[share.backend]
         key = ServerKey(
             share.project_id, share.share_network_id, share.backend, network.security_key
         )
@@ -43,7 +49,7 @@ def _allocate_network(job: Job) -> Commit:
             gib=share.size,
             operation_id=job.operation.id,
             accepted_at=job.operation.accepted_at,
-            limits=Limits(settings.max_shares_per_share_server, settings.max_share_server_size),
+            limits=limits_of(writing.config, share.backend),
             tolerated_failures=writing.config.engine.builder_failures,
         )
         if joined is None or (
