@@ -6,8 +6,10 @@ a running service than the directory's path.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ from worker.config import (
 from worker.errors import ConfigurationError
 
 DEFAULT_HOME: Final = Path("~/.sharewright")
+LOG_BYTES: Final = 64 * 2**20
+"""A log that is longer is set aside."""
 _LONGEST_SOCKET_PATH: Final = 107  # sun_path of unix(7), without its final zero
 
 
@@ -62,6 +66,18 @@ class Home:
     def log(self, role: str) -> Path:
         """Return a role's log."""
         return self.logs / f"{role}.log"
+
+    def shorten_logs(self) -> None:
+        """Set logs that have grown too long aside, in place of what was set aside before.
+
+        Their writers append, and so go on in the emptied file; what they write between copy and
+        emptying is lost.
+        """
+        for log in self.logs.glob("*.log"):
+            if log.stat().st_size > LOG_BYTES:
+                with contextlib.suppress(OSError):  # on a full disk, room counts for more
+                    shutil.copyfile(log, log.with_suffix(".log.1"))
+                os.truncate(log, 0)
 
     @property
     def database_url(self) -> str:

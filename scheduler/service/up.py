@@ -173,7 +173,9 @@ class Supervisor:
                 sys.stderr.write(f"sharewright: {self._refusal}\n")
                 return EXIT_CONFIGURATION
             self._start_due()
-            if not self._announced:
+            if self._announced:
+                self.home.shorten_logs()
+            else:
                 self._announce()
 
     def _start_due(self) -> None:

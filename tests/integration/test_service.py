@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from scheduler.client import Client
+from scheduler.home import LOG_BYTES
 from scheduler.service import tree
 from tests.deployment import FAKE_BACKEND
 from tests.services import Process, alive, python, wait_until
@@ -90,6 +91,22 @@ def make_up(tmp_path: Path) -> Iterator[Callable[[], Up]]:
         up.process.close()
         for pid in up.members():
             os.kill(pid, signal.SIGKILL)
+
+
+def test_a_log_does_not_grow_for_ever(make_up: Callable[[], Up]) -> None:
+    up = make_up()
+    log = up.home / "logs" / "worker-default.log"
+    log.parent.mkdir()
+    log.write_bytes(b"before\n")
+    os.truncate(log, LOG_BYTES + 1)
+    up.start()
+    aside = log.with_suffix(".log.1")
+    wait_until(lambda: aside.exists() and log.stat().st_size <= LOG_BYTES, "it is set aside")
+    assert aside.stat().st_size > LOG_BYTES
+    assert aside.read_bytes().startswith(b"before\n")
+    os.kill(up.pid("redis"), signal.SIGKILL)  # the worker has something to say of that
+    wait_until(lambda: log.stat().st_size > 0, "its writer goes on at the beginning")
+    assert log.read_bytes()[:1] != b"\0"
 
 
 def test_a_share_by_message_and_nothing_left_after_the_stop(make_up: Callable[[], Up]) -> None:
