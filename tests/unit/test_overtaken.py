@@ -15,13 +15,16 @@ from worker.app import make_app
 from worker.config import load
 from worker.db.engine import db_now, transaction
 from worker.db.tables import operations, shares
+from worker.errors import Fatal
 from worker.runner import run
 from worker.tasks.sagas import ACTS
 
 
+@pytest.mark.parametrize("during", ["extend_share", "share_size"])
 def test_a_delete_during_an_extend_does_not_wait_for_its_lease(
-    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, sqlite_url: str, monkeypatch: pytest.MonkeyPatch, during: str
 ) -> None:
+    """Accepted while the driver extends, or while what came of a failure is read back."""
     engine = tables(sqlite_url)
     path = tmp_path / "sharewright.toml"
     path.write_text(
@@ -50,12 +53,19 @@ def test_a_delete_during_an_extend_does_not_wait_for_its_lease(
     context = {"version": 1, "context": {"project_id": "p1"}, "share_id": share}
     take_in(config, "extend_share", {**context, "new_size": 2}, "extend")
     runtime: Any = make_app(config).sharewright_runtime()
-    monkeypatch.setattr(type(runtime.manager("small")), "extend_share", lambda *_: _delete())
-    monkeypatch.setattr(type(runtime.manager("small")), "share_size", lambda *_: 2)
 
-    def _delete() -> None:
-        take_in(config, "delete_share", context, "delete")
+    def overtaken(power: str) -> Any:
+        def call(*_: Any) -> int:
+            if power == during:
+                take_in(config, "delete_share", context, "delete")
+            elif power == "extend_share":
+                raise Fatal("no")
+            return 2
 
+        return call
+
+    for power in ("extend_share", "share_size"):
+        monkeypatch.setattr(type(runtime.manager("small")), power, overtaken(power))
     try:
         run(runtime, ACTS["extend_share"], "extend", 1)
     finally:

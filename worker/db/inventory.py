@@ -155,6 +155,13 @@ def set_share(
     return _move(connection, shares, share_id, status, values)
 
 
+def set_share_if_allowed(
+    connection: Connection, share_id: str, status: ShareStatus, **values: Any
+) -> None:
+    """As :func:`set_share`; a share that may not go there any more stays as it is."""
+    _moved(connection, shares, share_id, status, values)
+
+
 def set_snapshot(
     connection: Connection, snapshot_id: str, status: SnapshotStatus, **values: Any
 ) -> Row[Any]:
@@ -185,6 +192,20 @@ def _moving(table: Table, status: StrEnum, names: tuple[str, ...]) -> Prepared:
     )
 
 
+def _moved(
+    connection: Connection,
+    table: Table,
+    object_id: str,
+    status: StrEnum,
+    values: Mapping[str, Any],
+) -> Row[Any] | None:
+    return _moving(table, status, tuple(values)).first(
+        connection,
+        object_id=object_id,
+        **{f"new_{name}": value for name, value in values.items()},
+    )
+
+
 def _move(
     connection: Connection,
     table: Table,
@@ -192,11 +213,7 @@ def _move(
     status: StrEnum,
     values: Mapping[str, Any],
 ) -> Row[Any]:
-    row = _moving(table, status, tuple(values)).first(
-        connection,
-        object_id=object_id,
-        **{f"new_{name}": value for name, value in values.items()},
-    )
+    row = _moved(connection, table, object_id, status, values)
     if row is None:
         kind = table.name.removesuffix("s")
         raise Fatal(

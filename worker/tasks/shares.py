@@ -167,8 +167,10 @@ def extend_failed(job: Job, error: StepError) -> Commit:
     def commit(writing: Writing) -> None:
         if row.allocated_gib > real:
             inventory.return_some(writing.connection, row.id, row.allocated_gib - real)
-        if row.status == ShareStatus.EXTENDING:
-            inventory.set_share(writing.connection, row.id, status, size=real, error=problem)
+        if row.status == ShareStatus.EXTENDING:  # unless its delete was accepted by now
+            inventory.set_share_if_allowed(
+                writing.connection, row.id, status, size=real, error=problem
+            )
 
     return commit
 
