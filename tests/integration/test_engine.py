@@ -240,8 +240,12 @@ def test_groups_keep_to_themselves(
         deployment.worker("bound", group="host.a", SHAREWRIGHT_HOST="a")
         deployment.role("reconciler")
         deployment.wait_reported(2)
-        network = deployment.network()
-        made = [deployment.client.result(deployment.create(network), timeout=60) for _ in range(20)]
+        # One share network's shares stay where its server is; those of four are spread.
+        networks = [deployment.network(cidr=f"10.3.{number}.0/24") for number in range(4)]
+        made = [
+            deployment.client.result(deployment.create(network), timeout=60)
+            for network in networks * 5
+        ]
         assert {share["backend"] for share in made} == {"fake", "bound"}
         children = {
             name: set(deployment.processes[name].children()) for name in ("one", "two", "bound")
