@@ -101,7 +101,8 @@ class Client:
         """Publish until the request is accepted; return its operation's id.
 
         An outage of the broker is waited for. Raises :class:`~worker.errors.RequestFailed` when
-        the request is refused, and :class:`NotHeard` after ``timeout`` seconds of silence.
+        the request is refused, or when its operation was so quick that it has failed by now, and
+        :class:`NotHeard` after ``timeout`` seconds of silence.
         """
         request_id = operation_id or str(uuid.uuid4())
         result = self._app.AsyncResult(request_id)
