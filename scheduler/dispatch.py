@@ -39,7 +39,8 @@ from worker.queues import queue_for
 from worker.tasks.sagas import SAGAS
 
 _log = logging.getLogger(__name__)
-_ATTEMPTS: Final = 5
+_ATTEMPTS: Final = 30
+"""Whoever loses a race lost it to somebody; a crowd at one row needs more than a few."""
 _OUTAGE_SECONDS: Final = 45.0
 """A database that is away is waited for: there is nothing else that intake could do."""
 
