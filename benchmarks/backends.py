@@ -3,10 +3,8 @@
 The reports themselves are not in it (they come by the clock, not by the share), but the scheduler
 reads all pools once a second, and chooses among them for each share.
 
-Where pools are alike, placement spreads shares over all of them. In ``single_svm`` that is the same
-work on each; ``cost_ratio`` is to those. ``on_servers_cost_ratio`` is for shares of one share
-network: with one backend they are on one share server, with many each backend needs its own, so
-the servers that are built are in it.
+``cost_ratio`` is for shares in ``single_svm``, which are spread over backends that are alike;
+``on_servers_cost_ratio`` for those of one share network, which stay on one share server.
 """
 
 from __future__ import annotations

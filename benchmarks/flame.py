@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final, Self
 
+from tests.services import ROOT
+
 WIDTH: Final = 1200.0
 ROW: Final = 16
 LEAST: Final = 0.004
@@ -21,8 +23,8 @@ _COLOURS: Final = (
     ("/celery/", "#d9d08a"),
     ("/billiard/", "#d9d08a"),
     ("/vine/", "#d9d08a"),
-    ("/worker/", "#b7a6d9"),
-    ("/scheduler/", "#b7a6d9"),
+    ("(worker/", "#b7a6d9"),
+    ("(scheduler/", "#b7a6d9"),
 )
 _REST: Final = "#cccccc"
 
@@ -65,6 +67,7 @@ def tree_of(lines: Iterable[str], beginnings: Mapping[str, str]) -> Frame:
 def _short(name: str) -> str:
     function, _, place = name.partition(" (")
     place = re.sub(r":\d+\)$", "", place)
+    place = place.removeprefix(f"{ROOT}/")
     return f"{function} ({re.sub(r'.*/(?:site-packages|lib/python[0-9.]+)/', '/', place)})"
 
 

@@ -26,7 +26,7 @@ BEGINNINGS: Final = {
     "Worker.workloop ": "the worker's children",
 }
 """Where a flame graph begins."""
-SHARES: Final = 150
+SHARES: Final = 600
 RATE: Final = 100
 """Samples a second. Sampling stops a process for a moment: shares of time count, not the time."""
 
