@@ -62,8 +62,8 @@ class Snapshot:
         return map(_ranked, self._of_backend.get(backend, {}).values())
 
     @property
-    def has_backends(self) -> bool:
-        """Whether there is more than one backend to choose from."""
+    def has_choice(self) -> bool:
+        """Whether there is more than one backend."""
         return len(self._of_backend) > 1
 
     def put(self, pool: Pool) -> None:
@@ -157,7 +157,7 @@ class PoolCache:
     """The backends that there are."""
     _snapshot: Snapshot = field(default_factory=Snapshot)
     _doubted: dict[str, Pool] = field(default_factory=dict)
-    _sent: dict[str, tuple[str, float]] = field(default_factory=dict)
+    _sent: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     _looked_at: float = field(default=-CACHE_SECONDS * 2)
     _whole_at: float = field(default=-WHOLE_SECONDS * 2)
 
@@ -203,18 +203,18 @@ class PoolCache:
             replace(pool, allocated_gib=pool.allocated_gib + size, shares=pool.shares + 1)
         )
 
-    def sent(self, network_id: str, backend: str) -> None:
-        """Note where a share of a share network goes: the next ones may go there too."""
+    def sent(self, project_id: str, network_id: str, backend: str) -> None:
+        """Note where a project's share goes: the next ones on its share network may follow it."""
         now = time.monotonic()
         if len(self._sent) >= SENT_NETWORKS:
             self._sent = {
-                network: (name, at)
-                for network, (name, at) in self._sent.items()
+                key: (name, at)
+                for key, (name, at) in self._sent.items()
                 if now - at <= SENT_SECONDS
             }
-        self._sent[network_id] = backend, now
+        self._sent[project_id, network_id] = backend, now
 
-    def lately(self, network_id: str) -> str | None:
-        """Return the backend that the last share of a share network went to, a moment ago."""
-        backend, at = self._sent.get(network_id, (None, 0.0))
+    def lately(self, project_id: str, network_id: str) -> str | None:
+        """Return where the project's last share on a share network went, a moment ago."""
+        backend, at = self._sent.get((project_id, network_id), (None, 0.0))
         return backend if time.monotonic() - at <= SENT_SECONDS else None

@@ -59,8 +59,9 @@ def create(acceptance: Acceptance) -> None:
             serving=_serving(acceptance, network, request.size) if source is None else frozenset(),
         ),
     )
-    if network is not None:
-        acceptance.pools.sent(network.id, pool.backend)
+    on_server = pool.offer.mode.has_share_servers
+    if network is not None and on_server:
+        acceptance.pools.sent(acceptance.project_id, network.id, pool.backend)
     share_id = str(uuid.uuid4())
     _INSERT.run(
         connection,
@@ -79,7 +80,7 @@ def create(acceptance: Acceptance) -> None:
         allocated_gib=request.size,
         export_locations=[],
     )
-    saga = "create_share" if pool.offer.mode.has_share_servers else "create_share_single_svm"
+    saga = "create_share" if on_server else "create_share_single_svm"
     acceptance.begin(saga, resource=("share", share_id), backend=pool.backend, is_new=True)
 
 
@@ -132,7 +133,7 @@ def _network(
 def _serving(acceptance: Acceptance, network: Row[Any] | None, size: int) -> frozenset[str]:
     """The backends where a share server of the share network has room, or is about to be built."""
     pools = acceptance.pools
-    if network is None or not pools.snapshot().has_backends:
+    if network is None or not pools.snapshot().has_choice:
         return frozenset()
     config = acceptance.config
     standing = servers.standing(
@@ -144,7 +145,7 @@ def _serving(acceptance: Acceptance, network: Row[Any] | None, size: int) -> fro
         if row.backend in config.backends
         and limits_of(config, row.backend).admit(size, shares=row.shares, gib=row.gib)
     }
-    lately = pools.lately(network.id)
+    lately = pools.lately(acceptance.project_id, network.id)
     if lately is not None and all(row.backend != lately for row in standing):
         serving.add(lately)  # its server has no row yet
     return frozenset(serving)

@@ -79,3 +79,13 @@ def test_shares_asked_for_at_once_meet_before_their_server_has_a_row(start: Star
     fakes.settle()
     assert fakes.count_available() == 12
     assert fakes.count(share_servers) == 1
+
+
+def test_another_project_has_no_server_there(start: Start) -> None:
+    fakes = start(0)
+    network = fakes.network()
+    fakes.ask("publish_share_network", admin=True, share_network_id=network)
+    asked = [fakes.create(network, project=f"p{number}") for number in (1, 2, 3)]
+    made = [fakes.client.result(one, timeout=30)["backend"] for one in asked]
+    assert sorted(made) == ["b0", "b1", "b2"]
+    assert on_backends(fakes, share_servers) == Counter(made)
