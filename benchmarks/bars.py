@@ -35,7 +35,6 @@ BARS: Final[Mapping[str, Bar]] = {
     "scaling.ratio_4_to_1": Bar(0.9, at_least=True, times="scaling.raw_ratio_4_to_1"),
     "scaling.ratio_4_to_2": Bar(0.95, at_least=True),
     "backends_4000.cost_ratio": Bar(1.3),
-    "backends_4000.on_servers_cost_ratio": Bar(1.3),
     "placement.ms_at_10000": Bar(5.0),
     "addresses.postgresql.ratio_60000_to_100": Bar(1.5),
     "addresses.sqlite.ratio_60000_to_100": Bar(1.5),
