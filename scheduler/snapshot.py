@@ -27,7 +27,7 @@ WHOLE_SECONDS: Final = 60.0
 SENT_SECONDS: Final = 10.0
 """How long a choice tells where a share server is about to be, before its row does."""
 SENT_NETWORKS: Final = 1_000
-"""So many share networks are noted before those of long ago are forgotten."""
+"""So many share networks are noted before all are forgotten: it is only a hint."""
 OPEN_SECONDS: Final = 10.0
 """How long a change may wait for its commit and still be seen by a look at what has changed."""
 
@@ -41,7 +41,6 @@ class Snapshot:
     def __init__(self, pools: Iterable[Pool] = (), *, now: float = 0.0) -> None:
         self.now = now
         """When it was read, by the database's clock."""
-        self._pools: dict[str, Pool] = {}
         self._ranked: dict[Offer, list[Ranked]] = {}
         self._of_backend: dict[str, dict[str, Pool]] = {}
         for pool in pools:
@@ -51,7 +50,7 @@ class Snapshot:
             of_one_offer.sort()
 
     def __iter__(self) -> Iterator[Pool]:
-        return iter(self._pools.values())
+        return (pool for pools in self._of_backend.values() for pool in pools.values())
 
     def ranked(self) -> Iterable[tuple[Offer, list[Ranked]]]:
         """Return the pools of each offer, the preferred ones first."""
@@ -74,19 +73,17 @@ class Snapshot:
 
     def remove(self, pool: Pool) -> None:
         """Forget a pool, whatever its numbers were; not knowing it is fine."""
-        known = self._pools.pop(pool.key, None)
+        of_its_backend = self._of_backend.get(pool.backend, {})
+        known = of_its_backend.pop(pool.key, None)
         if known is not None:
             of_its_offer = self._ranked[known.offer]
             del of_its_offer[bisect_left(of_its_offer, _ranked(known))]
             if not of_its_offer:
                 del self._ranked[known.offer]
-            of_its_backend = self._of_backend[known.backend]
-            del of_its_backend[known.key]
             if not of_its_backend:
                 del self._of_backend[known.backend]
 
     def _note(self, pool: Pool) -> None:
-        self._pools[pool.key] = pool
         self._of_backend.setdefault(pool.backend, {})[pool.key] = pool
 
 
@@ -205,14 +202,9 @@ class PoolCache:
 
     def sent(self, project_id: str, network_id: str, backend: str) -> None:
         """Note where a project's share goes: the next ones on its share network may follow it."""
-        now = time.monotonic()
         if len(self._sent) >= SENT_NETWORKS:
-            self._sent = {
-                key: (name, at)
-                for key, (name, at) in self._sent.items()
-                if now - at <= SENT_SECONDS
-            }
-        self._sent[project_id, network_id] = backend, now
+            self._sent.clear()
+        self._sent[project_id, network_id] = backend, time.monotonic()
 
     def lately(self, project_id: str, network_id: str) -> str | None:
         """Return where the project's last share on a share network went, a moment ago."""

@@ -9,20 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Table, select
 
+from tests.deployment import FAKE_BACKEND
 from tests.fakes import Fakes
 from tests.services import RedisServer, wait_until
 from worker.db.engine import reading
 from worker.db.tables import share_servers, shares
-
-ALIKE = """
-[backends.b{number}]
-mode = "flat_multi_svm"
-share_driver = "fake"
-compute_helper = "fake"
-network_helpers = ["fake"]
-share_network_addresses = true
-max_shares_per_share_server = {limit}
-"""
 
 Start = Callable[[int], Fakes]
 
@@ -33,7 +24,9 @@ def start(tmp_path: Path, database_url: str, redis_server: RedisServer) -> Itera
     started: list[Fakes] = []
 
     def begin(limit: int) -> Fakes:
-        settings = "".join(ALIKE.format(number=number, limit=limit) for number in range(3))
+        alike = FAKE_BACKEND + f"max_shares_per_share_server = {limit}\n"
+        names = ("b0", "b1", "b2")
+        settings = "".join(alike.replace("backends.fake", f"backends.{name}") for name in names)
         started.append(Fakes(tmp_path, database_url, redis_server, settings))
         started[0].start(workers=1, concurrency=2).wait_reported(3)
         return started[0]

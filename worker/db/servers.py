@@ -23,7 +23,6 @@ from sqlalchemy import (
     case,
     delete,
     insert,
-    or_,
     select,
     update,
 )
@@ -82,9 +81,14 @@ class Limits:
 
     def admit(self, size: int, *, shares: int, gib: int) -> bool:
         """Whether a share of ``size`` GiB has room beside what is on a server."""
-        # A share larger than the limit still gets a server to itself.
-        fits = not self.gib or gib + size <= self.gib or shares == 0
-        return fits and (not self.shares or shares < self.shares)
+        return bool(_has_room(size, shares, gib, self.shares, self.gib))
+
+
+def _has_room(size: Any, shares: Any, gib: Any, most: Any, most_gib: Any) -> Any:
+    """The one rule of :class:`Limits`, over numbers or over columns and parameters."""
+    # A share larger than the limit still gets a server to itself.
+    fits = (most_gib == 0) | (gib + size <= most_gib) | (shares == 0)
+    return ((most == 0) | (shares < most)) & fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,12 +206,12 @@ def join(
 def _taking_room() -> Prepared:
     room = and_(
         _s.status.in_(_LIVE),
-        or_(bindparam("most", type_=Integer) == 0, _s.shares < bindparam("most", type_=Integer)),
-        # A share larger than the limit still gets a server to itself.
-        or_(
-            bindparam("most_gib", type_=Integer) == 0,
-            _s.gib + bindparam("size") <= bindparam("most_gib", type_=Integer),
-            _s.shares == 0,
+        _has_room(
+            bindparam("size"),
+            _s.shares,
+            _s.gib,
+            bindparam("most", type_=Integer),
+            bindparam("most_gib", type_=Integer),
         ),
     )
     candidate = (
