@@ -74,10 +74,11 @@ class Home:
         emptying is lost.
         """
         for log in self.logs.glob("*.log"):
-            if log.stat().st_size > LOG_BYTES:
-                with contextlib.suppress(OSError):  # on a full disk, room counts for more
-                    shutil.copyfile(log, log.with_suffix(".log.1"))
-                os.truncate(log, 0)
+            with contextlib.suppress(FileNotFoundError):  # somebody tidies up beside us
+                if log.stat().st_size > LOG_BYTES:
+                    with contextlib.suppress(OSError):  # on a full disk, room counts for more
+                        shutil.copyfile(log, log.with_suffix(".log.1"))
+                    os.truncate(log, 0)
 
     @property
     def database_url(self) -> str:
