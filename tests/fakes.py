@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from typing import Any
 
@@ -12,7 +11,7 @@ from sqlalchemy import func, not_, select
 from tests.deployment import Deployment
 from worker.db.audits import is_undone
 from worker.db.engine import reading
-from worker.db.tables import operation_steps, share_server_refs, share_servers, shares
+from worker.db.tables import operation_steps, operations, share_server_refs, share_servers, shares
 from worker.errors import RequestFailed
 from worker.fake_world import World
 
@@ -50,9 +49,14 @@ class Fakes(Deployment):
         """Ask for a share; return its operation, which may have failed by now."""
         operation_id = str(uuid.uuid4())
         asked = self.payload(size=1, share_network_id=network, **fields)
-        with contextlib.suppress(RequestFailed):
-            self.client.submit("create_share", asked, operation_id=operation_id)
-        return operation_id
+        try:
+            return self.client.submit("create_share", asked, operation_id=operation_id)
+        except RequestFailed:
+            with reading(self.engine) as connection:
+                accepted = select(operations.c.id).where(operations.c.id == operation_id)
+                if connection.execute(accepted).first() is None:
+                    raise
+            return operation_id
 
     def failure(self, operation_id: str) -> RequestFailed:
         with pytest.raises(RequestFailed) as caught:
