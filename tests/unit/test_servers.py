@@ -12,7 +12,8 @@ from sqlalchemy import Engine, func, insert, select, update
 from tests.tables import tables
 from worker.db import servers, upkeep
 from worker.db.engine import db_now, transaction
-from worker.db.servers import Joined, Limits, ServerKey
+from worker.db.limits import Limits
+from worker.db.servers import Joined, ServerKey
 from worker.db.tables import backends, share_server_refs, share_servers
 from worker.errors import ErrorCode, Fatal
 from worker.model import NetworkInfo, ServerStatus, ShareServerDetails

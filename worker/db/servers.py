@@ -30,6 +30,7 @@ from sqlalchemy import (
 from worker.db import audits
 from worker.db.documents import network_info, plain, server_details
 from worker.db.engine import db_now, insert_into
+from worker.db.limits import Limits, has_room
 from worker.db.prepared import Prepared
 from worker.db.tables import share_server_failures, share_server_refs, share_servers
 from worker.errors import ErrorCode, Fatal
@@ -70,25 +71,6 @@ class ServerKey:
     def waits_for(self) -> str:
         """The key of operations that wait for a server's build to end."""
         return f"share_server:{self.digest}"
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one server may hold; 0 is no limit."""
-
-    shares: int = 0
-    gib: int = 0
-
-    def admit(self, size: int, *, shares: int, gib: int) -> bool:
-        """Whether a share of ``size`` GiB has room beside what is on a server."""
-        return bool(_has_room(size, shares, gib, self.shares, self.gib))
-
-
-def _has_room(size: Any, shares: Any, gib: Any, most: Any, most_gib: Any) -> Any:
-    """The one rule of :class:`Limits`, over numbers or over columns and parameters."""
-    # A share larger than the limit still gets a server to itself.
-    fits = (most_gib == 0) | (gib + size <= most_gib) | (shares == 0)
-    return ((most == 0) | (shares < most)) & fits
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,7 +188,7 @@ def join(
 def _taking_room() -> Prepared:
     room = and_(
         _s.status.in_(_LIVE),
-        _has_room(
+        has_room(
             bindparam("size"),
             _s.shares,
             _s.gib,

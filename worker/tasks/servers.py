@@ -13,7 +13,8 @@ from sqlalchemy import Row
 
 from worker.config import Config
 from worker.db import inventory, journal, servers
-from worker.db.servers import Limits, ServerKey
+from worker.db.limits import Limits
+from worker.db.servers import ServerKey
 from worker.errors import ErrorCode, Fatal, StepError
 from worker.failpoints import failpoint
 from worker.job import Job, Writing
