@@ -14,10 +14,10 @@ from netaddr import IPAddress, IPNetwork
 from sqlalchemy import insert
 
 from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns, tidy
-from worker.db.addresses import DatabaseAddressBook, _hex, _Taking
-from worker.db.engine import engine_for, transaction
+from worker.db.core.engine import engine_for, transaction
+from worker.db.networks.addresses import DatabaseAddressBook, _hex, _Taking
 from worker.db.schema import upgrade
-from worker.db.tables import address_cursors, addresses
+from worker.db.tables.main import address_cursors, addresses
 
 FILLINGS = (100, 6_000, 60_000)
 BOTTOM = 100

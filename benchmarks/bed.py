@@ -17,9 +17,9 @@ from typing import Self, TypeVar
 
 import psutil
 
-from tests.services import PostgresServer, RedisServer
+from tests.support.services import PostgresServer, RedisServer
 from worker.config import Config, load
-from worker.db.engine import engine_for, statement
+from worker.db.core.engine import engine_for, statement
 
 T = TypeVar("T")
 

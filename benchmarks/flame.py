@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from html import escape
 from typing import Final, Self
 
-from tests.services import ROOT
+from tests.support.services import ROOT
 
 WIDTH: Final = 1200.0
 ROW: Final = 16

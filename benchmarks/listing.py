@@ -8,12 +8,13 @@ from typing import Any
 from sqlalchemy import select, text
 
 from benchmarks.bed import Bed, Figures, median, seconds, take_turns, tidy
-from scheduler.queries import READS
-from scheduler.requests import VERBS, parse
+from scheduler.queries.reads import READS
+from scheduler.requests.base import parse
+from scheduler.requests.verbs import VERBS
 from worker.config import Config
-from worker.db.engine import engine_for, reading, transaction
+from worker.db.core.engine import engine_for, reading, transaction
 from worker.db.schema import upgrade
-from worker.db.tables import shares
+from worker.db.tables.main import shares
 
 COUNT = 100_000
 PAGES = 10

@@ -13,15 +13,15 @@ from typing import Any
 from sqlalchemy import Engine, insert
 
 from benchmarks.bed import Bed, Figures, median, own_cpu, take_turns, tidy
-from scheduler.dispatch import Acceptance
-from scheduler.filters import Wanted
-from scheduler.requests import VERBS
-from scheduler.snapshot import PoolCache, cache_for
-from scheduler.verbs.shares import _place
+from scheduler.acceptance.accept import Acceptance
+from scheduler.acceptance.shares import _place
+from scheduler.placement.filters import Wanted
+from scheduler.placement.pool_cache import PoolCache, cache_for
+from scheduler.requests.verbs import VERBS
 from worker.config import Config
-from worker.db.engine import db_now, engine_for, transaction
+from worker.db.core.engine import db_now, engine_for, transaction
 from worker.db.schema import upgrade
-from worker.db.tables import backends, storage_pools
+from worker.db.tables.main import backends, storage_pools
 from worker.model import DriverMode, NetworkKind
 
 POOLS = (10, 1_000, 10_000)

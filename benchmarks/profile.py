@@ -19,7 +19,7 @@ from typing import Final
 from benchmarks.bed import Bed, Scale
 from benchmarks.flame import svg, tree_of
 from benchmarks.sides import Ours, Raw, Side
-from tests.services import ROOT, require
+from tests.support.services import ROOT, require
 
 BEGINNINGS: Final = {
     "Hub.create_loop ": "event loops of scheduler and worker",
@@ -41,7 +41,10 @@ BOOKS: Final = (
     ("SQL: driver", ("/psycopg/",)),
     ("SQL: SQLAlchemy", ("/sqlalchemy/",)),
     ("message: our checks on receiving", ("._as_message (", f"fault ({ROOT}/worker/")),
-    ("our Python", (f"{ROOT}/worker/runner.py", ";_take (", f"{ROOT}/worker/keeper.py")),
+    (
+        "our Python",
+        (f"{ROOT}/worker/engine/runner.py", ";_take (", f"{ROOT}/worker/engine/heartbeat.py"),
+    ),
     ("Celery around the task", ("/celery/app/trace.py",)),
     ("child: waiting and the pool's pipe", (";workloop (",)),
     ("main: receive and hand to the pool", ("/celery/worker/", "/kombu/")),

@@ -19,7 +19,7 @@ from sqlalchemy.engine import make_url
 
 from worker.app import make_app, start
 from worker.config import Config, load
-from worker.queues import REQUESTS, step_queue
+from worker.messaging.queues import REQUESTS, step_queue
 
 STEPS = step_queue("default", 0)
 TABLE = "CREATE TABLE raw_steps (chain_id text, step integer, PRIMARY KEY (chain_id, step))"

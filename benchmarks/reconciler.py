@@ -7,11 +7,11 @@ from functools import partial
 from sqlalchemy import text
 
 from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns, tidy
-from tests.services import PostgresServer
+from tests.support.services import PostgresServer
 from worker.app import make_app
-from worker.db.engine import engine_for, transaction
+from worker.db.core.engine import engine_for, transaction
 from worker.db.schema import upgrade
-from worker.tasks.reconcile import Reconciler
+from worker.tasks.periodic.reconciler import Reconciler
 
 LIVE = 1_000
 FINISHED = (10, 100_000)

@@ -17,8 +17,8 @@ import psutil
 
 from benchmarks.bed import Bed, Figures, median, seconds, take_turns
 from scheduler.client import Client
-from tests.deployment import FAKE_BACKEND
-from tests.services import ROOT, Process, python
+from tests.support.deployment import FAKE_BACKEND
+from tests.support.services import ROOT, Process, python
 
 IDLE_SECONDS = 3.0
 IN_FLIGHT = 50

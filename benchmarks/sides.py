@@ -17,10 +17,10 @@ from celery import Celery
 
 from benchmarks.bed import Bed, cpu_seconds
 from benchmarks.raw_worker import TABLE, make_raw_app, raw_chain
-from tests.deployment import Deployment
-from tests.services import PostgresServer, Process, RedisServer, python, wait_until
+from tests.support.deployment import Deployment
+from tests.support.services import PostgresServer, Process, RedisServer, python, wait_until
 from worker.config import load
-from worker.db.engine import engine_for, transaction
+from worker.db.core.engine import engine_for, transaction
 
 BATCH_SECONDS: Final = 300.0
 REPORTED_SECONDS: Final = 300.0

@@ -12,7 +12,7 @@ from sqlalchemy.engine import make_url
 
 from benchmarks.bed import Bed, Scale
 from benchmarks.sides import Ours, Publish
-from tests.services import wait_until
+from tests.support.services import wait_until
 
 SHARES = 50
 _LINE = re.compile(r"LOG:  (?:execute [^:]*|statement): ([^\n]*(?:\n\t[^\n]*)*)")

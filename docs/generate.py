@@ -26,16 +26,18 @@ import scheduler.cli
 import worker.errors
 import worker.model
 from scheduler.cli import cli
-from scheduler.health import make_wsgi
-from scheduler.requests import VERBS, Context, Kind, Payload
-from scheduler.resolve import Named, Standing, resolve
+from scheduler.placement.share_network import Named, Standing, resolve
+from scheduler.requests.base import Context, Kind, Payload
+from scheduler.requests.verbs import VERBS
+from scheduler.service.health import make_wsgi
 from worker.app import HARD_LIMIT_GRACE
+from worker.backends.network_kinds import service
 from worker.config import Config
-from worker.db.engine import engine_for
+from worker.db.core.engine import engine_for
 from worker.db.schema import upgrade
 from worker.errors import Refused
 from worker.helpers.network.base import NetworkHelper
-from worker.kinds import service
+from worker.messaging.queues import ADMIN_REQUESTS, REQUESTS
 from worker.model import (
     ACCESS_TRANSITIONS,
     SERVER_TRANSITIONS,
@@ -45,7 +47,6 @@ from worker.model import (
     NetworkKind,
 )
 from worker.plugin import Options
-from worker.queues import ADMIN_REQUESTS, REQUESTS
 from worker.tasks.sagas import ACTS, ALL
 
 ROOT: Final = Path(__file__).resolve().parent.parent

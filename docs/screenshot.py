@@ -11,11 +11,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.deployment import Deployment
 from tests.integration.test_flower import start_flower
-from tests.services import RedisServer, require
+from tests.support.deployment import Deployment
+from tests.support.services import RedisServer, require
 from worker.errors import RequestFailed
-from worker.fake_world import World
+from worker.systems.fake_world import World
 
 TARGET = Path(__file__).with_name("flower.png")
 

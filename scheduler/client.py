@@ -19,8 +19,8 @@ from celery.result import AsyncResult
 from kombu.connection import Connection
 from kombu.exceptions import OperationalError
 
-from worker.broker import UNREACHABLE
 from worker.errors import RequestFailed
+from worker.messaging.broker import UNREACHABLE
 from worker.sealing import SealingKey, seal
 
 RESEND_SECONDS: Final = 5.0

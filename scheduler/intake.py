@@ -13,19 +13,20 @@ from typing import Any, Final
 from celery import Celery
 from celery.app.task import Task
 
-from scheduler.dispatch import Handler, accept, is_taken
-from scheduler.queries import READS
-from scheduler.requests import VERBS, Kind, Verb, digest, is_id, parse
-from scheduler.snapshot import PoolCache, cache_for
-from scheduler.verbs import HANDLERS
+from scheduler.acceptance.accept import Handler, accept, is_taken
+from scheduler.acceptance.handlers import HANDLERS
+from scheduler.placement.pool_cache import PoolCache, cache_for
+from scheduler.queries.reads import READS
+from scheduler.requests.base import Kind, Verb, digest, is_id, parse
+from scheduler.requests.verbs import VERBS
 from worker.app import make_app, start
 from worker.config import Config
-from worker.db.engine import reading
+from worker.db.core.engine import reading
+from worker.engine.job import Runtime
 from worker.errors import Forbidden, InvalidRequest, Refused
-from worker.job import Runtime
 from worker.logs import about
-from worker.queues import ADMIN_REQUESTS, REQUESTS
-from worker.results import ACKNOWLEDGE_HEADER, acknowledge
+from worker.messaging.queues import ADMIN_REQUESTS, REQUESTS
+from worker.messaging.results import ACKNOWLEDGE_HEADER, acknowledge
 
 INTAKE_SECONDS: Final = 60
 """At most; a request is a transaction or two."""

@@ -1,4 +1,4 @@
-"""Fixtures that give a test real services; see :mod:`tests.services`."""
+"""Fixtures that give a test real services; see :mod:`tests.support.services`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.openstack.baremetal import BARE_METAL
 from tests.openstack.cloud import OpenStack
 from tests.openstack.compute import COMPUTE
-from tests.services import PostgresServer, Process, RedisServer
+from tests.support.services import PostgresServer, Process, RedisServer
 
 
 class StartProcess(Protocol):

@@ -22,13 +22,13 @@ from sqlalchemy import func, select
 
 from scheduler.client import Client
 from scheduler.service.defaults import missing_for_nfs
-from tests import leftovers
-from tests.services import Process, python
-from tests.tenants import Machine
-from tests.views import DENIED, FULL, READ_ONLY, FakeView, NfsView, View
-from worker.db.engine import engine_for, reading
-from worker.db.tables import operations
-from worker.fake_world import World
+from tests.support import leftovers
+from tests.support.services import Process, python
+from tests.support.tenants import Machine
+from tests.support.views import DENIED, FULL, READ_ONLY, FakeView, NfsView, View
+from worker.db.core.engine import engine_for, reading
+from worker.db.tables.main import operations
+from worker.systems.fake_world import World
 
 SUBNET = "10.98.0.0/24"
 POOL = "10.98.0.16/28"

@@ -17,26 +17,27 @@ from typing import Any, Final
 from celery import Celery, signals
 from celery.app.task import Task
 
-from worker.backend import Backend, assemble, check
-from worker.broker import our_transport, queue_depth, transport_options
+from worker.backends.assembly import Backend, assemble, check
+from worker.backends.manager import ShareManager
 from worker.config import Config
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.engine import engine_for, transaction
-from worker.db.quarantine import keep
-from worker.doorbell import PREFIX, publisher
+from worker.db.core.engine import engine_for, transaction
+from worker.db.dead_letters import PoisonMessage, keep
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.engine.heartbeat import Keeper
+from worker.engine.job import Runtime
+from worker.engine.publisher import PREFIX, publisher
+from worker.engine.runner import run
+from worker.engine.saga import Act
 from worker.errors import ConfigurationError
-from worker.job import Runtime
-from worker.keeper import Keeper
 from worker.logs import set_up_logging
-from worker.manager import ShareManager
-from worker.poison import PoisonMessage, install
-from worker.queues import groups, queue_for, queues_of
-from worker.results import storer
-from worker.runner import run
-from worker.saga import Act
-from worker.tasks import checks, renewals
-from worker.tasks.reconcile import Reconciler
-from worker.tasks.reports import PORTION, REPORT_TIMEOUT, TASK, report_pools
+from worker.messaging.broker import our_transport, queue_depth, transport_options
+from worker.messaging.dead_letters import install
+from worker.messaging.queues import groups, queue_for, queues_of
+from worker.messaging.results import storer
+from worker.tasks.periodic import lease_renewals as renewals
+from worker.tasks.periodic import server_checks as checks
+from worker.tasks.periodic.pool_reports import PORTION, REPORT_TIMEOUT, TASK, report_pools
+from worker.tasks.periodic.reconciler import Reconciler
 from worker.tasks.sagas import ACTS, SAGAS
 from worker.tasks.security import check_keys
 

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from worker.model import DriverMode, Owned, RequestContext, ServerStatus, ShareServer
-from worker.systems.shell import Shell
-
-ShellFor = Callable[[ShareServer | None], Shell]
-"""Gives the shell of a share server; of the predefined server when there is none."""
 
 
 class Options(BaseModel):

@@ -14,22 +14,22 @@ from typing import Final, cast
 
 import click
 
-from scheduler.cli.exits import EXIT_INTERRUPTED, exit_code_of, sentence_of
+from scheduler.exits import EXIT_INTERRUPTED, exit_code_of, sentence_of
 
 _COMMANDS: Final = {
-    "share": ("objects:share", "Shares: create, delete, extend, show, list."),
-    "snapshot": ("objects:snapshot", "Snapshots: create, delete, show, list."),
-    "access": ("objects:access", "Who may mount a share: allow, deny, list."),
-    "share-network": ("networks:share_network", "Where share servers get addresses from."),
-    "security-service": ("security:security_service", "What share servers log in to."),
-    "share-type": ("infrastructure:share_type", "Named demands on a backend."),
-    "share-server": ("infrastructure:share_server", "Share servers: show, list, ensure, delete."),
-    "backend": ("infrastructure:backend", "Backends: show, list, disable, enable."),
+    "share": ("shares:share", "Shares: create, delete, extend, show, list."),
+    "snapshot": ("snapshots:snapshot", "Snapshots: create, delete, show, list."),
+    "access": ("access:access", "Who may mount a share: allow, deny, list."),
+    "share-network": ("share_networks:share_network", "Where share servers get addresses from."),
+    "security-service": ("security_services:security_service", "What share servers log in to."),
+    "share-type": ("share_types:share_type", "Named demands on a backend."),
+    "share-server": ("share_servers:share_server", "Share servers: show, list, ensure, delete."),
+    "backend": ("backends:backend", "Backends: show, list, disable, enable."),
     "operation": ("operations:operation", "Operations: show, list, watch, cancel, retry, give up."),
     "audit": ("audit:audit", "Compare the database with what exists outside."),
-    "poison": ("operations:poison", "Messages that could not be read, kept aside."),
-    "schema": ("operations:schema", "JSON Schemas of the requests' payloads."),
-    "secrets": ("keys:secrets", "The keys that passwords are sealed with."),
+    "poison": ("dead_letters:poison", "Messages that could not be read, kept aside."),
+    "schema": ("schemas:schema", "JSON Schemas of the requests' payloads."),
+    "secrets": ("secrets:secrets", "The keys that passwords are sealed with."),
     "up": ("processes:up", "Run everything embedded, in one process tree."),
     "db": ("processes:db", "The database's tables: upgrade, check."),
     "scheduler": ("processes:scheduler", "Run the process that takes requests in."),

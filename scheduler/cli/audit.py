@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import click
 
-from scheduler.cli.exits import EXIT_FAILED
 from scheduler.cli.session import Session, pass_session
+from scheduler.exits import EXIT_FAILED
 
 _COUNTS: Final = (
     *("backend", "orphan", "missing", "unknown"),
@@ -38,7 +38,7 @@ def audit(session: Session, chosen: tuple[str, ...], repair: bool, timeout: floa
     Says what is there without a row (orphans), what is missing, and what bears an id that this
     database does not know. Exits with 4 when a part of a backend could not be listed.
     """
-    from scheduler.audits import list_findings  # noqa: PLC0415 - after `--help`
+    from scheduler.queries.audits import list_findings  # noqa: PLC0415 - after `--help`
 
     names = chosen or tuple(sorted(session.config.backends))
     results: list[dict[str, Any]] = [

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from scheduler.cli.exits import Unreachable
 from scheduler.cli.session import Session, pass_session
+from scheduler.exits import Unreachable
 
 
 @click.group()
@@ -47,7 +47,7 @@ def check(session: Session, database: bool) -> None:  # noqa: FBT001 - click's f
     from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
 
     from worker.db import schema  # noqa: PLC0415
-    from worker.db.engine import engine_for  # noqa: PLC0415
+    from worker.db.core.engine import engine_for  # noqa: PLC0415
 
     try:
         differences = (
@@ -111,7 +111,7 @@ def stopped_by_signal() -> threading.Event:
 @pass_session
 def health(session: Session) -> None:
     """Serve /healthz, /readyz and /metrics on the configured port."""
-    from scheduler.health import listen, serve  # noqa: PLC0415 - after `--help`
+    from scheduler.service.health import listen, serve  # noqa: PLC0415 - after `--help`
     from worker.logs import set_up_logging  # noqa: PLC0415
 
     set_up_logging(session.config.log)
@@ -161,7 +161,7 @@ def up(
     SIGTERM or Ctrl-C stops it: workers finish what they have in hand or hand it over. What serves
     the shares goes on without it.
     """
-    from scheduler.home import DEFAULT_HOME, Home  # noqa: PLC0415 - after `--help`
+    from scheduler.service.home import DEFAULT_HOME, Home  # noqa: PLC0415 - after `--help`
     from scheduler.service.up import run_up  # noqa: PLC0415
 
     chosen = Home.at(home or ctx.find_root().obj["home"] or DEFAULT_HOME)
@@ -176,8 +176,8 @@ def decommission(ctx: click.Context, home: Path | None) -> None:
 
     Refused while it runs, and while there are shares: delete them first.
     """
-    from scheduler.home import DEFAULT_HOME, Home  # noqa: PLC0415 - after `--help`
     from scheduler.service import decommission as it  # noqa: PLC0415
+    from scheduler.service.home import DEFAULT_HOME, Home  # noqa: PLC0415 - after `--help`
 
     chosen = Home.at(home or ctx.find_root().obj["home"] or DEFAULT_HOME)
     for backend in it.decommission(chosen):

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
 
-from scheduler.cli.exits import NotInTime, Unreachable
-from scheduler.home import DEFAULT_HOME, Home
-from scheduler.requests import VERBS, Verb, parse
+from scheduler.exits import NotInTime, Unreachable
+from scheduler.requests.base import Verb, parse
+from scheduler.requests.verbs import VERBS
+from scheduler.service.home import DEFAULT_HOME, Home
 from worker.config import Config, load
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class Session:
 
     def from_database(self, verb_name: str, request: Any) -> dict[str, Any] | None:
         """Answer from the database; None when it cannot be reached from here."""
-        from scheduler.queries import READS  # noqa: PLC0415 - after `--help`
+        from scheduler.queries.reads import READS  # noqa: PLC0415
 
         return self.query(lambda connection: READS[verb_name](connection, request, self.config))
 
@@ -91,7 +92,7 @@ class Session:
         from sqlalchemy.engine import make_url  # noqa: PLC0415 - after `--help`
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
 
-        from worker.db.engine import engine_for, reading  # noqa: PLC0415
+        from worker.db.core.engine import engine_for, reading  # noqa: PLC0415
 
         url = make_url(self.config.database.url)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
@@ -107,7 +108,7 @@ class Session:
         """What an operator does to database and broker by hand; both must be reachable."""
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
 
-        from worker.broker import UNREACHABLE  # noqa: PLC0415
+        from worker.messaging.broker import UNREACHABLE  # noqa: PLC0415
 
         try:
             yield
@@ -119,11 +120,7 @@ class Session:
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A producer's connection; what keeps it from the service is one sentence."""
-        from scheduler.client import (  # noqa: PLC0415 - after `--help`
-            Client,
-            NotHeard,
-            broker_fault,
-        )
+        from scheduler.client import Client, NotHeard, broker_fault  # noqa: PLC0415
 
         broker = self.config.broker
         # Asked first: the client itself would try for half a minute before it says so.

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from scheduler.home import Home
 from scheduler.service import tree
 from scheduler.service.defaults import configuration
-from worker.backend import assemble
-from worker.db.addresses import DatabaseAddressBook
+from scheduler.service.home import Home
+from worker.backends.assembly import assemble
+from worker.db.networks.addresses import DatabaseAddressBook
 from worker.drivers.base import Decommission
 from worker.model import RequestContext
 

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
-from scheduler.home import Home
+from scheduler.service.home import Home
 from worker.config import Config, this_host
 
 _PROGRAMS: Final = {

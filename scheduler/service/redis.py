@@ -7,7 +7,7 @@ import socket
 from importlib.util import find_spec
 from pathlib import Path
 
-from scheduler.home import Home
+from scheduler.service.home import Home
 from worker.errors import ConfigurationError
 
 

@@ -15,14 +15,14 @@ from typing import Any, Final
 
 from celery import signals
 
-from scheduler.health import serve
 from scheduler.intake import run_scheduler
+from scheduler.service.health import serve
 from worker.app import run_reconciler, run_worker
-from worker.backend import COMPUTE, DRIVERS, NETWORK, plugin_class
+from worker.backends.assembly import COMPUTE, DRIVERS, NETWORK, plugin_class
 from worker.config import Config
 from worker.errors import ConfigurationError
 from worker.logs import set_up_logging
-from worker.queues import groups
+from worker.messaging.queues import groups
 
 _LATE_IMPORTS: Final = (
     *("celery.apps.worker", "celery.backends.redis", "celery.worker.consumer"),

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from scheduler.cli.exits import EXIT_CONFIGURATION
+from scheduler.exits import EXIT_CONFIGURATION
 from worker.errors import ConfigurationError, Conflict
 
 _PR_SET_PDEATHSIG: Final = 1

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from scheduler.cli.exits import EXIT_CONFIGURATION
-from scheduler.home import Home
+from scheduler.exits import EXIT_CONFIGURATION
 from scheduler.service import redis, tree
 from scheduler.service.defaults import configuration
+from scheduler.service.home import Home
 from worker.config import Config
 from worker.errors import ConfigurationError
 from worker.sealing import Keys
@@ -114,7 +114,7 @@ class Supervisor:
         """Start everything, keep it running, and stop it when told to."""
         migration = self._fork("migration", self._migrate, ())
         # Heavy imports, while the migration runs beside them.
-        from scheduler.health import listen  # noqa: PLC0415
+        from scheduler.service.health import listen  # noqa: PLC0415
         from scheduler.service.roles import Role, roles_of, tell, warm_up  # noqa: PLC0415
 
         self._news = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)

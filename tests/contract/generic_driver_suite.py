@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from tests.contract.share_driver_suite import ShareDriverContract, context, rule
-from tests.tenants import Machine, run
+from tests.support.tenants import Machine, run
 from worker.drivers.generic import GenericShareDriver
 from worker.errors import Fatal
 from worker.model import Share, ShareServer
@@ -132,7 +132,9 @@ class GenericDriverContract(ShareDriverContract):
         share = Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool")
         driver.create_share(context(), share, server)
         driver.update_access(context(), share, server, [rule("10.1.0.9")], 1)
-        monkeypatch.setattr("worker.systems.ganesha._written", lambda network: f'"{network}"')
+        monkeypatch.setattr(
+            "worker.systems.exports.ganesha._written", lambda network: f'"{network}"'
+        )
         with pytest.raises(Fatal, match="refused the export"):
             driver.update_access(context(), share, server, [rule("10.1.0.8")], 2)
         monkeypatch.undo()

@@ -17,15 +17,7 @@ import pytest
 
 from worker.drivers.base import AuditOnServers, Decommission, Ensure, Resize, ShareDriver
 from worker.errors import Conflict, Fatal, LeaseLost, StepError
-from worker.model import (
-    AccessRule,
-    Owned,
-    OwnerKind,
-    RequestContext,
-    Share,
-    ShareServer,
-    Snapshot,
-)
+from worker.model import AccessRule, Owned, OwnerKind, RequestContext, Share, ShareServer, Snapshot
 from worker.plugin import Audit
 
 

@@ -14,9 +14,9 @@ from typing import ClassVar, Final
 
 import pytest
 
-from tests.services import wait_until
+from tests.support.services import wait_until
 from worker.errors import ErrorCode, Fatal, Retryable
-from worker.systems.shell import Shell, locked
+from worker.systems.shell.base import Shell, locked
 
 ODD: Final = (
     *("", " ", "a b", "'", '"', "\\", "$HOME", "`id`", "$(id)", "*", "~", "-n", "--", "a;b", "&"),
@@ -32,7 +32,7 @@ def runs(pattern: str) -> bool:
 
 
 class ShellContract:
-    """The contract; see :class:`worker.systems.shell.Shell`."""
+    """The contract; see :class:`worker.systems.shell.base.Shell`."""
 
     module: ClassVar[str]
     """Where the shell is; its ``_GRACE`` is how long a command has between SIGTERM and SIGKILL."""

@@ -16,18 +16,18 @@ from sqlalchemy import select
 
 from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
-from tests.dnsmasq import ENDPOINT, RELAY, Dnsmasq
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for, reading
-from worker.db.network_tables import dhcp_leases
+from tests.support.dnsmasq import ENDPOINT, RELAY, Dnsmasq
+from worker.db.core.engine import engine_for, reading
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.tables.all import metadata
+from worker.db.tables.networks import dhcp_leases
 from worker.errors import ErrorCode, Fatal, Retryable, StepError
-from worker.helpers.network.dhcp import RELEASE_ATTEMPTS
-from worker.helpers.network.flat_network import FlatNetworkHelper, FlatNetworkOptions
+from worker.helpers.network.flat_network.dhcp import RELEASE_ATTEMPTS
+from worker.helpers.network.flat_network.helper import FlatNetworkHelper, FlatNetworkOptions
 from worker.model import DriverMode, NetworkKind, Route, ShareNetwork
 from worker.plugin import Setting
-from worker.systems.dhcp import _udp_socket
-from worker.systems.dhcp_messages import client_of
+from worker.systems.network.dhcp import _udp_socket
+from worker.systems.network.dhcp_messages import client_of
 
 DEADLINE = 1.5
 

@@ -17,8 +17,8 @@ from tests.contract.share_driver_suite import (
     context,
     rule,
 )
-from tests.services import ROOT
-from worker import backend
+from tests.support.services import ROOT
+from worker.backends import assembly as backend
 from worker.config import Config, this_host
 from worker.drivers.base import ShareDriver
 from worker.errors import ConfigurationError, LeaseLost

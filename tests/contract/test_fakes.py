@@ -26,17 +26,11 @@ from tests.contract.share_driver_suite import (
     interrupted_everywhere,
     rule,
 )
-from worker.db.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.drivers.fake import FakeDriverOptions, FakeShareDriver
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable, StepError
-from worker.fake_network import FakeNetworkOptions
-from worker.fake_world import FaultKind, World
-from worker.fakes import (
-    FakeComputeHelper,
-    FakeComputeOptions,
-    FakeDriverOptions,
-    FakeNetworkHelper,
-    FakeShareDriver,
-)
+from worker.helpers.compute.fake import FakeComputeHelper, FakeComputeOptions
+from worker.helpers.network.fake import FakeNetworkHelper, FakeNetworkOptions
 from worker.model import (
     DriverMode,
     NetworkInfo,
@@ -48,6 +42,7 @@ from worker.model import (
     Snapshot,
 )
 from worker.plugin import Setting
+from worker.systems.fake_world import FaultKind, World
 
 SINGLE, FLAT, MANAGED = DriverMode
 fork = multiprocessing.get_context("fork")
@@ -474,10 +469,10 @@ def test_the_log_can_be_left_out(tmp_path: Path, world: World) -> None:
 
 def test_importing_the_fakes_is_light() -> None:
     listed = subprocess.run(
-        [sys.executable, "-c", "import sys, worker.fakes; print(*sys.modules)"],
+        [sys.executable, "-c", "import sys, worker.drivers.fake; print(*sys.modules)"],
         check=True,
         capture_output=True,
         text=True,
     ).stdout.split()
-    assert "worker.fakes" in listed
+    assert "worker.drivers.fake" in listed
     assert not {"celery", "sqlalchemy", "openstack", "hypothesis"} & set(listed)

@@ -11,12 +11,12 @@ from sqlalchemy import select
 
 from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for, reading
-from worker.db.tables import addresses
+from worker.db.core.engine import engine_for, reading
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.tables.all import metadata
+from worker.db.tables.main import addresses
 from worker.errors import ConfigurationError, ErrorCode, Fatal
-from worker.helpers.network.flat_network import FlatNetworkHelper, FlatNetworkOptions
+from worker.helpers.network.flat_network.helper import FlatNetworkHelper, FlatNetworkOptions
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import Setting
 

@@ -12,14 +12,14 @@ import pytest
 
 from tests.contract.generic_driver_suite import GenericDriverContract, Outside
 from tests.contract.share_driver_suite import context
-from tests.services import require_root_datapath
-from tests.tenants import Machine, run
+from tests.support.services import require_root_datapath
+from tests.support.tenants import Machine, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
 from worker.errors import ConfigurationError, Fatal
 from worker.model import AccessRule, DriverMode, Share, ShareServer
 from worker.plugin import Options, Setting
-from worker.systems.ganesha import render_export
-from worker.systems.local import LocalShell
+from worker.systems.exports.ganesha import render_export
+from worker.systems.shell.local import LocalShell
 
 ADDRESS = "10.72.0.1"
 

@@ -15,20 +15,20 @@ import pytest
 
 from tests.contract.generic_driver_suite import GenericDriverContract, Outside
 from tests.contract.share_driver_suite import context, rule
-from tests.machines import Lan, Machine
-from tests.services import require_root_datapath, wait_until
-from tests.tenants import Machine as Host
-from tests.tenants import Tenant
+from tests.support.machines import Lan, Machine
+from tests.support.services import require_root_datapath, wait_until
+from tests.support.tenants import Machine as Host
+from tests.support.tenants import Tenant
 from worker.drivers.base import ShareDriver
 from worker.drivers.generic import GenericOptions, GenericShareDriver
 from worker.errors import ConfigurationError, ErrorCode, Fatal, Retryable
-from worker.helpers.compute.ssh_servers import ssh_shell
+from worker.helpers.compute.machines import ssh_shell
 from worker.model import DriverMode, Share, ShareServer, Snapshot
 from worker.plugin import Setting
-from worker.systems.local import LocalShell
-from worker.systems.shell import Shell
-from worker.systems.ssh import SshShell
-from worker.systems.user_data import host_key_pair
+from worker.systems.openstack.cloud_init import host_key_pair
+from worker.systems.shell.base import Shell
+from worker.systems.shell.local import LocalShell
+from worker.systems.shell.ssh import SshShell
 
 MODE = DriverMode.FLAT_MULTI_SVM
 

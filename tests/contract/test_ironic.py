@@ -24,16 +24,16 @@ from tests.contract.compute_helper_suite import (
     NetworkFor,
 )
 from tests.contract.share_driver_suite import GuardThatEnds, context
-from tests.machines import Lan, address_of
 from tests.openstack import baremetal
 from tests.openstack.cloud import OpenStack
-from tests.services import wait_until
+from tests.support.machines import Lan, address_of
+from tests.support.services import wait_until
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable
 from worker.helpers.compute.ironic import IronicComputeHelper, IronicOptions
 from worker.model import DriverMode, NetworkInfo, ShareNetwork, ShareServer
 from worker.plugin import Setting
-from worker.systems.openstack import OpenStack as Client
-from worker.systems.openstack import OpenStackOptions
+from worker.systems.openstack.client import OpenStack as Client
+from worker.systems.openstack.client import OpenStackOptions
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)

@@ -17,13 +17,13 @@ import pytest
 
 from tests.contract.compute_helper_suite import ComputeHelperContract, NetworkFor, a_server
 from tests.contract.share_driver_suite import context
-from tests.services import alive, require_root_datapath, wait_until
-from tests.tenants import Machine, Tenant, run
+from tests.support.services import alive, require_root_datapath, wait_until
+from tests.support.tenants import Machine, Tenant, run
 from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
 from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions, bridge_name
 from worker.model import DriverMode, NetworkInfo, NetworkKind, Outage, ShareNetwork, ShareServer
 from worker.plugin import Setting
-from worker.systems.bridges import short
+from worker.systems.network.bridges import short
 
 
 def network(number: int) -> NetworkInfo:
@@ -107,7 +107,7 @@ from tests.contract.test_namespace_compute import network
 from worker.helpers.compute.namespace import *
 from worker.model import *
 from worker.plugin import Setting
-from worker.systems.bridges import short
+from worker.systems.network.bridges import short
 setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
 helper = NamespaceComputeHelper(setting, NamespaceOptions())
 server = ShareServer({server.id!r}, "project", "backend", {share_network.id!r}, "building")

@@ -13,12 +13,12 @@ from sqlalchemy import select
 
 from tests.contract.network_helper_suite import NetworkHelperContract
 from tests.openstack.cloud import OpenStack
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for, reading
-from worker.db.tables import addresses
-from worker.helpers.network.neutron import NeutronNetworkHelper, NeutronOptions
-from worker.helpers.network.neutron_managed import DEVICE_OWNER
+from worker.db.core.engine import engine_for, reading
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.tables.all import metadata
+from worker.db.tables.main import addresses
+from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronOptions
+from worker.helpers.network.neutron.managed import DEVICE_OWNER
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import Setting
 

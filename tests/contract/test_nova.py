@@ -19,22 +19,17 @@ import pytest
 
 from tests.contract.compute_helper_suite import ComputeHelperContract
 from tests.contract.share_driver_suite import context
-from tests.deployment import Deployment
-from tests.leftovers import of_tables
-from tests.nova import SETTING, Site, StandIn, a_network
 from tests.openstack.cloud import OpenStack
-from tests.services import RedisServer, free_port, require_root, wait_until
-from worker.db.addresses import DatabaseAddressBook
+from tests.support.deployment import Deployment
+from tests.support.leftovers import of_tables
+from tests.support.nova import SETTING, Site, StandIn, a_network
+from tests.support.services import RedisServer, free_port, require_root, wait_until
+from worker.db.networks.addresses import DatabaseAddressBook
 from worker.errors import ErrorCode, Fatal, NotReady, RequestFailed, Retryable
 from worker.helpers.compute.base import ComputeHelper
-from worker.helpers.compute.nova import NovaComputeHelper
-from worker.helpers.network.neutron import NeutronNetworkHelper, NeutronOptions
-from worker.model import (
-    NetworkKind,
-    ServerStatus,
-    ShareNetwork,
-    ShareServer,
-)
+from worker.helpers.compute.nova.helper import NovaComputeHelper
+from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronOptions
+from worker.model import NetworkKind, ServerStatus, ShareNetwork, ShareServer
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(600)

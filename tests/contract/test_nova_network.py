@@ -17,10 +17,10 @@ from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import GuardThatEnds, context
 from tests.contract.test_segmented_network import Held
 from tests.simulators.nova_network import PASSWORD, PROJECT, USER, NovaSimulator
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for, transaction
-from worker.db.network_tables import segments
+from worker.db.core.engine import engine_for, transaction
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.tables.all import metadata
+from worker.db.tables.networks import segments
 from worker.errors import ConfigurationError, ErrorCode, Fatal, LeaseLost, Retryable
 from worker.helpers.network.nova_network import NovaNetworkHelper, NovaNetworkOptions
 from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer
@@ -239,7 +239,7 @@ class TestNovaNetwork:
         monkeypatch: pytest.MonkeyPatch,
         version: str,
     ) -> None:
-        monkeypatch.setattr("worker.systems.nova_network.MICROVERSION", version)
+        monkeypatch.setattr("worker.systems.openstack.nova_network.MICROVERSION", version)
         with pytest.raises(Fatal, match="it has no nova-network any more"):
             allocate(helper, named)
 

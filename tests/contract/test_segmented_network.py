@@ -13,16 +13,13 @@ from sqlalchemy import select, update
 
 from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for, reading, transaction
-from worker.db.network_tables import segment_holders, segments
-from worker.db.tables import addresses
+from worker.db.core.engine import engine_for, reading, transaction
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.tables.all import metadata
+from worker.db.tables.main import addresses
+from worker.db.tables.networks import segment_holders, segments
 from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
-from worker.helpers.network.segmented_network import (
-    SegmentedNetworkHelper,
-    SegmentedNetworkOptions,
-)
+from worker.helpers.network.segmented_network import SegmentedNetworkHelper, SegmentedNetworkOptions
 from worker.model import (
     DriverMode,
     NetworkInfo,

@@ -14,13 +14,13 @@ import asyncssh
 import pytest
 
 from tests.contract.shell_suite import ShellContract, runs
-from tests.machines import Lan, Machine
-from tests.services import wait_until
+from tests.support.machines import Lan, Machine
+from tests.support.services import wait_until
 from worker.errors import ErrorCode, Fatal, NotReady, Retryable
-from worker.helpers.compute.ssh_servers import check_reachable, ssh_attributes, ssh_shell
-from worker.systems.shell import Shell
-from worker.systems.ssh import LoginRefused, SshShell
-from worker.systems.user_data import host_key_pair
+from worker.helpers.compute.machines import check_reachable, ssh_attributes, ssh_shell
+from worker.systems.openstack.cloud_init import host_key_pair
+from worker.systems.shell.base import Shell
+from worker.systems.shell.ssh import LoginRefused, SshShell
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def connections(machine: Machine) -> int:
 
 
 class TestSshShell(ShellContract):
-    module = "worker.systems.ssh"
+    module = "worker.systems.shell.ssh"
 
 
 def test_one_connection_serves_all_commands(machine: Machine, shell: Shell) -> None:
@@ -77,7 +77,7 @@ def test_a_fork_has_a_connection_of_its_own(machine: Machine, shell: Shell) -> N
 def test_an_unused_connection_is_closed(
     machine: Machine, shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("worker.systems.ssh._IDLE", 0.1)
+    monkeypatch.setattr("worker.systems.shell.ssh._IDLE", 0.1)
     machine.drop_connections()
     shell.run(["true"])
     wait_until(lambda: not machine.connections(), "the connection is closed")

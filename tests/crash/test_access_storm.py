@@ -17,11 +17,11 @@ import psutil
 from sqlalchemy import select
 
 from scheduler.client import Client
-from tests.real import RealDeployment
-from tests.services import Process, RedisServer, require_root_datapath, wait_until
-from tests.tenants import Tenant
-from worker.db.engine import reading
-from worker.db.tables import access_rules, operation_steps, operations, shares
+from tests.support.real import RealDeployment
+from tests.support.services import Process, RedisServer, require_root_datapath, wait_until
+from tests.support.tenants import Tenant
+from worker.db.core.engine import reading
+from worker.db.tables.main import access_rules, operation_steps, operations, shares
 
 REQUESTS, PRODUCERS, WORKERS = 1000, 8, 4
 CLIENTS = [f"10.79.0.{number}" for number in range(101, 121)]

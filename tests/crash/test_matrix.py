@@ -13,7 +13,7 @@ from tests.crash.matrix.cells import BY_NAME
 from tests.crash.matrix.lane import Lane
 from tests.crash.matrix.matrix import Matrix
 from tests.crash.matrix.sabotage import SABOTAGES
-from tests.services import ROOT, RedisServer
+from tests.support.services import ROOT, RedisServer
 
 GRACE = 6.0
 """Seconds after which a run that goes on for ever is taken for stuck."""

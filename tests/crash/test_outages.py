@@ -18,7 +18,7 @@ import pytest
 
 from tests.crash.outages.site import BOOT_SECONDS, Site
 from tests.crash.outages.traffic import PATIENCE, Traffic, judged
-from tests.services import (
+from tests.support.services import (
     PostgresServer,
     Process,
     RedisServer,

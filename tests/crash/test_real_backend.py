@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from tests.real import TENANT, RealDeployment
-from tests.services import RedisServer, require_root_datapath
-from worker.db.tables import shares
+from tests.support.real import TENANT, RealDeployment
+from tests.support.services import RedisServer, require_root_datapath
+from worker.db.tables.main import shares
 
 AFTER = ("after_effect",) * 3 + ("before_commit",) * 2 + ("after_commit",) * 2
 STAGES = {

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 
 from tests.crash.matrix.points import all_points
-from tests.deployment import Deployment
-from tests.leftovers import of_tables
 from tests.openstack.cloud import OpenStack
-from tests.services import RedisServer
-from worker.helpers.network.neutron_managed import DEVICE_OWNER
+from tests.support.deployment import Deployment
+from tests.support.leftovers import of_tables
+from tests.support.services import RedisServer
+from worker.helpers.network.neutron.managed import DEVICE_OWNER
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(600)]

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tests.real import RealDeployment
-from tests.services import RedisServer, require_root_datapath
-from worker.db.tables import shares, snapshots
+from tests.support.real import RealDeployment
+from tests.support.services import RedisServer, require_root_datapath
+from worker.db.tables.main import shares, snapshots
 from worker.errors import RequestFailed
 
 pytestmark = [pytest.mark.whole, pytest.mark.timeout(600)]

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from kombu.exceptions import OperationalError
 
-from tests import leftovers
-from tests.real import BACKEND, NOTHING, take_away
-from tests.services import Process, python, require_root_datapath, wait_until
 from tests.story import WRITER, Service
-from tests.tenants import Machine, Tenant
-from worker.db.engine import engine_for
+from tests.support import leftovers
+from tests.support.real import BACKEND, NOTHING, take_away
+from tests.support.services import Process, python, require_root_datapath, wait_until
+from tests.support.tenants import Machine, Tenant
+from worker.db.core.engine import engine_for
 
 
 @pytest.fixture

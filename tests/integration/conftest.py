@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.intake import Intake
-from tests.services import PostgresServer, RedisServer
+from tests.support.intake import Intake
+from tests.support.services import PostgresServer, RedisServer
 
 
 @pytest.fixture(scope="module", params=["sqlite", "postgresql"])

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from celery import Celery
 
-from worker.broker import transport_options
 from worker.config import BrokerSettings
-from worker.poison import PoisonMessage, install
+from worker.db.dead_letters import PoisonMessage
+from worker.messaging.broker import transport_options
+from worker.messaging.dead_letters import install
 
 _DIRECTORY = Path(os.environ["POISON_DIRECTORY"])
 _BROKER = BrokerSettings(url=os.environ["POISON_BROKER"], visibility_timeout=5)

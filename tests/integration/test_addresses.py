@@ -10,10 +10,10 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 from sqlalchemy import func, select
 
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for, reading
-from worker.db.tables import addresses
+from worker.db.core.engine import engine_for, reading
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.tables.all import metadata
+from worker.db.tables.main import addresses
 from worker.errors import ErrorCode, Fatal, NotReady
 
 HOUR = 3600.0

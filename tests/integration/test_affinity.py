@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import Table, select
 
-from tests.deployment import FAKE_BACKEND
-from tests.fakes import Fakes
-from tests.services import RedisServer, wait_until
-from worker.db.engine import reading
-from worker.db.tables import share_servers, shares
+from tests.support.deployment import FAKE_BACKEND
+from tests.support.fakes import Fakes
+from tests.support.services import RedisServer, wait_until
+from worker.db.core.engine import reading
+from worker.db.tables.main import share_servers, shares
 
 Start = Callable[[int], Fakes]
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import pytest
 
-from tests.audits import CONTEXT, AuditBench
 from tests.openstack.cloud import OpenStack
-from tests.real import BACKEND, NOTHING, take_away
-from tests.services import require_root_datapath, wait_until
-from tests.tenants import Machine, run
+from tests.support.audits import CONTEXT, AuditBench
+from tests.support.real import BACKEND, NOTHING, take_away
+from tests.support.services import require_root_datapath, wait_until
+from tests.support.tenants import Machine, run
 from worker.drivers.base import Decommission
 from worker.errors import Conflict
 from worker.helpers.compute.namespace import bridge_name, namespace_name
-from worker.helpers.network.neutron_managed import DEVICE_OWNER
+from worker.helpers.network.neutron.managed import DEVICE_OWNER
 from worker.model import NetworkKind, Share, ShareNetwork, ShareServer
-from worker.systems.bridges import short
-from worker.systems.ganesha import Ganesha
-from worker.systems.local import LocalShell
+from worker.systems.exports.ganesha import Ganesha
+from worker.systems.network.bridges import short
+from worker.systems.shell.local import LocalShell
 
 PLANTED = 30
 

@@ -7,9 +7,9 @@ import ssl
 import pytest
 from celery import Celery
 
-from tests.services import RedisServer
-from worker import broker
+from tests.support.services import RedisServer
 from worker.config import BrokerSettings
+from worker.messaging import broker, redis_transport
 
 
 @pytest.fixture(params=["tcp", "socket"])
@@ -53,8 +53,8 @@ def test_the_depth_counts_every_priority(app: Celery) -> None:
 
 def test_a_worker_reads_through_our_transport(app: Celery) -> None:
     with app.connection_for_read(**broker.our_transport(app.conf.broker_url)) as connection:
-        assert isinstance(connection.transport, broker.Transport)
-        assert isinstance(connection.default_channel, broker.Channel)
+        assert isinstance(connection.transport, redis_transport.Transport)
+        assert isinstance(connection.default_channel, redis_transport.Channel)
         assert connection.default_channel.max_message_bytes == 262144
 
 

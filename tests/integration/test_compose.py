@@ -18,10 +18,10 @@ import pytest
 from sqlalchemy import func, select
 
 from scheduler.client import Client
-from tests import compose
-from tests.services import PostgresServer, Process, free_port, require, wait_until
-from worker.db.engine import engine_for, reading
-from worker.db.tables import backends, operations, shares
+from tests.support import compose
+from tests.support.services import PostgresServer, Process, free_port, require, wait_until
+from worker.db.core.engine import engine_for, reading
+from worker.db.tables.main import backends, operations, shares
 
 PASSWORD = "s3cret-of-the-test"
 CREATES = 200

@@ -17,14 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import require_root_datapath
-from tests.tenants import Machine, Tenant, run
+from tests.support.services import require_root_datapath
+from tests.support.tenants import Machine, Tenant, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
-from worker.helpers.compute.namespace import (
-    NamespaceComputeHelper,
-    NamespaceOptions,
-    bridge_name,
-)
+from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions, bridge_name
 from worker.model import (
     AccessRule,
     DriverMode,
@@ -38,7 +34,7 @@ from worker.model import (
     Snapshot,
 )
 from worker.plugin import Setting
-from worker.systems.local import LocalShell
+from worker.systems.shell.local import LocalShell
 
 SERVER = "10.73.0.10"
 NETWORK = NetworkInfo("10.73.0.0/24", "255.255.255.0", 24, 4, "10.73.0.255", None, (SERVER,))

@@ -12,16 +12,16 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Row, insert, select, update
 
-from tests import leftovers
-from tests.deployment import Deployment
-from tests.dnsmasq import ENDPOINT, RELAY, Dnsmasq
-from tests.services import RedisServer, wait_until
-from worker.db import leases
-from worker.db.all_tables import metadata
-from worker.db.engine import db_now, engine_for, reading, transaction
-from worker.db.leases import DatabaseLeaseBook
-from worker.db.network_tables import dhcp_leases
-from worker.db.tables import counters, share_servers
+from tests.support import leftovers
+from tests.support.deployment import Deployment
+from tests.support.dnsmasq import ENDPOINT, RELAY, Dnsmasq
+from tests.support.services import RedisServer, wait_until
+from worker.db.core.engine import db_now, engine_for, reading, transaction
+from worker.db.networks import dhcp_leases as leases
+from worker.db.networks.dhcp_leases import DatabaseLeaseBook
+from worker.db.tables.all import metadata
+from worker.db.tables.main import counters, share_servers
+from worker.db.tables.networks import dhcp_leases
 from worker.errors import NotReady
 
 RENEW_AFTER = 3

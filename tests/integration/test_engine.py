@@ -9,19 +9,14 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from scheduler.health import holdings
-from tests.deployment import FAKE_BACKEND
-from tests.fakes import Fakes
-from tests.services import RedisServer, wait_until
+from scheduler.service.health import holdings
+from tests.support.deployment import FAKE_BACKEND
+from tests.support.fakes import Fakes
+from tests.support.services import RedisServer, wait_until
 from worker.config import load
-from worker.db.engine import reading
-from worker.db.tables import (
-    counters,
-    operations,
-    share_server_refs,
-    shares,
-)
-from worker.fake_world import World
+from worker.db.core.engine import reading
+from worker.db.tables.main import counters, operations, share_server_refs, shares
+from worker.systems.fake_world import World
 
 
 @pytest.fixture

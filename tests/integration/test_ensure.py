@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from tests.real import TENANT, RealDeployment, take_away
-from tests.services import ROOT, RedisServer, python, require_root_datapath, wait_until
-from tests.tenants import Tenant, run
-from worker.db.tables import counters, operations, shares
+from tests.support.real import TENANT, RealDeployment, take_away
+from tests.support.services import ROOT, RedisServer, python, require_root_datapath, wait_until
+from tests.support.tenants import Tenant, run
+from worker.db.tables.main import counters, operations, shares
 
 SUCCEEDED, FAILED = 0, 4
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from tests.deployment import Deployment
-from tests.services import Process, RedisServer, free_port, python, wait_until
+from tests.support.deployment import Deployment
+from tests.support.services import Process, RedisServer, free_port, python, wait_until
 from worker.errors import RequestFailed
-from worker.fake_world import World
+from worker.systems.fake_world import World
 
 SECRET = "correct-horse-battery-staple"
 DONE, ROLLED_BACK = 50, 10

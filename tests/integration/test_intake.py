@@ -11,12 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.intake import Intake, add_network, take_in
-from worker.db.tables import (
-    operation_aliases,
-    operations,
-    share_networks,
-)
+from tests.support.intake import Intake, add_network, take_in
+from worker.db.tables.main import operation_aliases, operations, share_networks
 from worker.errors import RequestFailed, SharewrightError
 
 FORK = multiprocessing.get_context("fork")

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from sqlalchemy import insert
 
-from tests.intake import SMALL_GIB, Intake, take_in
-from worker.db.engine import db_now, transaction
-from worker.db.tables import (
+from tests.support.intake import SMALL_GIB, Intake, take_in
+from worker.db.core.engine import db_now, transaction
+from worker.db.tables.main import (
     operations,
     share_servers,
     share_types,

@@ -10,13 +10,13 @@ import asyncssh
 import pytest
 from openstack.connection import Connection
 
-from tests.deployment import Deployment
-from tests.leftovers import of_tables
 from tests.openstack import baremetal
 from tests.openstack.cloud import OpenStack
-from tests.services import RedisServer
+from tests.support.deployment import Deployment
+from tests.support.leftovers import of_tables
+from tests.support.services import RedisServer
 from worker.errors import RequestFailed
-from worker.helpers.network.neutron_managed import DEVICE_OWNER
+from worker.helpers.network.neutron.managed import DEVICE_OWNER
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import insert, update
 
-from tests import leftovers
-from tests.services import require_root
-from tests.tenants import Machine, run
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for, transaction
+from tests.support import leftovers
+from tests.support.services import require_root
+from tests.support.tenants import Machine, run
+from worker.db.core.engine import engine_for, transaction
 from worker.db.schema import upgrade
+from worker.db.tables.all import metadata
 
 Planted = Callable[[Path, str], AbstractContextManager[None]]
 

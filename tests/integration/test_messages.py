@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.fakes import Fakes
-from tests.services import RedisServer, wait_until
+from tests.support.fakes import Fakes
+from tests.support.services import RedisServer, wait_until
 
 
 class Wire:

@@ -12,15 +12,15 @@ from openstack.connection import Connection
 from openstack.network.v2.port import Port
 from sqlalchemy import not_, select
 
-from tests.deployment import Deployment
-from tests.leftovers import of_tables
 from tests.openstack.cloud import OpenStack
-from tests.services import RedisServer
+from tests.support.deployment import Deployment
+from tests.support.leftovers import of_tables
+from tests.support.services import RedisServer
 from worker.db.audits import is_undone
-from worker.db.engine import reading
-from worker.db.tables import share_servers
+from worker.db.core.engine import reading
+from worker.db.tables.main import share_servers
 from worker.errors import RequestFailed
-from worker.helpers.network.neutron_managed import DEVICE_OWNER
+from worker.helpers.network.neutron.managed import DEVICE_OWNER
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)

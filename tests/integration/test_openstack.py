@@ -19,14 +19,14 @@ from tests.contract.network_helper_suite import a_server
 from tests.contract.share_driver_suite import context
 from tests.openstack.cloud import OpenStack as Cloud
 from tests.openstack.service import PASSWORD
-from worker.backend import assemble, check
+from worker.backends.assembly import assemble, check
 from worker.config import Config
-from worker.db.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressBook
 from worker.errors import ConfigurationError, ErrorCode, Fatal, Retryable, StepError
-from worker.helpers.network.neutron import NeutronNetworkHelper, NeutronOptions
+from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronOptions
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import Setting
-from worker.systems.openstack import Missing, OpenStack, OpenStackOptions, Taken
+from worker.systems.openstack.client import Missing, OpenStack, OpenStackOptions, Taken
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)

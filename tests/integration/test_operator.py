@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from scheduler.poison import drop, replay
+from scheduler.service.dead_letters import drop, replay
 from tests.crash.matrix.points import all_points
-from tests.fakes import Fakes
-from tests.services import ROOT, RedisServer, python, wait_until
+from tests.support.fakes import Fakes
+from tests.support.services import ROOT, RedisServer, python, wait_until
 from worker.config import load
-from worker.db import inventory, servers
-from worker.db.audit_tables import audit_findings
-from worker.db.engine import reading, transaction
-from worker.db.tables import operations, poison_messages, share_servers, shares
+from worker.db import shares
+from worker.db.core.engine import reading, transaction
+from worker.db.share_servers import store as servers
+from worker.db.tables import main as tables
+from worker.db.tables.audits import audit_findings
+from worker.db.tables.main import operations, poison_messages, share_servers
 from worker.errors import Conflict, NotFound, RequestFailed
 from worker.failpoints import TOKENS_VARIABLE, VARIABLE
 
@@ -45,7 +47,7 @@ def orphan(deployment: Fakes, network: str) -> None:
     made = deployment.client.result(deployment.create(network), timeout=60)
     with transaction(deployment.engine) as connection:
         servers.release(connection, made["id"], deleter_id="-")
-        inventory.remove_share(connection, made["id"])
+        shares.remove_share(connection, made["id"])
         servers.remove(connection, made["share_server_id"])
 
 
@@ -209,7 +211,7 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
     assert none.id not in {row.id for row in kept()}
     with pytest.raises(NotFound, match="No message"):
         drop(config, none.id)
-    assert fakes.count(shares) == fakes.count(share_servers) == 1
+    assert fakes.count(tables.shares) == fakes.count(share_servers) == 1
 
 
 def test_a_step_that_kills_its_worker_is_stopped_and_undone(

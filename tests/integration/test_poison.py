@@ -15,9 +15,10 @@ import pytest
 from celery import Celery
 
 from tests.conftest import StartProcess
-from tests.services import Process, RedisServer, python, wait_until
-from worker.broker import KEPT_BODY_BYTES, transport_options
+from tests.support.services import Process, RedisServer, python, wait_until
 from worker.config import BrokerSettings
+from worker.messaging.broker import transport_options
+from worker.messaging.redis_transport import KEPT_BODY_BYTES
 
 QUEUES = ("first", "second")
 

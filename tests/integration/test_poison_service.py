@@ -9,11 +9,11 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from tests.deployment import Deployment
 from tests.integration.test_poison import KINDS
-from tests.services import ROOT, RedisServer, python, wait_until
-from worker.db.engine import reading
-from worker.db.tables import poison_messages
+from tests.support.deployment import Deployment
+from tests.support.services import ROOT, RedisServer, python, wait_until
+from worker.db.core.engine import reading
+from worker.db.tables.main import poison_messages
 
 QUEUES = ("requests", "requests.admin", "steps.default.0")
 

@@ -15,12 +15,12 @@ import pytest
 from sqlalchemy import func, select, update
 
 from scheduler.client import Client, NotHeard
-from tests.deployment import Deployment
-from tests.plain import run_plain
-from tests.services import ROOT, RedisServer
-from worker.db.all_tables import metadata
-from worker.db.engine import reading, transaction
-from worker.db.tables import operation_aliases, share_networks, shares
+from tests.support.deployment import Deployment
+from tests.support.plain import run_plain
+from tests.support.services import ROOT, RedisServer
+from worker.db.core.engine import reading, transaction
+from worker.db.tables.all import metadata
+from worker.db.tables.main import operation_aliases, share_networks, shares
 
 EXAMPLE: Final = ROOT / "docs" / "examples" / "producer.py"
 ANSWER: Final = {"status": "SUCCESS", "result": {"shares": []}, "task_id": "three"}

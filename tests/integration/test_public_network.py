@@ -6,11 +6,11 @@ from pathlib import Path
 
 from sqlalchemy import func, select
 
-from tests.deployment import Deployment
-from tests.services import RedisServer, wait_until
-from worker.db.engine import reading
-from worker.db.tables import shares
-from worker.fake_world import World
+from tests.support.deployment import Deployment
+from tests.support.services import RedisServer, wait_until
+from worker.db.core.engine import reading
+from worker.db.tables.main import shares
+from worker.systems.fake_world import World
 
 
 def test_two_projects_on_one_public_network(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.real import RealDeployment
-from tests.services import RedisServer, require_root_datapath
+from tests.support.real import RealDeployment
+from tests.support.services import RedisServer, require_root_datapath
 from worker.helpers.compute.namespace import bridge_name
 
 CLIENTS = {"p0": "10.79.0.201", "p1": "10.79.0.202"}

@@ -17,18 +17,18 @@ from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
 from scheduler.cli import cli
-from scheduler.cli.exits import exit_code_of, sentence_of
-from tests.deployment import FAKE_BACKEND
-from tests.fakes import Fakes
+from scheduler.exits import exit_code_of, sentence_of
 from tests.integration.test_flower import fetch, start_flower
-from tests.plain import run_plain
-from tests.secret import AD, CORE, PASSWORD, leaks, sealed
-from tests.services import ROOT, Process, RedisServer, require, wait_until
-from worker.db.engine import reading
-from worker.db.tables import poison_messages, security_services, share_servers, shares
+from tests.support.deployment import FAKE_BACKEND
+from tests.support.fakes import Fakes
+from tests.support.plain import run_plain
+from tests.support.secret import AD, CORE, PASSWORD, leaks, sealed
+from tests.support.services import ROOT, Process, RedisServer, require, wait_until
+from worker.db.core.engine import reading
+from worker.db.tables.main import poison_messages, security_services, share_servers, shares
 from worker.errors import RequestFailed
-from worker.fake_world import digest_of
 from worker.model import SecurityService, SecurityServiceType
+from worker.systems.fake_world import digest_of
 
 CARELESS: Final = "Xy4pTsentInTheClear8Lq"
 """Of passwords that somebody sent in clear."""

@@ -1,7 +1,7 @@
 """Segments with no other software: real namespaces, VXLAN, btrfs, ganesha and NFS clients.
 
 Two tenants have the same CIDR, and their share servers the same addresses. What keeps them apart
-is the segment, on one host and between two (each is a network namespace; see tests/hosts.py).
+is the segment, on one host and between two (each is a network namespace: tests/support/hosts.py).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from tests.hosts import Host
-from tests.services import require_root_datapath
-from tests.tenants import Machine, Tenant, run
-from worker.backend import assemble
+from tests.support.hosts import Host
+from tests.support.services import require_root_datapath
+from tests.support.tenants import Machine, Tenant, run
+from worker.backends.assembly import assemble
+from worker.backends.manager import ShareManager
 from worker.config import from_document, this_host
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.all_tables import metadata
-from worker.db.engine import engine_for
-from worker.manager import ShareManager
+from worker.db.core.engine import engine_for
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.tables.all import metadata
 from worker.model import (
     AccessRule,
     NetworkKind,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.real import RealDeployment
-from tests.services import RedisServer, require_root_datapath
-from tests.tenants import Tenant
+from tests.support.real import RealDeployment
+from tests.support.services import RedisServer, require_root_datapath
+from tests.support.tenants import Tenant
 from worker.config import this_host
 from worker.helpers.compute.namespace import bridge_name
 

@@ -18,10 +18,10 @@ import psutil
 import pytest
 
 from scheduler.client import Client
-from scheduler.home import LOG_BYTES
 from scheduler.service import tree
-from tests.deployment import FAKE_BACKEND
-from tests.services import Process, alive, python, wait_until
+from scheduler.service.home import LOG_BYTES
+from tests.support.deployment import FAKE_BACKEND
+from tests.support.services import Process, alive, python, wait_until
 from worker.sealing import Keys
 
 SETTINGS = "[health]\nport = 0\n[engine]\nlease = 3.0\n"

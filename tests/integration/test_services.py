@@ -9,9 +9,9 @@ import sys
 import pytest
 import sqlalchemy as sa
 
-from tests import services
 from tests.conftest import StartProcess
-from tests.services import PostgresServer, RedisServer, alive
+from tests.support import services
+from tests.support.services import PostgresServer, RedisServer, alive
 
 _PARENT = """
 import os, signal, subprocess, sys, time

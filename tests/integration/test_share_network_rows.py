@@ -13,8 +13,8 @@ from sqlalchemy import Engine, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import IntegrityError
 
-from tests.network_options import ALLOWED, VALUES
-from worker.db.engine import open_engine, transaction
+from tests.support.network_options import ALLOWED, VALUES
+from worker.db.core.engine import open_engine, transaction
 from worker.db.schema import upgrade
 from worker.model import NetworkKind
 

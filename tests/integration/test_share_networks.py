@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from sqlalchemy import update
 
 from scheduler.cli import cli
-from scheduler.cli.exits import EXIT_REFUSED, exit_code_of
-from tests.intake import Intake, take_in
-from tests.network_options import VALUES, fields, forbidden
-from tests.services import python
-from worker.db.engine import transaction
-from worker.db.tables import operations, share_networks, share_servers, shares
+from scheduler.exits import EXIT_REFUSED, exit_code_of
+from tests.support.intake import Intake, take_in
+from tests.support.network_options import VALUES, fields, forbidden
+from tests.support.services import python
+from worker.db.core.engine import transaction
+from worker.db.tables.main import operations, share_networks, share_servers, shares
 from worker.errors import Conflict, RequestFailed
 
 PAIRS = forbidden(largest=2)

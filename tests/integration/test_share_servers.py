@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from tests.deployment import FAKE_BACKEND
-from tests.fakes import Fakes
-from tests.services import RedisServer
-from worker.db.engine import reading
-from worker.db.tables import share_servers, shares
+from tests.support.deployment import FAKE_BACKEND
+from tests.support.fakes import Fakes
+from tests.support.services import RedisServer
+from worker.db.core.engine import reading
+from worker.db.tables.main import share_servers, shares
 
 SLOW_BOOT = FAKE_BACKEND + "[backends.fake.compute]\nboot_seconds = 1.5\n"
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.real import RealDeployment
-from tests.services import RedisServer, require_root_datapath
-from tests.tenants import Tenant, run
-from tests.views import DENIED, FULL, READ_ONLY, NfsView
+from tests.support.real import RealDeployment
+from tests.support.services import RedisServer, require_root_datapath
+from tests.support.tenants import Tenant, run
+from tests.support.views import DENIED, FULL, READ_ONLY, NfsView
 from worker.config import this_host
-from worker.db.tables import share_servers
+from worker.db.tables.main import share_servers
 
 SERVER, WRITER, READER = "10.78.0.1", "10.78.0.50", "10.78.0.51"
 

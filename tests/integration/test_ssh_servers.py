@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from tests import leftovers
-from tests.deployment import Deployment
-from tests.machines import BASE, Lan, Machine, address_of
-from tests.services import ROOT, RedisServer, require_root_datapath, wait_until
-from worker.db.engine import reading
-from worker.db.tables import shares
+from tests.support import leftovers
+from tests.support.deployment import Deployment
+from tests.support.machines import BASE, Lan, Machine, address_of
+from tests.support.services import ROOT, RedisServer, require_root_datapath, wait_until
+from worker.db.core.engine import reading
+from worker.db.tables.main import shares
 from worker.errors import RequestFailed
-from worker.helpers.compute.ssh_servers import SshOptions
-from worker.systems.user_data import host_key_pair
+from worker.helpers.compute.machines import SshOptions
+from worker.systems.openstack.cloud_init import host_key_pair
 
 BACKEND = """
 [backends.machines]
@@ -89,7 +89,7 @@ def deployment(
     info.mkdir(parents=True)
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: ordered-machines\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[sharewright.compute_helpers]\nordered = tests.ordered_machines:OrderedMachines\n"
+        "[sharewright.compute_helpers]\nordered = tests.support.ordered_machines:OrderedMachines\n"
     )
     settings = BACKEND.format(directory=tmp_path)
     deployment = Deployment(tmp_path, sqlite_url, redis_server, settings)

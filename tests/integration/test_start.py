@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from scheduler.cli.exits import EXIT_CONFIGURATION
-from tests.services import ROOT, python
+from scheduler.exits import EXIT_CONFIGURATION
+from tests.support.services import ROOT, python
 from worker.db.schema import upgrade
 
 FLAT = """
@@ -21,7 +21,7 @@ network_helpers = ["fake"]
 """
 
 LONELY = """
-from worker.fakes import FakeShareDriver
+from worker.drivers.fake import FakeShareDriver
 from worker.model import DriverMode
 
 class LonelyDriver(FakeShareDriver):

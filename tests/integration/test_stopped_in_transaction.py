@@ -10,11 +10,11 @@ from sqlalchemy import Engine, insert, select, text
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
-from tests.services import wait_until
-from worker.db.engine import is_passing, open_engine, reading, transaction
+from tests.support.services import wait_until
+from worker.db.core.engine import is_passing, open_engine, reading, transaction
 from worker.db.schema import upgrade
-from worker.db.tables import counters
-from worker.keeper import Keeper
+from worker.db.tables.main import counters
+from worker.engine.heartbeat import Keeper
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ from typing import Any
 from netaddr import IPAddress, IPNetwork
 from sqlalchemy import select
 
-from tests.deployment import Deployment
-from tests.services import ROOT, RedisServer
-from worker.db.engine import reading
-from worker.db.tables import share_servers
+from tests.support.deployment import Deployment
+from tests.support.services import ROOT, RedisServer
+from worker.db.core.engine import reading
+from worker.db.tables.main import share_servers
 
 EXAMPLE = ROOT / "docs" / "examples" / "two-clusters.toml"
 FLAT = {

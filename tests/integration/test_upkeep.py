@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from tests.deployment import FAKE_BACKEND
-from tests.fakes import Fakes
-from tests.services import Process, RedisServer, wait_until
+from tests.support.deployment import FAKE_BACKEND
+from tests.support.fakes import Fakes
+from tests.support.services import Process, RedisServer, wait_until
 from worker.config import this_host
-from worker.db.engine import reading
-from worker.db.tables import addresses, operations, share_servers, shares
+from worker.db.core.engine import reading
+from worker.db.tables.main import addresses, operations, share_servers, shares
 from worker.errors import RequestFailed
 
 CLIENT = "10.9.0.1"

@@ -10,8 +10,8 @@ import pytest
 from netaddr import IPAddress, IPNetwork
 
 from worker.addressing import Pool, parse_pool
-from worker.db.addresses import DatabaseAddressBook
-from worker.db.engine import engine_for
+from worker.db.core.engine import engine_for
+from worker.db.networks.addresses import DatabaseAddressBook
 from worker.db.schema import upgrade
 from worker.errors import ErrorCode, Fatal
 

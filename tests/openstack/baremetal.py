@@ -13,7 +13,7 @@ from openstack.connection import Connection
 from tests.openstack import venv
 from tests.openstack.configuration import KEYSTONE, NEUTRON
 from tests.openstack.service import Command, Kit, Service, login
-from tests.services import wait_until
+from tests.support.services import wait_until
 
 KINDS: Final = {
     "bios": "no-bios",

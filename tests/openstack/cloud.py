@@ -19,7 +19,7 @@ from openstack.connection import Connection
 from tests.openstack import venv
 from tests.openstack.configuration import NETWORK
 from tests.openstack.service import PASSWORD, REGION, Kit, Service, keystone_url
-from tests.services import Process, free_port
+from tests.support.services import Process, free_port
 
 _START_SECONDS: Final = 120.0
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from tests.services import ROOT, missing
+from tests.support.services import ROOT, missing
 
 RECIPE: Final = Path(__file__).resolve().parent
 INSIDE: Final = RECIPE / "inside"

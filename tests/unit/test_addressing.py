@@ -9,13 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from netaddr import IPAddress, IPNetwork, IPSet
 
-from worker.addressing import (
-    BACKEND_FIELDS,
-    Pool,
-    network_info,
-    parse_pool,
-    share_network_pool,
-)
+from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, share_network_pool
 from worker.errors import InvalidRequest
 from worker.model import NetworkKind, ShareNetwork
 

@@ -9,18 +9,19 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from tests.audits import GRACE, AuditBench
-from tests.deployment import FAKE_BACKEND
+from tests.support.audits import GRACE, AuditBench
+from tests.support.deployment import FAKE_BACKEND
 from worker.app import check_times
 from worker.config import Config
-from worker.db import audits, overdue
-from worker.db.audit_tables import audit_findings, tombstones
-from worker.db.engine import db_now, reading, transaction
-from worker.db.tables import backends, operations, share_servers, shares
+from worker.db import audits
+from worker.db.core.engine import db_now, reading, transaction
+from worker.db.operations import recovery as overdue
+from worker.db.tables.audits import audit_findings, tombstones
+from worker.db.tables.main import backends, operations, share_servers, shares
+from worker.engine.runner import run
 from worker.errors import ConfigurationError
-from worker.fake_world import World
 from worker.model import OwnerKind, Phase
-from worker.runner import run
+from worker.systems.fake_world import World
 from worker.tasks.audit import ask_for_audits
 from worker.tasks.orphans import NAME
 from worker.tasks.sagas import ACTS

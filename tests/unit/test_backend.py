@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import pytest
 from pydantic import Field
 
-from worker import backend as module
-from worker.backend import COMPUTE, DRIVERS, NETWORK, assemble
+from worker.backends import assembly as module
+from worker.backends.assembly import COMPUTE, DRIVERS, NETWORK, assemble
 from worker.config import Config
 from worker.drivers.base import ShareDriver
 from worker.errors import ConfigurationError
@@ -27,8 +27,8 @@ from worker.model import (
     StoragePool,
 )
 from worker.plugin import Options
-from worker.systems.local import LocalShell
-from worker.systems.shell import Shell
+from worker.systems.shell.base import Shell
+from worker.systems.shell.local import LocalShell
 
 FLAT, MANAGED, SINGLE = (
     DriverMode.FLAT_MULTI_SVM,

@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.choose import candidates, no_capacity, refusals
-from scheduler.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
-from scheduler.pools import Offer, Pool
-from scheduler.snapshot import Snapshot
-from scheduler.weighers import (
+from scheduler.placement.choose import candidates, no_capacity, refusals
+from scheduler.placement.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
+from scheduler.placement.pool_cache import Snapshot
+from scheduler.placement.pools import Offer, Pool
+from scheduler.placement.weighers import (
     BACKEND_WEIGHERS,
     OFFER_WEIGHERS,
     POOL_WEIGHERS,

@@ -15,13 +15,13 @@ from sqlalchemy import insert
 from sqlalchemy.engine import make_url
 
 from scheduler.cli import _COMMANDS, cli
-from scheduler.cli.exits import exit_code_of
 from scheduler.cli.timeline import Timeline
-from scheduler.requests import VERBS
-from tests.services import ROOT, free_port, python
+from scheduler.exits import exit_code_of
+from scheduler.requests.verbs import VERBS
+from tests.support.services import ROOT, free_port, python
 from worker.db import schema
-from worker.db.engine import open_engine, transaction
-from worker.db.tables import operation_steps, operations, poison_messages, shares
+from worker.db.core.engine import open_engine, transaction
+from worker.db.tables.main import operation_steps, operations, poison_messages, shares
 from worker.errors import Conflict, ErrorCode, Fatal, NotFound, RequestFailed
 
 

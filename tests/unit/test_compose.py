@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from tests import compose
-from tests.services import ROOT
+from tests.support import compose
+from tests.support.services import ROOT
 from worker import config
 
 VARIABLES = {"POSTGRES_PASSWORD": "pg", "REDIS_PASSWORD": "rd", "FLOWER_BASIC_AUTH": "me:fl"}

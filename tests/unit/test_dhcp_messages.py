@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worker.errors import Fatal
-from worker.systems.dhcp import DhcpServer, Lease, Relay
-from worker.systems.dhcp_messages import Answer, Kind, Option, client_of, decode, encode
+from worker.systems.network.dhcp import DhcpServer, Lease, Relay
+from worker.systems.network.dhcp_messages import Answer, Kind, Option, client_of, decode, encode
 
 CLIENT = client_of("8f6c2f0e-51a7-4f0e-9d51-0f1c8f7f4f55", 1)
 RELAY = IPv4Address("10.77.0.1")

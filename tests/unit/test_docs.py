@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import ROOT
-from worker.db.all_tables import metadata
+from tests.support.services import ROOT
+from worker.db.tables.all import metadata
 
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 _FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)

@@ -11,7 +11,7 @@ import pytest
 from celery import Celery
 from celery.backends.base import Backend
 
-from tests.plain import run_plain
+from tests.support.plain import run_plain
 from worker.errors import (
     ErrorCode,
     Fatal,

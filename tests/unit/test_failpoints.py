@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.services import ROOT
+from tests.support.services import ROOT
 from worker import failpoints
 from worker.errors import Fatal, Retryable
 from worker.failpoints import TOKENS_VARIABLE, VARIABLE, failpoint

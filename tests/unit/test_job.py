@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from tests.services import free_port
-from tests.tables import accept, tables
+from tests.support.services import free_port
+from tests.support.tables import accept, tables
 from worker.app import make_app
 from worker.config import Config
 

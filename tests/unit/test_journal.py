@@ -10,13 +10,13 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import IntegrityError
 
-from tests.tables import LEASE, accept, claim, claimed, overdue, row, tables
-from worker.db import journal
-from worker.db import overdue as late
-from worker.db.engine import db_now, engine_for, transaction
-from worker.db.tables import operations
+from tests.support.tables import LEASE, accept, claim, claimed, overdue, row, tables
+from worker.db.core.engine import db_now, engine_for, transaction
+from worker.db.operations import recovery as late
+from worker.db.operations import store as journal
+from worker.db.tables.main import operations
+from worker.engine.heartbeat import Keeper
 from worker.errors import Fatal, LeaseLost
-from worker.keeper import Keeper
 from worker.model import OperationState, Phase
 
 ERROR = {"code": "internal", "message": "No.", "object": "", "field": ""}

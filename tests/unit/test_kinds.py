@@ -9,12 +9,12 @@ from typing import Final
 
 import pytest
 
-from scheduler.choose import refusal_of_offer
-from scheduler.filters import Wanted
-from scheduler.pools import Offer
-from worker.db.addresses import DatabaseAddressBook
-from worker.helpers.network.flat_network import FlatNetworkHelper, FlatNetworkOptions
-from worker.kinds import Use, served_kinds, service
+from scheduler.placement.choose import refusal_of_offer
+from scheduler.placement.filters import Wanted
+from scheduler.placement.pools import Offer
+from worker.backends.network_kinds import Use, served_kinds, service
+from worker.db.networks.addresses import DatabaseAddressBook
+from worker.helpers.network.flat_network.helper import FlatNetworkHelper, FlatNetworkOptions
 from worker.model import DriverMode, NetworkKind
 from worker.plugin import Setting
 

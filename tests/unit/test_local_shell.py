@@ -8,12 +8,12 @@ import pytest
 
 from tests.contract.shell_suite import ShellContract
 from worker.errors import LeaseLost, Retryable
-from worker.systems.local import LocalShell
-from worker.systems.shell import Guarded
+from worker.systems.shell.base import Guarded
+from worker.systems.shell.local import LocalShell
 
 
 class TestLocalShell(ShellContract):
-    module = "worker.systems.local"
+    module = "worker.systems.shell.local"
 
     @pytest.fixture
     def shell(self) -> LocalShell:

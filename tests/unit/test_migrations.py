@@ -8,9 +8,9 @@ from pathlib import Path
 from sqlalchemy import text
 from sqlalchemy.engine import make_url
 
-from tests.services import ROOT, python
+from tests.support.services import ROOT, python
 from worker.db import schema
-from worker.db.engine import open_engine, reading, transaction
+from worker.db.core.engine import open_engine, reading, transaction
 
 
 def test_migrations_make_exactly_the_models_tables(database_url: str) -> None:

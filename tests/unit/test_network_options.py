@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.requests import VERBS, CreateShareNetwork, UpdateShareNetwork, parse
-from tests.network_options import ALLOWED, VALUES, fields, forbidden
+from scheduler.requests.base import parse
+from scheduler.requests.share_networks import CreateShareNetwork, UpdateShareNetwork
+from scheduler.requests.verbs import VERBS
+from tests.support.network_options import ALLOWED, VALUES, fields, forbidden
 from worker.addressing import Endpoint, parse_endpoint
 from worker.errors import InvalidRequest
 

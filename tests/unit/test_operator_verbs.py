@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from tests.engine import NOTHING, EngineBench
-from worker.db import journal
-from worker.db.engine import transaction
+from tests.support.engine import NOTHING, EngineBench
+from worker.db.core.engine import transaction
+from worker.db.operations import store as journal
 from worker.errors import Conflict, LeaseLost, NotFound
 from worker.tasks.sagas import ACTS
 
@@ -39,7 +39,7 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], Any]], No
                 waiting.clear()
                 then()
 
-        monkeypatch.setattr("worker.runner.failpoint", passing)
+        monkeypatch.setattr("worker.engine.runner.failpoint", passing)
 
     return when
 

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select
 
-from tests.intake import BACKENDS, take_in
-from tests.tables import tables
+from tests.support.intake import BACKENDS, take_in
+from tests.support.tables import tables
 from worker.app import make_app
 from worker.config import load
-from worker.db.engine import db_now, transaction
-from worker.db.tables import operations, shares
+from worker.db.core.engine import db_now, transaction
+from worker.db.tables.main import operations, shares
+from worker.engine.runner import run
 from worker.errors import Fatal
-from worker.runner import run
 from worker.tasks.sagas import ACTS
 
 

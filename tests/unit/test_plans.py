@@ -11,27 +11,43 @@ from sqlalchemy import ClauseElement, Connection, Engine, event
 from sqlalchemy.engine import make_url
 from sqlalchemy.sql.compiler import SQLCompiler
 
-from scheduler import dispatch, pools
-from scheduler.queries import READS
-from scheduler.requests import VERBS, parse
-from scheduler.verbs import lookup
-from scheduler.verbs import shares as share_verbs
-from worker import keeper
+from scheduler.acceptance import accept as dispatch
+from scheduler.acceptance import lookup
+from scheduler.acceptance import shares as share_verbs
+from scheduler.placement import pools
+from scheduler.queries.reads import READS
+from scheduler.requests.base import parse
+from scheduler.requests.verbs import VERBS
 from worker.config import Config
-from worker.db import inventory, servers, statements
-from worker.db.all_tables import metadata
-from worker.db.engine import open_engine, reading, transaction
-from worker.db.prepared import Prepared
+from worker.db import capacity, shares, snapshots, statuses
+from worker.db.core.engine import open_engine, reading, transaction
+from worker.db.core.prepared import Prepared
+from worker.db.operations import statements
+from worker.db.share_servers import store as servers
+from worker.db.tables.all import metadata
+from worker.engine import heartbeat as keeper
 from worker.model import ShareStatus
 
-MODULES = (dispatch, pools, lookup, share_verbs, inventory, servers, statements, keeper)
+MODULES = (
+    dispatch,
+    pools,
+    lookup,
+    share_verbs,
+    capacity,
+    shares,
+    snapshots,
+    statuses,
+    servers,
+    statements,
+    keeper,
+)
 STATEMENTS = {
     f"{module.__name__}.{name}": statement
     for module in MODULES
     for name, statement in vars(module).items()
     if isinstance(statement, Prepared)
 } | {
-    f"a share becomes {status}": inventory._moving(inventory.shares, status, ())
+    f"a share becomes {status}": statuses._moving(statuses.shares, status, ())
     for status in (ShareStatus.AVAILABLE, ShareStatus.DELETING)
 }
 LISTS = ("list_shares", "list_snapshots", "list_share_networks", "list_share_servers")

@@ -6,11 +6,11 @@ import pytest
 from sqlalchemy import Engine, bindparam, delete, insert, select, update
 from sqlalchemy.exc import DBAPIError, IntegrityError
 
-from tests.services import PostgresServer
-from tests.tables import tables
-from worker.db.engine import engine_for, is_passing, reading, statement, transaction
-from worker.db.prepared import Prepared
-from worker.db.tables import share_types
+from tests.support.services import PostgresServer
+from tests.support.tables import tables
+from worker.db.core.engine import engine_for, is_passing, reading, statement, transaction
+from worker.db.core.prepared import Prepared
+from worker.db.tables.main import share_types
 
 _t = share_types.c
 ADD = Prepared(

@@ -9,14 +9,15 @@ import pytest
 from sqlalchemy import Engine, insert
 from sqlalchemy.engine import make_url
 
-from scheduler.queries import READS
-from scheduler.requests import VERBS, Kind, parse
+from scheduler.queries.reads import READS
+from scheduler.requests.base import Kind, parse
+from scheduler.requests.verbs import VERBS
 from worker.config import Config
 from worker.db import schema
-from worker.db.all_tables import metadata
+from worker.db.core.engine import db_now, open_engine, reading, transaction
 from worker.db.documents import plain
-from worker.db.engine import db_now, open_engine, reading, transaction
-from worker.db.tables import (
+from worker.db.tables.all import metadata
+from worker.db.tables.main import (
     backends,
     operation_aliases,
     operation_steps,

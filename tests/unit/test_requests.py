@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.requests import VERBS, Verb, digest, is_id, parse
+from scheduler.requests.base import Verb, digest, is_id, parse
+from scheduler.requests.verbs import VERBS
 from worker.errors import ErrorCode, InvalidRequest
 from worker.model import NetworkKind
 

@@ -7,11 +7,11 @@ from typing import Final
 
 import pytest
 
-from scheduler.choose import candidates, refusals
-from scheduler.filters import Wanted
-from scheduler.pools import Offer, Pool
-from scheduler.resolve import Named, Standing, resolve
-from scheduler.snapshot import Snapshot
+from scheduler.placement.choose import candidates, refusals
+from scheduler.placement.filters import Wanted
+from scheduler.placement.pool_cache import Snapshot
+from scheduler.placement.pools import Offer, Pool
+from scheduler.placement.share_network import Named, Standing, resolve
 from worker.errors import Conflict, NotFound
 from worker.model import DriverMode, NetworkKind
 

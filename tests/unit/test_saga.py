@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from worker.engine.job import Job
+from worker.engine.saga import Act, Commit, Saga, Step, forward_only, undoable
 from worker.errors import StepError
-from worker.job import Job
-from worker.saga import Act, Commit, Saga, Step, forward_only, undoable
 from worker.tasks.sagas import ACTS, ALL
 
 

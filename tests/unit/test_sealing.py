@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from nacl.public import PublicKey, SealedBox
 
-from tests.secret import PASSWORD, leaks
+from tests.support.secret import PASSWORD, leaks
 from worker.errors import ConfigurationError, InvalidRequest
 from worker.sealing import LONGEST, OVERHEAD, Keys, SealingKey, seal
 

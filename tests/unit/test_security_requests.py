@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from scheduler.requests import VERBS, parse
-from scheduler.security_options import check_needs
-from tests.secret import AD, PASSWORD, forms
+from scheduler.requests.base import parse
+from scheduler.requests.security_options import check_needs
+from scheduler.requests.verbs import VERBS
+from tests.support.secret import AD, PASSWORD, forms
 from worker.config import LogSettings
 from worker.errors import InvalidRequest
 from worker.logs import set_up_logging

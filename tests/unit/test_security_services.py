@@ -12,16 +12,18 @@ from typing import Any
 import pytest
 from sqlalchemy import Connection, Engine, delete, insert, select, update
 
-from scheduler.queries import READS
-from scheduler.requests import VERBS, parse
-from scheduler.verbs import lookup
-from tests.intake import add_network
-from tests.secret import AD, PASSWORD, Asker, config_of, forms
-from tests.services import PostgresServer
-from tests.tables import tables
-from worker.db import security, servers
-from worker.db.engine import db_now, engine_for, reading, transaction
-from worker.db.tables import (
+from scheduler.acceptance import lookup
+from scheduler.queries.reads import READS
+from scheduler.requests.base import parse
+from scheduler.requests.verbs import VERBS
+from tests.support.intake import add_network
+from tests.support.secret import AD, PASSWORD, Asker, config_of, forms
+from tests.support.services import PostgresServer
+from tests.support.tables import tables
+from worker.db import security_services as security
+from worker.db.core.engine import db_now, engine_for, reading, transaction
+from worker.db.share_servers import store as servers
+from worker.db.tables.main import (
     operations,
     security_services,
     share_network_security_services,

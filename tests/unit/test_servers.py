@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, func, insert, select, update
 
-from tests.tables import tables
-from worker.db import servers, upkeep
-from worker.db.engine import db_now, transaction
-from worker.db.limits import Limits
-from worker.db.servers import Joined, ServerKey
-from worker.db.tables import backends, share_server_refs, share_servers
+from tests.support.tables import tables
+from worker.db.core.engine import db_now, transaction
+from worker.db.share_servers import health as upkeep
+from worker.db.share_servers import store as servers
+from worker.db.share_servers.limits import Limits
+from worker.db.share_servers.store import Joined, ServerKey
+from worker.db.tables.main import backends, share_server_refs, share_servers
 from worker.errors import ErrorCode, Fatal
 from worker.model import NetworkInfo, ServerStatus, ShareServerDetails
 

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, delete, insert, select, update
 
-from scheduler.pools import Pool, reserve
-from scheduler.snapshot import PoolCache
-from worker.db.engine import db_now, engine_for, reading, transaction
+from scheduler.placement.pool_cache import PoolCache
+from scheduler.placement.pools import Pool, reserve
+from worker.db.core.engine import db_now, engine_for, reading, transaction
 from worker.db.schema import upgrade
-from worker.db.tables import backends, storage_pools
+from worker.db.tables.main import backends, storage_pools
 from worker.model import DriverMode
 
 REPORT = {"mode": str(DriverMode.SINGLE_SVM), "protocols": ["NFS"], "network_kinds": []}

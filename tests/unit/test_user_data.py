@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from worker.errors import ErrorCode, Fatal
-from worker.systems.user_data import host_key_pair, user_data
+from worker.systems.openstack.cloud_init import host_key_pair, user_data
 
 READY = "/var/lib/sharewright/ready"
 

@@ -27,9 +27,16 @@ from sqlalchemy import (
     update,
 )
 
-from worker.db.audit_tables import audit_findings, tombstones
-from worker.db.engine import db_now, insert_into
-from worker.db.tables import backends, operations, share_networks, share_servers, shares, snapshots
+from worker.db.core.engine import db_now, insert_into
+from worker.db.tables.audits import audit_findings, tombstones
+from worker.db.tables.main import (
+    backends,
+    operations,
+    share_networks,
+    share_servers,
+    shares,
+    snapshots,
+)
 from worker.model import (
     LIVE_STATES,
     OperationState,

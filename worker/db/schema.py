@@ -17,13 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import make_url
 
-from worker.db.all_tables import metadata
-from worker.db.engine import (
-    BUSY_TIMEOUT_SECONDS,
-    open_engine,
-    patiently,
-    transaction,
-)
+from worker.db.core.engine import BUSY_TIMEOUT_SECONDS, open_engine, patiently, transaction
+from worker.db.tables.all import metadata
 
 VERSION_TABLE: Final = "alembic_version"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
@@ -80,7 +75,7 @@ def _upgrade(engine: Engine) -> None:
 
 
 def check(engine: Engine) -> list[str]:
-    """Say how a database's tables differ from ``worker/db/tables.py``; empty when they do not.
+    """Say how a database's tables differ from ``worker/db/tables/main.py``; empty when they do not.
 
     Both are compared as the database itself writes them down, so partial indexes, checks and
     defaults count. Changes nothing.

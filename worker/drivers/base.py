@@ -21,7 +21,8 @@ from worker.model import (
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Options, Setting, ShellFor
+from worker.plugin import Options, Setting
+from worker.systems.shell.base import ShellFor
 
 
 class ShareDriver(ABC):

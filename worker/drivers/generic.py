@@ -1,7 +1,7 @@
 """Shares on a machine's own disk, served over NFS by nfs-ganesha.
 
-Storage (:mod:`worker.systems.storage`) and export (:mod:`worker.systems.ganesha`) are separate:
-in ``single_svm`` the predefined server is an address of this host and its daemon is this
+Storage (:mod:`worker.systems.storage`) and export (:mod:`worker.systems.exports.ganesha`) are
+separate: in ``single_svm`` the predefined server is an address of this host and its daemon is this
 driver's; with share servers it is the compute helper's, which says in the server's attribute
 ``ganesha`` where it lives. After a reboot :meth:`GenericShareDriver.ensure_share` brings mount and
 export back, and leaves content and rules alone.
@@ -35,13 +35,13 @@ from worker.model import (
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Audit, Options, Setting, ShellFor
-from worker.systems.btrfs import BtrfsStorage
-from worker.systems.ganesha import Ganesha
-from worker.systems.images import ImageStorage
-from worker.systems.local import LocalShell
-from worker.systems.shell import Guarded, Shell
-from worker.systems.storage import GIB, Storage
+from worker.plugin import Audit, Options, Setting
+from worker.systems.exports.ganesha import Ganesha
+from worker.systems.shell.base import Guarded, Shell, ShellFor
+from worker.systems.shell.local import LocalShell
+from worker.systems.storage.base import GIB, Storage
+from worker.systems.storage.btrfs import BtrfsStorage
+from worker.systems.storage.images import ImageStorage
 
 GANESHA_ATTRIBUTE: Final = "ganesha"
 """The share server attribute that names the directory of its NFS server."""

@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from worker.db import inventory, rulebook
+from worker.db import access_rules as rulebook
+from worker.db import shares
 from worker.db.documents import shown
+from worker.engine.job import Job, Writing
+from worker.engine.saga import Act, Commit
 from worker.errors import Fatal, StepError
-from worker.job import Job, Writing
-from worker.saga import Act, Commit
 from worker.tasks.shares import share_and_server
 
 _log = logging.getLogger(__name__)
@@ -29,7 +30,7 @@ def _update_access(job: Job) -> Commit:
             rules, generation = rulebook.begin_access(writing.connection, row.id)
     if not pending:
         return _answer
-    share = inventory.share_of(row)
+    share = shares.share_of(row)
     try:
         job.manager.update_access(job.context, share, server, rules, generation)
     except Fatal:
@@ -92,7 +93,7 @@ def _take_back(job: Job, share_id: str) -> None:
         row, server = share_and_server(job, writing.connection, share_id)
         rules = rulebook.active_access(writing.connection, share_id)
         generation = rulebook.next_generation(writing.connection, share_id)
-    job.manager.update_access(job.context, inventory.share_of(row), server, rules, generation)
+    job.manager.update_access(job.context, shares.share_of(row), server, rules, generation)
 
 
 update_access = Act("update_access", _update_access, timeout=120)

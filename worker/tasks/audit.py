@@ -14,19 +14,21 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
+from worker.backends.manager import Audited
 from worker.config import Config
-from worker.db import audits, journal, servers
+from worker.db import audits
 from worker.db.audits import Finding, Problem, Standing
-from worker.db.engine import transaction
-from worker.db.operation import Dispatch
-from worker.db.tables import share_servers
+from worker.db.core.engine import transaction
+from worker.db.operations import store as journal
+from worker.db.operations.values import Dispatch
+from worker.db.share_servers import store as servers
+from worker.db.tables.main import share_servers
+from worker.engine.job import Job, Runtime, Writing
+from worker.engine.saga import Act, Commit
 from worker.errors import NotReady, StepError
 from worker.failpoints import failpoint
-from worker.job import Job, Runtime, Writing
-from worker.manager import Audited
+from worker.messaging.queues import queue_for
 from worker.model import Owned, OwnerKind, ServerStatus, ShareServer
-from worker.queues import queue_for
-from worker.saga import Act, Commit
 from worker.tasks.orphans import NAME, Done, Look, repair
 
 SYSTEM_PROJECT: Final = "sharewright"

@@ -7,9 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from worker.config import Config
-from worker.db import journal
-from worker.db.operation import Dispatch
-from worker.queues import queue_for
+from worker.db.operations import store as journal
+from worker.db.operations.values import Dispatch
+from worker.messaging.queues import queue_for
 from worker.tasks import repairs
 
 SAGA = "clean_up_share_server"

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import uuid
 
-from worker.db import inventory, rulebook, servers, upkeep
+from worker.db import access_rules as rulebook
+from worker.db import shares
 from worker.db.documents import plain, shown
+from worker.db.share_servers import health as upkeep
+from worker.db.share_servers import store as servers
+from worker.engine.job import Job, Writing
+from worker.engine.saga import Act, Commit
 from worker.errors import StepError
 from worker.failpoints import failpoint
-from worker.job import Job, Writing
 from worker.model import ServerStatus, ShareServer, ShareStatus
-from worker.saga import Act, Commit
 from worker.tasks.repairs import ENSURE_SHARE, Asker, start
 from worker.tasks.servers import served_by
 from worker.tasks.shares import share_and_server
@@ -65,12 +68,12 @@ def _ensure_shares(job: Job) -> Commit | None:
         return _answer_nothing
     assert operation.backend is not None, "a step without a backend has no manager"
     with job.reading() as connection:
-        made = inventory.made_on(connection, operation.backend, server.id if server else None)
+        made = shares.made_on(connection, operation.backend, server.id if server else None)
     asker = Asker(operation.project_id, operation.user_id, operation.request_id)
     started = []
     for share_id in made:
         with job.transaction() as writing:
-            if not inventory.hold_share(writing.connection, share_id):
+            if not shares.hold_share(writing.connection, share_id):
                 continue
             one = start(
                 writing.connection,
@@ -109,13 +112,13 @@ def _ensure_share(job: Job) -> Commit | None:
         )
     if not served:
         return None
-    share = inventory.share_of(row)
+    share = shares.share_of(row)
     locations = job.manager.ensure_share(job.context, share, server)
     failpoint("ensure_share.after_export")
     job.manager.update_access(job.context, share, server, rules, generation)
 
     def commit(writing: Writing) -> None:
-        ensured = inventory.ensured(
+        ensured = shares.ensured(
             writing.connection, share.id, locations=[plain(location) for location in locations]
         )
         writing.result = None if ensured is None else shown(ensured)
@@ -127,7 +130,7 @@ def share_not_ensured(job: Job, error: StepError) -> Commit:
     """The share is not served, and shows why."""
 
     def commit(writing: Writing) -> None:
-        inventory.ensured(writing.connection, job.operation.resource_id, error=error.to_json())
+        shares.ensured(writing.connection, job.operation.resource_id, error=error.to_json())
 
     return commit
 

@@ -5,11 +5,12 @@ Nothing is done outside. What is left there has no live row any more, so the aud
 
 from __future__ import annotations
 
-from worker.db import inventory, servers
+from worker.db import shares, snapshots
+from worker.db.share_servers import store as servers
+from worker.engine.job import Writing
 from worker.errors import Fatal
-from worker.job import Writing
-from worker.tasks import shares
 from worker.tasks.servers import give_back
+from worker.tasks.shares import forget
 
 
 def let_go(writing: Writing) -> list[str]:
@@ -23,7 +24,7 @@ def let_go(writing: Writing) -> list[str]:
             known = f" ({row.server_id})" if row.server_id else ""
             left.append(f"share server {row.id}{known} with its addresses")
     if operation.verb == "create_share":
-        inventory.share_failed(
+        shares.share_failed(
             writing.connection, operation.resource_id, dict(operation.error or {}), undone=True
         )
     return left
@@ -35,13 +36,13 @@ def _objects(writing: Writing) -> list[str]:
     snapshot_id = operation.payload.get("snapshot_id")
     if operation.verb in {"create_snapshot", "delete_snapshot"} and snapshot_id:
         if not operation.undoing:
-            inventory.remove_snapshot(connection, snapshot_id)
+            snapshots.remove_snapshot(connection, snapshot_id)
         return [f"snapshot {snapshot_id} of share {operation.resource_id}"]
     if operation.resource_kind != "share":
         return []
     if operation.verb == "delete_share":
         try:
-            shares.forget(writing, inventory.share_row(connection, operation.resource_id))
+            forget(writing, shares.share_row(connection, operation.resource_id))
         except Fatal:
             return []  # another delete went through meanwhile
     return [f"share {operation.resource_id}"]

@@ -13,12 +13,12 @@ from typing import Any, Final
 
 from sqlalchemy import Row
 
+from worker.backends.manager import Audited
 from worker.db import audits
 from worker.db.audits import Standing
+from worker.engine.job import Job
 from worker.errors import NotReady, StepError
 from worker.failpoints import failpoint
-from worker.job import Job
-from worker.manager import Audited
 from worker.model import Owned, OwnerKind
 
 NAME: Final = "audit_backend"

@@ -10,10 +10,10 @@ from typing import Final
 from sqlalchemy import Connection
 
 from worker.config import Config
-from worker.db import journal
-from worker.db.operation import Dispatch
+from worker.db.operations import store as journal
+from worker.db.operations.values import Dispatch
 from worker.errors import ErrorCode
-from worker.queues import queue_for
+from worker.messaging.queues import queue_for
 
 ENSURE_SERVER: Final = "ensure_share_server"
 """The server, and then every share on it."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from worker.saga import Act, Saga, forward_only, undoable
+from worker.engine.saga import Act, Saga, forward_only, undoable
 from worker.tasks import access, audit, ensure, servers, shares, snapshots
 from worker.tasks.clean_up import SAGA as CLEAN_UP
 from worker.tasks.orphans import NAME as AUDIT

@@ -9,8 +9,8 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from worker.config import Config
-from worker.db import security
-from worker.db.engine import engine_for, reading
+from worker.db import security_services as security
+from worker.db.core.engine import engine_for, reading
 from worker.errors import ConfigurationError, ErrorCode, Fatal
 from worker.model import SecurityService, ShareServer
 from worker.sealing import Keys

@@ -12,14 +12,16 @@ from typing import Any
 from sqlalchemy import Row
 
 from worker.config import Config
-from worker.db import inventory, journal, servers
-from worker.db.limits import Limits
-from worker.db.servers import ServerKey
+from worker.db import share_networks, shares
+from worker.db.operations import store as journal
+from worker.db.share_servers import store as servers
+from worker.db.share_servers.limits import Limits
+from worker.db.share_servers.store import ServerKey
+from worker.engine.job import Job, Writing
+from worker.engine.saga import Act, Commit
 from worker.errors import ErrorCode, Fatal, StepError
 from worker.failpoints import failpoint
-from worker.job import Job, Writing
 from worker.model import ServerStatus, ShareServer, ShareServerDetails
-from worker.saga import Act, Commit
 from worker.tasks import repairs
 from worker.tasks.security import services_of
 
@@ -38,8 +40,8 @@ def limits_of(config: Config, backend: str) -> Limits:
 def _allocate_network(job: Job) -> Commit:
     share_id = job.operation.resource_id
     with job.transaction() as writing:
-        share = inventory.share_row(writing.connection, share_id)
-        network = inventory.network(writing.connection, share.share_network_id)
+        share = shares.share_row(writing.connection, share_id)
+        network = share_networks.network(writing.connection, share.share_network_id)
         key = ServerKey(
             share.project_id, share.share_network_id, share.backend, network.security_key
         )
@@ -62,7 +64,7 @@ def _allocate_network(job: Job) -> Commit:
                 recheck=RECHECK_SECONDS,
             )
         elif not joined.is_builder:
-            inventory.attach_server(writing.connection, share_id, joined.server.id)
+            shares.attach_server(writing.connection, share_id, joined.server.id)
             writing.finish()
     assert joined is not None, "parked otherwise"
     assert joined.is_builder, "parked or finished otherwise"
@@ -72,7 +74,7 @@ def _allocate_network(job: Job) -> Commit:
 
     def commit(writing: Writing) -> None:
         servers.allocated(writing.connection, server.id, info)
-        inventory.attach_server(writing.connection, share_id, server.id)
+        shares.attach_server(writing.connection, share_id, server.id)
 
     return commit
 
@@ -99,7 +101,7 @@ def served_by(job: Job, server: ShareServer) -> ShareServerDetails:
     assert server.network_info is not None, "allocate_network comes first"
     assert server.share_network_id is not None, "a server is made for a share network"
     with job.reading() as connection:
-        network = inventory.network(connection, server.share_network_id)
+        network = share_networks.network(connection, server.share_network_id)
         security_services = services_of(job.runtime.config, connection, server)
     return job.manager.get_share_server(
         job.context, server, network, server.network_info, security_services

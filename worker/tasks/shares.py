@@ -7,13 +7,14 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from worker.db import inventory, servers
+from worker.db import capacity, shares, snapshots
 from worker.db.documents import plain, shown
-from worker.db.tables import snapshots
+from worker.db.share_servers import store as servers
+from worker.db.tables import main as tables
+from worker.engine.job import Job, Writing
+from worker.engine.saga import Act, Commit
 from worker.errors import ErrorCode, Fatal, StepError
-from worker.job import Job, Writing
 from worker.model import ServerStatus, Share, ShareServer, ShareStatus, Snapshot
-from worker.saga import Act, Commit
 from worker.tasks.clean_up import start_clean_up
 from worker.tasks.security import with_services
 
@@ -22,7 +23,7 @@ def share_and_server(
     job: Job, connection: Connection, share_id: str
 ) -> tuple[Row[Any], ShareServer | None]:
     """Return a share's row and the server that it lives on (None in ``single_svm``)."""
-    row, server = inventory.share_and_server(connection, share_id)
+    row, server = shares.share_and_server(connection, share_id)
     if server is not None and server.security_key:
         server = with_services(job.runtime.config, connection, server)
     return row, server
@@ -31,19 +32,21 @@ def share_and_server(
 def _source(connection: Connection, row: Row[Any]) -> Snapshot | None:
     if row.snapshot_id is None:
         return None
-    source = connection.execute(select(snapshots).where(snapshots.c.id == row.snapshot_id)).one()
-    return inventory.snapshot_of(source)
+    source = connection.execute(
+        select(tables.snapshots).where(tables.snapshots.c.id == row.snapshot_id)
+    ).one()
+    return snapshots.snapshot_of(source)
 
 
 def _create_share(job: Job) -> Commit:
     with job.reading() as connection:
         row, server = share_and_server(job, connection, job.operation.resource_id)
         snapshot = _source(connection, row)
-    share = inventory.share_of(row)
+    share = shares.share_of(row)
     locations = job.manager.create_share(job.context, share, snapshot, server)
 
     def commit(writing: Writing) -> None:
-        row = inventory.set_share(
+        row = shares.set_share(
             writing.connection,
             share.id,
             ShareStatus.AVAILABLE,
@@ -56,13 +59,13 @@ def _create_share(job: Job) -> Commit:
 
 def _delete_share(job: Job) -> Commit | None:
     with job.reading() as connection:
-        if job.operation.undoing and not inventory.has_share(connection, job.operation.resource_id):
+        if job.operation.undoing and not shares.has_share(connection, job.operation.resource_id):
             return None  # an undo that had failed, and a delete that went through meanwhile
         row, server = share_and_server(job, connection, job.operation.resource_id)
     on_servers = job.manager.backend.mode.has_share_servers
     # A share that never got as far as a server has nothing outside.
     if server is not None or not on_servers:
-        job.manager.delete_share(job.context, inventory.share_of(row), server)
+        job.manager.delete_share(job.context, shares.share_of(row), server)
     if job.operation.undoing:
         return None
 
@@ -80,7 +83,7 @@ def forget(writing: Writing, row: Row[Any]) -> None:
     released = servers.release(
         writing.connection, row.id, deleter_id=clean_up, idle_after=interval > 0
     )
-    inventory.remove_share(writing.connection, row.id)
+    shares.remove_share(writing.connection, row.id)
     if released is not None and released.deleter_id == clean_up:
         writing.bells.extend(start_clean_up(writing.connection, writing.config, released, clean_up))
 
@@ -89,7 +92,7 @@ def share_not_deleted(job: Job, error: StepError) -> Commit:
     """A delete used up its attempts: the share shows it."""
 
     def commit(writing: Writing) -> None:
-        inventory.set_share(
+        shares.set_share(
             writing.connection,
             job.operation.resource_id,
             ShareStatus.ERROR_DELETING,
@@ -101,7 +104,7 @@ def share_not_deleted(job: Job, error: StepError) -> Commit:
 
 def create_failed(writing: Writing, error: dict[str, str], undone: bool) -> None:  # noqa: FBT001 - a hook of the engine
     """A create was undone, or could not be."""
-    inventory.share_failed(writing.connection, writing.operation.resource_id, error, undone=undone)
+    shares.share_failed(writing.connection, writing.operation.resource_id, error, undone=undone)
     left = servers.deleted_by(writing.connection, writing.operation.id)
     if left is not None:
         servers.mark(writing.connection, left.id, ServerStatus.ERROR, error)
@@ -113,14 +116,12 @@ def _extend_share(job: Job) -> Commit:
         row, server = share_and_server(job, writing.connection, job.operation.resource_id)
         _check_larger(row, size)
         _reserve(writing, row, size)
-        inventory.set_share(writing.connection, row.id, ShareStatus.EXTENDING)
-    share = inventory.share_of(row)
+        shares.set_share(writing.connection, row.id, ShareStatus.EXTENDING)
+    share = shares.share_of(row)
     job.manager.extend_share(job.context, share, size, server)
 
     def commit(writing: Writing) -> None:
-        extended = inventory.set_share(
-            writing.connection, share.id, ShareStatus.AVAILABLE, size=size
-        )
+        extended = shares.set_share(writing.connection, share.id, ShareStatus.AVAILABLE, size=size)
         writing.result = shown(extended)
 
     return commit
@@ -139,7 +140,7 @@ def _check_larger(row: Row[Any], size: int) -> None:
 def _reserve(writing: Writing, row: Row[Any], size: int) -> None:
     missing = size - row.allocated_gib
     ratio = writing.config.engine.max_over_subscription_ratio
-    if missing > 0 and not inventory.reserve_more(writing.connection, row.id, missing, ratio):
+    if missing > 0 and not capacity.reserve_more(writing.connection, row.id, missing, ratio):
         raise Fatal(
             f"Pool {row.pool} of backend {row.backend} has not {missing} GiB more for share "
             f"{row.id}.",
@@ -152,8 +153,8 @@ def _reserve(writing: Writing, row: Row[Any], size: int) -> None:
 def extend_failed(job: Job, error: StepError) -> Commit:
     """An extend failed: what the share really has is read back."""
     with job.reading() as connection:
-        row = inventory.share_row(connection, job.operation.resource_id)
-    share: Share = inventory.share_of(row)
+        row = shares.share_row(connection, job.operation.resource_id)
+    share: Share = shares.share_of(row)
     status, real, problem = ShareStatus.AVAILABLE, row.size, None
     if row.status == ShareStatus.EXTENDING:
         try:
@@ -166,9 +167,9 @@ def extend_failed(job: Job, error: StepError) -> Commit:
 
     def commit(writing: Writing) -> None:
         if row.allocated_gib > real:
-            inventory.return_some(writing.connection, row.id, row.allocated_gib - real)
+            capacity.return_some(writing.connection, row.id, row.allocated_gib - real)
         if row.status == ShareStatus.EXTENDING:  # unless its delete was accepted by now
-            inventory.set_share_if_allowed(
+            shares.set_share_if_allowed(
                 writing.connection, row.id, status, size=real, error=problem
             )
 

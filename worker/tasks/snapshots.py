@@ -6,17 +6,17 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from worker.db import inventory
+from worker.db import shares, snapshots
 from worker.db.documents import shown
+from worker.engine.job import Job, Writing
+from worker.engine.saga import Act, Commit
 from worker.errors import StepError
-from worker.job import Job, Writing
 from worker.model import ShareServer, SnapshotStatus
-from worker.saga import Act, Commit
 from worker.tasks.shares import share_and_server
 
 
 def _objects(connection: Connection, job: Job) -> tuple[Row[Any], Row[Any], ShareServer | None]:
-    snapshot = inventory.snapshot_row(connection, job.operation.payload["snapshot_id"])
+    snapshot = snapshots.snapshot_row(connection, job.operation.payload["snapshot_id"])
     share, server = share_and_server(job, connection, snapshot.share_id)
     return snapshot, share, server
 
@@ -25,11 +25,11 @@ def _create_snapshot(job: Job) -> Commit:
     with job.reading() as connection:
         row, share, server = _objects(connection, job)
     job.manager.create_snapshot(
-        job.context, inventory.snapshot_of(row), inventory.share_of(share), server
+        job.context, snapshots.snapshot_of(row), shares.share_of(share), server
     )
 
     def commit(writing: Writing) -> None:
-        made = inventory.set_snapshot(
+        made = snapshots.set_snapshot(
             writing.connection, row.id, SnapshotStatus.AVAILABLE, size=share.size
         )
         writing.result = shown(made)
@@ -39,17 +39,17 @@ def _create_snapshot(job: Job) -> Commit:
 
 def _delete_snapshot(job: Job) -> Commit | None:
     with job.reading() as connection:
-        if not inventory.has_snapshot(connection, job.operation.payload["snapshot_id"]):
+        if not snapshots.has_snapshot(connection, job.operation.payload["snapshot_id"]):
             return None  # this had failed before, and another delete went through meanwhile
         row, share, server = _objects(connection, job)
     job.manager.delete_snapshot(
-        job.context, inventory.snapshot_of(row), inventory.share_of(share), server
+        job.context, snapshots.snapshot_of(row), shares.share_of(share), server
     )
     if job.operation.undoing:
         return None
 
     def commit(writing: Writing) -> None:
-        inventory.remove_snapshot(writing.connection, row.id)
+        snapshots.remove_snapshot(writing.connection, row.id)
         writing.result = {"id": row.id, "status": "deleted"}
 
     return commit
@@ -58,14 +58,14 @@ def _delete_snapshot(job: Job) -> Commit | None:
 def create_failed(writing: Writing, error: dict[str, str], undone: bool) -> None:  # noqa: ARG001, FBT001 - a hook of the engine
     """A create was undone, or could not be."""
     snapshot_id = writing.operation.payload["snapshot_id"]
-    inventory.snapshot_failed(writing.connection, snapshot_id, error)
+    snapshots.snapshot_failed(writing.connection, snapshot_id, error)
 
 
 def snapshot_not_deleted(job: Job, error: StepError) -> Commit:
     """A delete used up its attempts: the snapshot shows it."""
 
     def commit(writing: Writing) -> None:
-        inventory.set_snapshot(
+        snapshots.set_snapshot(
             writing.connection,
             job.operation.payload["snapshot_id"],
             SnapshotStatus.ERROR_DELETING,

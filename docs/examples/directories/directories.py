@@ -28,7 +28,8 @@ from worker.model import (
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Options, Setting, ShellFor
+from worker.plugin import Options, Setting
+from worker.systems.shell.base import ShellFor
 
 GIB = 1 << 30
 

@@ -15,7 +15,7 @@ from tests.crash.matrix import cells
 from tests.crash.matrix.cells import ALL, NOT_COMBINED, Cell
 from tests.crash.matrix.lane import Lane
 from tests.crash.matrix.matrix import Matrix
-from tests.services import PostgresServer, RedisServer
+from tests.support.services import PostgresServer, RedisServer
 
 
 def main() -> int:

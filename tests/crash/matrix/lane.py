@@ -17,9 +17,9 @@ from sqlalchemy import create_engine
 from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
 from tests.crash.matrix.outside import Finding, Outside
-from tests.services import Process, RedisServer, python, wait_until
+from tests.support.services import Process, RedisServer, python, wait_until
 from worker.db.schema import upgrade
-from worker.fake_world import World
+from worker.systems.fake_world import World
 
 BACKENDS: Final = """
 [backends.single]

@@ -11,14 +11,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-import worker.runner
-from worker.db import journal, servers, statements
-from worker.db.tables import operations
-from worker.fakes import FakeShareDriver
-from worker.keeper import Lease
+import worker.engine.runner
+from worker.db.operations import statements
+from worker.db.operations import store as journal
+from worker.db.share_servers import store as servers
+from worker.db.tables.main import operations
+from worker.drivers.fake import FakeShareDriver
+from worker.engine.heartbeat import Lease
+from worker.engine.saga import Act
 from worker.model import Phase, ServerStatus
-from worker.saga import Act
-from worker.tasks import reconcile, shares
+from worker.tasks import shares
+from worker.tasks.periodic import reconciler as reconcile
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +95,15 @@ def _no_dispatch_number() -> None:
         return claim(connection, operation_id, newest, *args, **kw)
 
     _swap(journal, "claim", claim_whatever)
-    _swap(worker.runner, "_unclaimed", _unclaimed_whatever)
+    _swap(worker.engine.runner, "_unclaimed", _unclaimed_whatever)
 
 
 def _unclaimed_whatever(runtime: Any, act: Act, operation_id: str, _number: int) -> bool:
-    with worker.runner.reading(runtime.engine) as connection:
+    with worker.engine.runner.reading(runtime.engine) as connection:
         operation = journal.find(connection, operation_id)
     if operation is None or operation.phase is not Phase.QUEUED:
         return False
-    previous = worker.runner._previous(runtime.sagas[operation.saga], operation)
+    previous = worker.engine.runner._previous(runtime.sagas[operation.saga], operation)
     return previous is not None and previous.name == act.name
 
 

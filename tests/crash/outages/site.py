@@ -17,9 +17,9 @@ from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
 from tests.crash.matrix.lane import BACKENDS
 from tests.crash.matrix.outside import Finding, Outside
-from tests.services import Process, RedisServer, alive, python, wait_until
+from tests.support.services import Process, RedisServer, alive, python, wait_until
 from worker.db.schema import upgrade
-from worker.fake_world import World
+from worker.systems.fake_world import World
 
 LEASE: Final = 1.5
 STEP_SECONDS: Final = 4.0

@@ -23,7 +23,7 @@ import psutil
 from tests.crash.matrix.outside import KINDS, Finding
 from tests.crash.outages.site import LEASE, Site
 from tests.crash.outages.traffic import PATIENCE, Traffic
-from tests.services import PostgresServer, RedisServer
+from tests.support.services import PostgresServer, RedisServer
 
 PRODUCERS: Final = 12
 PAUSE: Final = 1.0

@@ -2,7 +2,7 @@
 
 from alembic import context
 
-from worker.db.all_tables import metadata
+from worker.db.tables.all import metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -17,7 +17,7 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Options, Setting
-from worker.systems.shell import Shell
+from worker.systems.shell.base import Shell
 
 
 class ComputeHelper(ABC):

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 from worker.errors import ErrorCode, Fatal, NotReady, Retryable, StepError
 from worker.failpoints import failpoint
 from worker.helpers.compute.base import ComputeHelper, Reachable
-from worker.helpers.compute.ssh_servers import (
+from worker.helpers.compute.machines import (
     SshOptions,
     boot_data,
     check_reachable,
@@ -39,7 +39,7 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Audit, Checked, Options, Setting, remnant
-from worker.systems.openstack import (
+from worker.systems.openstack.client import (
     Missing,
     OpenStack,
     OpenStackOptions,
@@ -47,7 +47,7 @@ from worker.systems.openstack import (
     Taken,
     seconds,
 )
-from worker.systems.shell import Shell
+from worker.systems.shell.base import Shell
 
 _OWNER: Final = "share_server"
 """The key of an allocation's extra data that says whose it is."""

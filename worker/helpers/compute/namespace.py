@@ -11,7 +11,7 @@ carries its share network's whole id as its alias; a port is ours exactly if our
 its other end. A collision of hashes is therefore found, and refused.
 
 In managed mode the bridge is joined to those of the share network on other hosts, by VXLAN or
-VLAN (:mod:`worker.systems.bridges`).
+VLAN (:mod:`worker.systems.network.bridges`).
 
 To attach a client, put an interface on the bridge that the server's attribute ``bridge`` names.
 """
@@ -24,14 +24,7 @@ from typing import ClassVar, Final, cast
 
 from pydantic import Field, IPvAnyAddress
 
-from worker.errors import (
-    ConfigurationError,
-    ErrorCode,
-    Fatal,
-    NotReady,
-    Retryable,
-    StepError,
-)
+from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady, Retryable, StepError
 from worker.failpoints import failpoint
 from worker.helpers.compute.base import ComputeHelper, Reachable, Watched
 from worker.model import (
@@ -47,10 +40,19 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Audit, Options, Setting, remnant
-from worker.systems.bridges import Plug, Vlan, Vxlan, join, leave, remove_bridge, short, there
-from worker.systems.ganesha import Ganesha, command_pattern, daemons, serving_below
-from worker.systems.local import NAMESPACES, LocalShell
-from worker.systems.shell import Guarded, Shell
+from worker.systems.exports.ganesha import Ganesha, command_pattern, daemons, serving_below
+from worker.systems.network.bridges import (
+    Plug,
+    Vlan,
+    Vxlan,
+    join,
+    leave,
+    remove_bridge,
+    short,
+    there,
+)
+from worker.systems.shell.base import Guarded, Shell
+from worker.systems.shell.local import NAMESPACES, LocalShell
 
 _NAMESPACE: Final = "sw-"
 _PORT: Final = "swp"

@@ -30,8 +30,8 @@ from worker.model import (
     ShareServer,
 )
 from worker.plugin import Audit, Options, Setting, remnant
-from worker.systems.nova_network import NovaNetwork, NovaNetworks, NovaOptions
-from worker.systems.openstack import Taken
+from worker.systems.openstack.client import Taken
+from worker.systems.openstack.nova_network import NovaNetwork, NovaNetworks, NovaOptions
 
 _HIGHEST_VLAN = 4094
 _LABEL: Final = "sharewright-"

@@ -1,0 +1,1 @@
+"""What each request writes when it is accepted."""

@@ -1,0 +1,308 @@
+"""Commit the rows, then start the chain.
+
+Whatever a request changes is written in one transaction together with its operation. Only when
+that is committed are results stored and messages published; a process that dies in between leaves
+a due operation, which the reconciler takes up.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from sqlalchemy import ColumnElement, Connection, Row, bindparam, select
+from sqlalchemy.exc import IntegrityError
+from tenacity import (
+    retry,
+    retry_if_exception,
+    stop_after_attempt,
+    stop_after_delay,
+    wait_random,
+    wait_random_exponential,
+)
+
+from scheduler.placement.pool_cache import PoolCache
+from scheduler.requests.base import Payload, Verb
+from worker.config import Config
+from worker.db.core.engine import db_now, insert_into, is_passing, transaction
+from worker.db.core.prepared import Prepared
+from worker.db.operations import store as journal
+from worker.db.operations.values import Dispatch
+from worker.db.tables.main import operation_aliases, operations
+from worker.engine.job import Runtime
+from worker.errors import Conflict, ErrorCode, InvalidRequest, Refused
+from worker.failpoints import failpoint
+from worker.messaging.queues import queue_for
+from worker.model import OperationState
+from worker.tasks.sagas import SAGAS
+
+_log = logging.getLogger(__name__)
+_ATTEMPTS: Final = 30
+"""Whoever loses a race lost it to somebody; a crowd at one row needs more than a few."""
+_OUTAGE_SECONDS: Final = 45.0
+"""A database that is away is waited for: there is nothing else that intake could do."""
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """One request being accepted: its open transaction, and what follows its commit."""
+
+    connection: Connection
+    config: Config
+    pools: PoolCache
+    verb: Verb
+    request: Any
+    operation_id: str
+    digest: str
+    is_admin: bool
+    """Whether it came over the administrators' queue."""
+    bells: list[Dispatch] = field(default_factory=list)
+    ended: list[tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None]] = field(
+        default_factory=list
+    )
+
+    @property
+    def project_id(self) -> str:
+        """On whose behalf."""
+        return str(self.request.context.project_id)
+
+    def begin(
+        self,
+        saga: str,
+        *,
+        resource: tuple[str, str],
+        backend: str,
+        payload: Mapping[str, Any] | None = None,
+        is_new: bool = False,
+    ) -> None:
+        """Accept an operation with steps; behind another on the same object it is queued.
+
+        The caller holds the object's row, so that two requests see one another.
+        """
+        kind, object_id = resource
+        busy = not is_new and journal.is_busy(self.connection, kind, object_id)
+        if busy:
+            self._check_room(kind, object_id)
+        values = self._values(kind, object_id)
+        values.update(
+            saga=saga,
+            saga_version=SAGAS[saga].version,
+            backend=backend,
+            queue=queue_for(self.config, backend),
+            task=SAGAS[saga].steps[0].do.name,
+        )
+        values["payload"].update(payload or {})
+        bell = journal.accept(
+            self.connection, values, running=not busy, patience=self.config.engine.lease
+        )
+        if bell is None:
+            raise _SentTwice
+        if not busy:
+            self.bells.append(bell)
+
+    def finish(self, resource: tuple[str, str], result: Mapping[str, Any]) -> None:
+        """Accept an operation that its own rows complete."""
+        kind, object_id = resource
+        accepted = journal.accept_done(
+            self.connection,
+            {**self._values(kind, object_id), "saga": ""},
+            result,
+            store_again=self.config.engine.lease,
+        )
+        if not accepted:
+            raise _SentTwice
+        self.ended.append((self.operation_id, result, None))
+
+    def _check_room(self, kind: str, object_id: str) -> None:
+        limit = self.config.engine.max_queued_operations
+        if journal.pending(self.connection, kind, object_id) >= limit:
+            raise Conflict(
+                f"{kind} {object_id} has {limit} operations queued already; send this one again "
+                f"when some have ended.",
+                object=f"{kind} {object_id}",
+                code=ErrorCode.TOO_MANY_QUEUED,
+            )
+
+    def _values(self, kind: str, object_id: str) -> dict[str, Any]:
+        context = self.request.context
+        return {
+            "id": self.operation_id,
+            "project_id": context.project_id,
+            "user_id": context.user_id,
+            "request_id": context.request_id,
+            "verb": self.verb.name,
+            "resource_kind": kind,
+            "resource_id": object_id,
+            "payload": self.request.model_dump(
+                mode="json",
+                exclude={"context", "version", "idempotency_key", *self.request.secret_fields},
+            ),
+            "payload_digest": self.digest,
+            "idempotency_key": self.request.idempotency_key,
+        }
+
+
+class _SentTwice(Exception):
+    """The operation's id or key was accepted by another process a moment ago."""
+
+
+Handler = Callable[[Acceptance], None]
+
+
+def accept(
+    runtime: Runtime,
+    pools: PoolCache,
+    verb: Verb,
+    handler: Handler,
+    request: Payload,
+    *,
+    operation_id: str,
+    digest: str,
+    is_admin: bool,
+    heard: Callable[[], None],
+) -> bool:
+    """Accept a request once, whatever is sent how often; False when it is to be dropped.
+
+    ``heard`` is called between the commit and the publishing: afterwards, a quick worker may have
+    stored the result already, which must not be written over.
+
+    Raises :class:`~worker.errors.Refused`; nothing is changed then.
+    """
+    acceptance = _commit(
+        runtime, pools, verb, handler, request, operation_id, digest, is_admin=is_admin
+    )
+    if acceptance is None:
+        return False
+    failpoint("intake.after_commit")
+    for ended_id, result, error in acceptance.ended:
+        # Of the operations that this one superseded, other ids may want the result.
+        runtime.deliver(ended_id, result, error, aliased=ended_id != operation_id)
+    heard()
+    runtime.ring(acceptance.bells)
+    failpoint("intake.after_publish")
+    return True
+
+
+def _is_race(error: BaseException) -> bool:
+    # Two requests on one object, or one request twice: the constraint let one through.
+    return isinstance(error, (_SentTwice, IntegrityError))
+
+
+@retry(
+    retry=retry_if_exception(is_passing),
+    stop=stop_after_delay(_OUTAGE_SECONDS),
+    wait=wait_random_exponential(multiplier=0.05, max=1.0),
+    reraise=True,
+)
+@retry(
+    retry=retry_if_exception(_is_race),
+    stop=stop_after_attempt(_ATTEMPTS),
+    wait=wait_random(0.0, 0.1),
+    reraise=True,
+)
+def _commit(  # noqa: PLR0917 - the two halves of one function, around tenacity
+    runtime: Runtime,
+    pools: PoolCache,
+    verb: Verb,
+    handler: Handler,
+    request: Payload,
+    operation_id: str,
+    digest: str,
+    *,
+    is_admin: bool,
+) -> Acceptance | None:
+    with transaction(runtime.engine) as connection:
+        acceptance = Acceptance(
+            connection, runtime.config, pools, verb, request, operation_id, digest, is_admin
+        )
+        known = _known(connection, request, operation_id)
+        if known is None:
+            _handle(acceptance, handler)
+            failpoint("intake.before_commit")
+        elif not _repeat(acceptance, known):
+            return None
+    return acceptance
+
+
+def _handle(acceptance: Acceptance, handler: Handler) -> None:
+    try:
+        handler(acceptance)
+    except Refused:
+        # The very same request, accepted by another process a moment ago, may be the reason.
+        if _known(acceptance.connection, acceptance.request, acceptance.operation_id) is not None:
+            raise _SentTwice from None
+        raise
+
+
+def is_taken(connection: Connection, request_id: str) -> bool:
+    """Whether an operation has this id, or gives its result under it."""
+    return _KNOWN_BY_ID.first(connection, request=request_id) is not None
+
+
+def _knowing(*conditions: ColumnElement[bool]) -> Prepared:
+    o = operations.c
+    # Held: it must not end between this look at its state and the note of another id for it.
+    return Prepared(
+        select(o.id, o.project_id, o.payload_digest, o.state, o.result, o.error)
+        .where(*conditions)
+        .with_for_update(read=True)
+    )
+
+
+_OF_ALIAS = (
+    select(operation_aliases.c.operation_id)
+    .where(operation_aliases.c.id == bindparam("request"))
+    .scalar_subquery()
+)
+_KNOWN_BY_ID = _knowing(operations.c.id.in_([bindparam("request"), _OF_ALIAS]))
+_KNOWN_BY_KEY = _knowing(
+    operations.c.project_id == bindparam("project"),
+    operations.c.idempotency_key == bindparam("key"),
+)
+
+
+def _known(connection: Connection, request: Payload, operation_id: str) -> Row[Any] | None:
+    row = _KNOWN_BY_ID.first(connection, request=operation_id)
+    if row is None and request.idempotency_key is not None:
+        project_id = request.context.project_id
+        row = _KNOWN_BY_KEY.first(connection, project=project_id, key=request.idempotency_key)
+    return row
+
+
+def _repeat(acceptance: Acceptance, known: Row[Any]) -> bool:
+    """The request was accepted before: it gets the same operation, and its result if it ended."""
+    if known.project_id != acceptance.project_id:
+        _log.warning(
+            "Dropped a request of project %s under the id %s, which belongs to another project.",
+            acceptance.project_id,
+            acceptance.operation_id,
+        )
+        return False
+    same_id = known.id == acceptance.operation_id
+    if known.payload_digest != acceptance.digest:
+        if same_id:
+            _log.warning("Dropped a different request under the used id %s.", known.id)
+            return False
+        raise InvalidRequest(
+            f"The idempotency key was used for operation {known.id} with another payload; "
+            f"use a new key for a new request.",
+            object=f"operation {known.id}",
+            field="idempotency_key",
+            code=ErrorCode.IDEMPOTENCY_MISMATCH,
+        )
+    if not same_id:
+        _remember_alias(acceptance, known.id)
+    if OperationState(known.state).has_ended:
+        acceptance.ended.append((acceptance.operation_id, known.result, known.error))
+    return True
+
+
+def _remember_alias(acceptance: Acceptance, operation_id: str) -> None:
+    connection = acceptance.connection
+    connection.execute(
+        insert_into(connection, operation_aliases)
+        .values(id=acceptance.operation_id, operation_id=operation_id, created_at=db_now())
+        .on_conflict_do_nothing()
+    )

@@ -1,0 +1,55 @@
+"""Accepting administrators' requests about backends."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, update
+
+from scheduler.acceptance.accept import Acceptance
+from scheduler.requests.backends import BackendOnly, DisableBackend
+from worker.db.tables.main import backends
+from worker.errors import NotFound
+from worker.tasks.orphans import NAME as AUDIT
+
+
+def disable_backend(acceptance: Acceptance) -> None:
+    """Take a backend out of placement."""
+    request: DisableBackend = acceptance.request
+    row = _set_enabled(acceptance, request.backend, enabled=False, reason=request.reason)
+    acceptance.finish(("backend", row.name), _state(row))
+
+
+def enable_backend(acceptance: Acceptance) -> None:
+    """Let a backend be chosen again."""
+    request: BackendOnly = acceptance.request
+    row = _set_enabled(acceptance, request.backend, enabled=True, reason="")
+    acceptance.finish(("backend", row.name), _state(row))
+
+
+def audit_backend(acceptance: Acceptance) -> None:
+    """Begin (or queue) the audit of a backend."""
+    name = acceptance.request.backend
+    if name not in acceptance.config.backends:
+        raise NotFound(
+            f"No backend {name} is configured.", object=f"backend {name}", field="backend"
+        )
+    acceptance.begin(AUDIT, resource=("backend", name), backend=name)
+
+
+def _state(row: Row[Any]) -> dict[str, Any]:
+    return {"name": row.name, "enabled": row.enabled, "disabled_reason": row.disabled_reason}
+
+
+def _set_enabled(acceptance: Acceptance, name: str, *, enabled: bool, reason: str) -> Row[Any]:
+    row = acceptance.connection.execute(
+        update(backends)
+        .where(backends.c.name == name)
+        .values(enabled=enabled, disabled_reason=reason)
+        .returning(*backends.c)
+    ).first()
+    if row is None:
+        raise NotFound(
+            f"No backend {name} has reported yet.", object=f"backend {name}", field="backend"
+        )
+    return row

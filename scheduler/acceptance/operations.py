@@ -1,0 +1,147 @@
+"""What an operator may do to an operation: cancel it, have it tried now, or give it up.
+
+Each is one conditional change of its row, so a worker that is on it either was first, or learns
+of it with its next write.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import Row, select, update
+
+from scheduler.acceptance.accept import Acceptance
+from worker.db.core.engine import db_now
+from worker.db.operations import store as journal
+from worker.db.operations.values import Operation, bell_of
+from worker.db.tables.main import operation_aliases, operations
+from worker.engine.job import Writing
+from worker.errors import Conflict, ErrorCode, NotFound
+from worker.model import OperationState, Phase
+from worker.tasks.giving_up import let_go
+from worker.tasks.sagas import SAGAS
+
+_o = operations.c
+_S = OperationState
+_ENDED = {
+    _S.SUCCEEDED: "has succeeded; to undo it, ask for the opposite",
+    _S.FAILED: "has failed and was undone; send the request anew",
+    _S.CANCELLED: "was cancelled and undone; send the request anew",
+    _S.SUPERSEDED: "was overtaken by a delete",
+    _S.GIVEN_UP: "was given up; the audit removes what it left",
+}
+
+
+def cancel(acceptance: Acceptance) -> None:
+    """Undo an operation from where it stands, also while a step runs."""
+    row = _held(acceptance)
+    state = _S(row.state)
+    if state is _S.UNDOING:
+        raise _refused(row, "is being undone already")
+    if state is _S.COMPENSATION_FAILED:
+        raise _refused(row, "could not be undone or deleted; retry it, or give it up")
+    saga = SAGAS.get(row.saga)
+    if saga is None:
+        raise _refused(row, "is of a newer version; its own scheduler has to cancel it")
+    step = saga.steps[row.position]
+    if step.undo is None:
+        raise _refused(row, f"cannot be undone ({step.because}); ask for the opposite")
+    cancelled = {
+        "code": str(ErrorCode.CANCELLED),
+        "message": f"An operator cancelled the operation {row.id}.",
+        "object": f"operation {row.id}",
+        "field": "",
+    }
+    acceptance.bells.extend(
+        journal.condemn(
+            acceptance.connection,
+            row.id,
+            cancelled,
+            patience=acceptance.config.engine.lease,
+        )
+    )
+    acceptance.finish(("operation", row.id), {"id": row.id, "state": row.state, "cancelled": True})
+
+
+def retry(acceptance: Acceptance) -> None:
+    """Have an operation that waits for its next attempt tried now."""
+    row = _held(acceptance)
+    if row.state == _S.PENDING:
+        raise _refused(row, f"is behind another on {row.resource_kind} {row.resource_id}")
+    rung = acceptance.connection.execute(
+        journal.ring(acceptance.config.engine.lease).where(
+            _o.id == row.id, _o.phase == Phase.WAITING.value
+        )
+    ).first()
+    if rung is None:
+        raise _refused(row, "is under way already")
+    acceptance.bells.append(bell_of(rung))
+    acceptance.finish(("operation", row.id), {"id": row.id, "state": row.state, "task": row.task})
+
+
+def give_up(acceptance: Acceptance) -> None:
+    """End an operation that could not be undone; what may be left is on record."""
+    row = _held(acceptance)
+    if row.state != _S.COMPENSATION_FAILED:
+        raise _refused(row, "is still under way; it can be given up when its undo has failed")
+    connection, config = acceptance.connection, acceptance.config
+    operation = journal.find(connection, row.id)
+    assert operation is not None, "its row is held"
+    writing = Writing(connection, operation, config)
+    left = let_go(writing)
+    message = f"Given up by an operator; outside may be left: {', '.join(left) or 'nothing'}."
+    _conclude(acceptance, operation, message)
+    acceptance.bells.extend(writing.bells)
+    acceptance.finish(
+        ("operation", row.id),
+        {"id": row.id, "state": str(_S.GIVEN_UP), "may_be_left": left},
+    )
+
+
+def _conclude(acceptance: Acceptance, operation: Operation, message: str) -> None:
+    """End it under a new fence: a worker that is on it writes nothing any more."""
+    error = dict(operation.error or {})
+    error["message"] = f"{error.get('message', '')} {message}".strip()
+    journal.record(acceptance.connection, operation, "given up", message)
+    acceptance.connection.execute(
+        update(operations)
+        .where(_o.id == operation.id)
+        .values(
+            state=_S.GIVEN_UP.value,
+            phase=None,
+            due_at=None,
+            task="",
+            waits_for=None,
+            fence=_o.fence + 1,
+            dispatch=_o.dispatch + 1,
+            error=error,
+            result_due_at=db_now(),
+            finished_at=db_now(),
+        )
+    )
+
+
+def _held(acceptance: Acceptance) -> Row[Any]:
+    """The operation, of any project, held until the commit; one that has ended is refused."""
+    wanted, a = acceptance.request.operation_id, operation_aliases.c
+    connection = acceptance.connection
+    alias = connection.execute(select(a.operation_id).where(a.id == wanted)).scalar()
+    row = connection.execute(
+        select(operations).where(_o.id == (alias or wanted)).with_for_update()
+    ).first()
+    if row is None:
+        raise NotFound(
+            f"There is no operation {wanted}.", object=f"operation {wanted}", field="operation_id"
+        )
+    ended = _ENDED.get(_S(row.state))
+    if ended is not None:
+        raise _refused(row, ended)
+    return row
+
+
+def _refused(row: Row[Any], why: str) -> Conflict:
+    return Conflict(
+        f"The operation {row.id} ({row.verb}) {why}.",
+        object=f"operation {row.id}",
+        field="operation_id",
+    )

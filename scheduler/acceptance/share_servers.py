@@ -1,0 +1,119 @@
+"""Accepting administrators' requests about share servers: delete, and bring back."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sqlalchemy import Row, select
+
+from scheduler.acceptance import lookup
+from scheduler.acceptance.accept import Acceptance
+from scheduler.requests.share_servers import EnsureShareServers
+from worker.db.share_servers import health as upkeep
+from worker.db.share_servers import store as servers
+from worker.db.tables.main import share_servers
+from worker.errors import Conflict, NotFound
+from worker.model import DriverMode, ServerStatus
+from worker.tasks import repairs
+from worker.tasks.clean_up import SAGA as CLEAN_UP
+
+_DELETABLE: Final = (ServerStatus.ACTIVE, ServerStatus.ERROR, ServerStatus.ERROR_DELETING)
+_s = share_servers.c
+
+
+def delete(acceptance: Acceptance) -> None:
+    """Begin the deletion of a share server that no share is on, also of one in error."""
+    row = lookup.share_server(acceptance.connection, acceptance.request.share_server_id)
+    if row.shares:
+        raise Conflict(
+            f"{row.shares} share{'s are' if row.shares > 1 else ' is'} on the share server "
+            f"{row.id}; delete {'them' if row.shares > 1 else 'it'} first.",
+            object=f"share server {row.id}",
+        )
+    lookup.check_status(row, "share server", *_DELETABLE, to="delete")
+    servers.doom(acceptance.connection, row.id, acceptance.operation_id, among=_DELETABLE)
+    resource = ("share_server", row.id)
+    because = f"The share server {row.id} is being deleted."
+    acceptance.bells.extend(
+        repairs.cancel(acceptance.connection, acceptance.config, resource, because)
+    )
+    acceptance.begin(CLEAN_UP, resource=resource, backend=row.backend)
+
+
+def ensure(acceptance: Acceptance) -> None:
+    """Begin an operation for every active server that is meant; it starts one for every share."""
+    request: EnsureShareServers = acceptance.request
+    backends = _backends(acceptance, request)
+    rows = _meant(acceptance, request, backends)
+    predefined = [] if request.share_server_id else _predefined(acceptance, backends)
+    context = request.context
+    asker = repairs.Asker(context.project_id, context.user_id, context.request_id)
+    started = []
+    for resource, backend in [
+        *((("share_server", row.id), row.backend) for row in rows),
+        *((("backend", name), name) for name in predefined),
+    ]:
+        one = repairs.start(
+            acceptance.connection,
+            acceptance.config,
+            repairs.ENSURE_SERVER,
+            resource,
+            backend=backend,
+            asker=asker,
+        )
+        acceptance.bells.extend(one.bells)
+        started.append(one.operation_id)
+    acceptance.finish(
+        ("share_servers", request.share_server_id or "several"), {"operations": started}
+    )
+
+
+def _backends(acceptance: Acceptance, request: EnsureShareServers) -> list[str]:
+    """The configured backends that are meant; others have no workers who could do it."""
+    known = acceptance.config.backends
+    if request.backend is not None:
+        if request.backend not in known:
+            raise NotFound(
+                f"There is no backend {request.backend} in the configuration.",
+                object=f"backend {request.backend}",
+                field="backend",
+            )
+        return [request.backend]
+    if request.host is None:
+        return sorted(known)
+    found = sorted(name for name, one in known.items() if one.host == request.host)
+    if not found:
+        raise NotFound(
+            f"No backend in the configuration is bound to host {request.host}.",
+            object=f"host {request.host}",
+            field="host",
+        )
+    return found
+
+
+def _meant(
+    acceptance: Acceptance, request: EnsureShareServers, backends: list[str]
+) -> list[Row[Any]]:
+    """The active servers that are meant, held until the commit."""
+    if request.share_server_id is not None:
+        row = lookup.share_server(acceptance.connection, request.share_server_id)
+        lookup.check_status(row, "share server", ServerStatus.ACTIVE, to="ensure")
+        return [row]
+    return list(
+        acceptance.connection.execute(
+            select(share_servers)
+            .where(_s.status == ServerStatus.ACTIVE.value, _s.backend.in_(backends))
+            .order_by(_s.id)
+            .with_for_update()
+        )
+    )
+
+
+def _predefined(acceptance: Acceptance, backends: list[str]) -> list[str]:
+    """Those of the backends whose one server is no row; their own rows are held instead."""
+    single = [
+        name for name in backends if acceptance.config.backends[name].mode is DriverMode.SINGLE_SVM
+    ]
+    for name in single:
+        upkeep.hold_backend(acceptance.connection, name)
+    return single

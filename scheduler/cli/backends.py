@@ -1,0 +1,52 @@
+"""Backends."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from scheduler.cli.options import changing, listing
+from scheduler.cli.session import Session, pass_session
+
+_BACKENDS: Final = ("name", "enabled", "state", "reported_at", "report_error")
+
+
+@click.group()
+def backend() -> None:
+    """Backends (an administrator's): show, list, disable, enable."""
+
+
+@backend.command("show")
+@click.argument("backend")
+@pass_session
+def show_backend(session: Session, backend: str) -> None:
+    """Show a backend, whether it is up, and its storage pools."""
+    session.print(session.read("show_backend", backend=backend))
+
+
+@backend.command("list")
+@listing
+@pass_session
+def list_backends(session: Session, **filters: Any) -> None:
+    """List backends by name."""
+    session.print_list(session.read("list_backends", **filters), _BACKENDS)
+
+
+@backend.command("disable")
+@click.argument("backend")
+@click.option("--reason")
+@changing
+@pass_session
+def disable_backend(session: Session, **options: Any) -> None:
+    """Take a backend out of placement; what it has goes on."""
+    session.change("disable_backend", **options)
+
+
+@backend.command("enable")
+@click.argument("backend")
+@changing
+@pass_session
+def enable_backend(session: Session, **options: Any) -> None:
+    """Let a backend be chosen again."""
+    session.change("enable_backend", **options)

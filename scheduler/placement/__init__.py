@@ -1,0 +1,1 @@
+"""Which storage pool and share network a share is created on."""

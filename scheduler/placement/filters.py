@@ -1,0 +1,113 @@
+"""Filters: pure functions that say why a pool cannot take a share, or nothing if it can."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from scheduler.placement.pools import Offer, Pool
+from scheduler.placement.share_network import NETWORK_SPEC
+from worker.model import DriverMode, NetworkKind
+
+BACKEND_NAME_SPEC: Final = "share_backend_name"
+MODE_SPEC: Final = "driver_mode"
+_NO_CAPABILITY: Final = frozenset({MODE_SPEC, NETWORK_SPEC, BACKEND_NAME_SPEC})
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a share needs of its pool."""
+
+    size: int
+    share_proto: str
+    network_kind: NetworkKind | None
+    """Of the share network; None when the request names none."""
+    extra_specs: Mapping[str, str]
+    report_expiry: float
+    only: tuple[str, str] | None = None
+    """The backend and pool that it must live on: a snapshot's copies stay where it is."""
+    serving: frozenset[str] = frozenset()
+    """The backends on which a share server with room for it stands already."""
+    now: float = 0.0
+    """When it is asked for, by the clock of the pools' ``reported_at``; placement sets it."""
+
+
+OfferFilter = Callable[[Wanted, Offer], str | None]
+PoolFilter = Callable[[Wanted, Pool], str | None]
+
+
+def is_enabled(_wanted: Wanted, offer: Offer) -> str | None:
+    """Refuse a backend that an administrator has disabled."""
+    return None if offer.enabled else "the backend is disabled"
+
+
+def is_up(wanted: Wanted, pool: Pool) -> str | None:
+    """Refuse a backend whose last report is too old."""
+    age = wanted.now - pool.reported_at
+    if age <= wanted.report_expiry:
+        return None
+    return f"the backend is down: its last report is {age:.0f} s old"
+
+
+def is_there(wanted: Wanted, pool: Pool) -> str | None:
+    """Refuse every pool but the one that the share must live on."""
+    if wanted.only is None or (pool.backend, pool.name) == wanted.only:
+        return None
+    return f"the snapshot is on {'#'.join(wanted.only)}"
+
+
+def has_mode(wanted: Wanted, offer: Offer) -> str | None:
+    """Refuse what needs a share network where none is named."""
+    asked = wanted.extra_specs.get(MODE_SPEC)
+    if asked is not None and asked != offer.mode:
+        return f"its mode is {offer.mode}, and the share type asks for {asked}"
+    if wanted.network_kind in {None, NetworkKind.NONE} and offer.mode.has_share_servers:
+        return f"its mode is {offer.mode}, which needs a share network with addresses"
+    return None
+
+
+def has_network_kind(wanted: Wanted, offer: Offer) -> str | None:
+    """Refuse share networks that the backend's helpers do not serve."""
+    kind = wanted.network_kind
+    if kind is None or offer.mode is DriverMode.SINGLE_SVM or kind in offer.network_kinds:
+        return None
+    return f"it serves no share networks of kind {kind}"
+
+
+def has_protocol(wanted: Wanted, offer: Offer) -> str | None:
+    """Refuse a protocol that the driver does not export."""
+    return None if wanted.share_proto in offer.protocols else f"it has no {wanted.share_proto}"
+
+
+def has_capabilities(wanted: Wanted, offer: Offer) -> str | None:
+    """Refuse where an extra spec differs from what was reported."""
+    for name, value in wanted.extra_specs.items():
+        if (name, value) not in offer.capabilities and name not in _NO_CAPABILITY:
+            has = dict(offer.capabilities).get(name, "none")
+            return f"the share type asks for {name}={value}, and it has {has}"
+    return None
+
+
+def is_of_backend(wanted: Wanted, pool: Pool) -> str | None:
+    """Refuse another backend than the share type names."""
+    asked = wanted.extra_specs.get(BACKEND_NAME_SPEC)
+    if asked in {None, pool.backend}:
+        return None
+    return f"the share type asks for {BACKEND_NAME_SPEC}={asked}, and it has {pool.backend}"
+
+
+def has_capacity(wanted: Wanted, pool: Pool) -> str | None:
+    """Refuse what does not fit beside what is promised, or into what is really free."""
+    free = min(pool.promisable_gib - pool.allocated_gib, pool.free_gib)
+    return None if wanted.size <= free else f"it has {max(free, 0)} GiB free"
+
+
+OFFER_FILTERS: Final[tuple[OfferFilter, ...]] = (
+    is_enabled,
+    has_mode,
+    has_network_kind,
+    has_protocol,
+    has_capabilities,
+)
+POOL_FILTERS: Final[tuple[PoolFilter, ...]] = (is_up, is_there, is_of_backend, has_capacity)

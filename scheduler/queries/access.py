@@ -1,0 +1,26 @@
+"""Reading access rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+)
+
+from scheduler.queries.base import all_projects, list_rows, show
+from scheduler.requests.access import ListAccess
+from worker.config import Config
+from worker.db.tables.main import (
+    access_rules,
+    shares,
+)
+
+
+def list_access(connection: Connection, request: ListAccess, _config: Config) -> dict[str, Any]:
+    """Return a page of a share's access rules."""
+    if not all_projects(request):
+        # An empty list would say that the share of another project exists.
+        show(connection, shares, "share", request.context, request.share_id)
+    filters = request.model_dump(include={"share_id", "state"})
+    return list_rows(connection, access_rules, "access_rules", request, filters)

@@ -1,0 +1,119 @@
+"""What every request that only reads has in common: scope, pages, "not found"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    Table,
+    or_,
+    select,
+    tuple_,
+)
+
+from scheduler.requests.base import Context
+from worker.config import Config
+from worker.db.documents import shown
+from worker.errors import Forbidden, InvalidRequest, NotFound
+
+Read = Callable[[Connection, Any, Config], dict[str, Any]]
+"""Answers a validated payload; raises :class:`~worker.errors.Refused`."""
+
+ADMIN_ROLE: Final = "admin"
+
+
+def all_projects(request: Any) -> bool:
+    """Tell whether a list spans all projects; only administrators may ask for that."""
+    if request.all_projects and ADMIN_ROLE not in request.context.roles:
+        raise Forbidden(
+            f"Only the role {ADMIN_ROLE!r} may list the objects of all projects.",
+            field="all_projects",
+        )
+    return bool(request.all_projects)
+
+
+def mine(table: Table, context: Context) -> ColumnElement[bool]:
+    """What a project may see: its own, and what is public."""
+    own = table.c.project_id == context.project_id
+    return or_(own, table.c.is_public) if "is_public" in table.c else own
+
+
+def missing(kind: str, object_id: str, field: str) -> NotFound:
+    """Return the error that an object of this id is not in the project."""
+    return NotFound(
+        f"There is no {kind} {object_id} in this project.",
+        object=f"{kind} {object_id}",
+        field=field,
+    )
+
+
+def show(
+    connection: Connection, table: Table, kind: str, context: Context, object_id: str
+) -> dict[str, Any]:
+    """Return the document of one object that the project may see."""
+    row = connection.execute(
+        select(table).where(table.c.id == object_id, mine(table, context))
+    ).first()
+    if row is None:
+        raise missing(kind, object_id, f"{kind.replace(' ', '_')}_id")
+    return shown(row)
+
+
+def page(
+    connection: Connection,
+    statement: Select[Any],
+    *,
+    order: tuple[ColumnElement[Any], ...],
+    marker_id: ColumnElement[Any],
+    request: Any,
+    visible: ColumnElement[bool] | None,
+) -> tuple[Sequence[Row[Any]], str | None]:
+    """Rows after the marker, and the next page's marker if there is one."""
+    if visible is not None:
+        statement = statement.where(visible)
+    if request.marker is not None:
+        position = select(*order).where(marker_id == request.marker)
+        if visible is not None:
+            position = position.where(visible)
+        after = connection.execute(position).first()
+        if after is None:
+            raise InvalidRequest(
+                f"The marker {request.marker} is no object of this list any more; begin again "
+                f"without a marker.",
+                field="marker",
+            )
+        statement = statement.where(tuple_(*order) > tuple_(*after))
+    rows = connection.execute(statement.order_by(*order).limit(request.limit + 1)).all()
+    page = rows[: request.limit]
+    more = len(rows) > request.limit
+    return page, str(getattr(page[-1], marker_id.key or "id")) if more else None
+
+
+def list_rows(
+    connection: Connection,
+    table: Table,
+    plural: str,
+    request: Any,
+    filters: Mapping[str, Any],
+    *conditions: ColumnElement[bool],
+) -> dict[str, Any]:
+    """Return a page of a table's objects that match the filters, and the next marker."""
+    visible = None if all_projects(request) else mine(table, request.context)
+    statement = select(table).where(
+        *(table.c[name] == value for name, value in filters.items() if value is not None),
+        *conditions,
+    )
+    rows, marker = page(
+        connection,
+        statement,
+        order=(table.c.created_at, table.c.id),
+        marker_id=table.c.id,
+        request=request,
+        visible=visible,
+    )
+    return {plural: [shown(row) for row in rows], "next_marker": marker}

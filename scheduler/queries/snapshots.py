@@ -1,0 +1,29 @@
+"""Reading snapshots."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import (
+    Connection,
+)
+
+from scheduler.queries.base import list_rows, show
+from scheduler.requests.snapshots import ListSnapshots, SnapshotOnly
+from worker.config import Config
+from worker.db.tables.main import (
+    snapshots,
+)
+
+
+def show_snapshot(connection: Connection, request: SnapshotOnly, _config: Config) -> dict[str, Any]:
+    """Return one snapshot."""
+    return show(connection, snapshots, "snapshot", request.context, request.snapshot_id)
+
+
+def list_snapshots(
+    connection: Connection, request: ListSnapshots, _config: Config
+) -> dict[str, Any]:
+    """Return a page of snapshots."""
+    filters = request.model_dump(include={"name", "status", "share_id"})
+    return list_rows(connection, snapshots, "snapshots", request, filters)

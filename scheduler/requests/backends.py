@@ -1,0 +1,39 @@
+"""Requests about backends."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import (
+    Field,
+    StrictBool,
+)
+
+from scheduler.requests.base import ListPayload, Payload
+from scheduler.requests.fields import Name, Text
+
+
+class AuditBackend(Payload):
+    """Compare the database with what a backend's parts say that they have made."""
+
+    backend: Text
+    repair: Annotated[
+        StrictBool,
+        Field(description="Remove orphans that were seen in two audits and are old enough."),
+    ] = False
+
+
+class BackendOnly(Payload):
+    """A request that names a backend."""
+
+    backend: Text
+
+
+class DisableBackend(BackendOnly):
+    """Take a backend out of placement; what it has goes on."""
+
+    reason: Name = ""
+
+
+class ListBackends(ListPayload):
+    """Backends by name; ``marker`` is a backend's name."""

@@ -1,0 +1,26 @@
+"""Requests about snapshots."""
+
+from __future__ import annotations
+
+from scheduler.requests.base import Described, ListPayload, Payload
+from scheduler.requests.fields import Id, Name, Text
+
+
+class CreateSnapshot(Described):
+    """Keep a share's present content."""
+
+    share_id: Id
+
+
+class SnapshotOnly(Payload):
+    """A request that names a snapshot and nothing else."""
+
+    snapshot_id: Id
+
+
+class ListSnapshots(ListPayload):
+    """Snapshots, oldest first."""
+
+    name: Name | None = None
+    status: Text | None = None
+    share_id: Id | None = None

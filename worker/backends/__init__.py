@@ -1,0 +1,1 @@
+"""Backends, put together from a driver and helpers."""

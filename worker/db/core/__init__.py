@@ -1,0 +1,1 @@
+"""Engines, transactions and prepared statements."""

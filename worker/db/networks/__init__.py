@@ -1,0 +1,1 @@
+"""Addresses, segments and DHCP leases."""

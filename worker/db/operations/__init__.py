@@ -1,0 +1,1 @@
+"""Operations: rows, statements and recovery."""

@@ -1,0 +1,466 @@
+"""The journal: operations, how far they are, and who is on them.
+
+Every function takes an open connection and is one statement unless its docstring says otherwise.
+A claim is fenced: its holder's later writes name the fence, and write nothing once another claim
+or a re-drive has been there (:class:`~worker.errors.LeaseLost`).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Update,
+    case,
+    func,
+    insert,
+    select,
+    update,
+)
+
+from worker.db.core.engine import db_now, insert_into
+from worker.db.core.prepared import Prepared
+from worker.db.operations.statements import (
+    ACCEPT_PENDING,
+    ACCEPT_RUNNING,
+    ADVANCE,
+    CLAIM,
+    END,
+    GIVEN,
+    HOLD,
+    LIVE_ONE,
+    PROMOTE,
+    QUEUED,
+    RELEASED,
+    SUPERSEDE,
+    held,
+)
+from worker.db.operations.values import (
+    BELL,
+    COLUMNS,
+    Dispatch,
+    Operation,
+    bell_of,
+    condemned,
+    operation_of,
+)
+from worker.db.tables.main import operation_aliases, operation_steps, operations
+from worker.errors import LeaseLost
+from worker.model import LIVE_STATES, OperationState, Phase
+
+_o = operations.c
+
+
+def accept(
+    connection: Connection, values: Mapping[str, Any], *, running: bool, patience: float
+) -> Dispatch | None:
+    """Insert an operation, at once running or behind another on its object.
+
+    Returns what to ring once it is committed; None when its id or its key exists already.
+    """
+    given = {**GIVEN, **values}
+    if running:
+        row = ACCEPT_RUNNING.first(connection, wait=_wait(patience), **given)
+    else:
+        row = ACCEPT_PENDING.first(connection, **given)
+    return None if row is None else bell_of(row)
+
+
+def accept_done(
+    connection: Connection,
+    values: Mapping[str, Any],
+    result: Mapping[str, Any],
+    *,
+    store_again: float,
+) -> bool:
+    """Insert an operation that its own rows complete; False when its id or key exists already."""
+    statement = (
+        insert_into(connection, operations)
+        .values(
+            state=OperationState.SUCCEEDED.value,
+            result=dict(result),
+            result_due_at=db_now() + store_again,
+            accepted_at=db_now(),
+            finished_at=db_now(),
+            **values,
+        )
+        .on_conflict_do_nothing()
+        .returning(_o.seq)
+    )
+    return connection.execute(statement).first() is not None
+
+
+def live(connection: Connection, resource_kind: str, resource_id: str) -> Row[Any] | None:
+    """Return ``id`` and ``verb`` of an object's live operation, behind which others are queued.
+
+    It is held until the commit: it then ends after it, and promotes what is queued.
+    """
+    return LIVE_ONE.first(connection, kind=resource_kind, object_id=resource_id)
+
+
+def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
+    """Whether an object has a live operation, which is held as :func:`live` does."""
+    return live(connection, resource_kind, resource_id) is not None
+
+
+def unfinished(
+    connection: Connection, resource_kind: str, resource_id: str, verb: str
+) -> str | None:
+    """Return the id of an object's operation of that verb which has not ended, if there is one."""
+    return connection.execute(
+        select(_o.id)
+        .where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.verb == verb,
+            _o.state.in_([OperationState.PENDING.value, *map(str, LIVE_STATES)]),
+        )
+        .limit(1)
+    ).scalar_one_or_none()
+
+
+def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:
+    """How many operations are queued behind an object."""
+    return connection.execute(
+        select(func.count())
+        .select_from(operations)
+        .where(
+            _o.resource_kind == resource_kind,
+            _o.resource_id == resource_id,
+            _o.state == OperationState.PENDING.value,
+        )
+    ).scalar_one()
+
+
+def _wait(patience: float) -> float:
+    """After how many seconds the reconciler may take a message's absence for a loss."""
+    return patience * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
+
+
+def queued(patience: float) -> dict[Any, Any]:
+    """The values of an operation whose message is about to be published, for a cold path."""
+    return {**QUEUED, "due_at": db_now() + _wait(patience)}
+
+
+def claim(
+    connection: Connection, operation_id: str, number: int, act: str, *, worker: str, lease: float
+) -> Operation | None:
+    """Lease the operation's next act, if it is this one and nobody has it."""
+    row = CLAIM.first(
+        connection, operation_id=operation_id, number=number, act=act, holder=worker, lease=lease
+    )
+    return None if row is None else operation_of(row)
+
+
+def find(connection: Connection, operation_id: str) -> Operation | None:
+    """Return an operation as it stands."""
+    row = connection.execute(select(*COLUMNS).where(_o.id == operation_id)).first()
+    return None if row is None else operation_of(row)
+
+
+def renew(connection: Connection, operation_id: str, fence: int, lease: float) -> bool:
+    """Push a lease's end; False when it is no longer held."""
+    changed = connection.execute(
+        update(operations).where(*held(operation_id, fence)).values(due_at=db_now() + lease)
+    )
+    return changed.rowcount == 1
+
+
+def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, Any]) -> Row[Any]:
+    row = connection.execute(
+        update(operations)
+        .where(*held(operation.id, operation.fence))
+        .values(values)
+        .returning(*BELL)
+    ).first()
+    return _still_ours(row, operation)
+
+
+def _still_ours(row: Row[Any] | None, operation: Operation) -> Row[Any]:
+    if row is None:
+        raise LeaseLost(
+            f"Operation {operation.id} is no longer this worker's; nothing was written."
+        )
+    return row
+
+
+def hold(connection: Connection, operation: Operation) -> None:
+    """Make sure, for the rest of this transaction, that the lease is still ours."""
+    row = HOLD.first(connection, held_id=operation.id, held_fence=operation.fence)
+    _still_ours(row, operation)
+
+
+def _end_act(
+    statement: Prepared,
+    connection: Connection,
+    operation: Operation,
+    *,
+    forward: bool,
+    outcome: str = "done",
+    message: str = "",
+    **values: Any,
+) -> None:
+    """End an act with the lease; ``forward``: only while the operation was not condemned."""
+    on_sqlite = connection.dialect.name == "sqlite"
+    line = (
+        {}
+        if on_sqlite
+        else {f"line_{name}": value for name, value in _line(operation, outcome, message).items()}
+    )
+    ours = {"held_id": operation.id, "held_fence": operation.fence}
+    row = statement.first(connection, **ours, condemned_too=not forward, **line, **values)
+    if row is None:
+        verdict = connection.execute(
+            select(_o.verdict).where(*held(operation.id, operation.fence))
+        ).scalar()
+        if verdict is not None:
+            raise condemned(verdict)
+    _still_ours(row, operation)
+    if on_sqlite:
+        record(connection, operation, outcome, message)
+
+
+def advance(
+    connection: Connection, operation: Operation, *, task: str, position: int, patience: float
+) -> None:
+    """Finish a step: the next task of the same chain is due, under the same dispatch number.
+
+    Raises the verdict on an operation that was condemned while its step ran.
+    """
+    _end_act(
+        ADVANCE,
+        connection,
+        operation,
+        forward=not operation.undoing,
+        next_task=task,
+        next_position=position,
+        wait=_wait(patience),
+    )
+
+
+def wait(
+    connection: Connection, operation: Operation, *, seconds: float, waits_for: str | None
+) -> None:
+    """Release the lease until a time, or until :func:`wake` for the key; not an attempt."""
+    _fenced(
+        connection,
+        operation,
+        {
+            "phase": Phase.WAITING.value,
+            "attempts": _o.attempts - 1,
+            "due_at": _later(seconds),
+            "waits_for": waits_for,
+            "waiting_since": func.coalesce(_o.waiting_since, db_now()),
+        },
+    )
+
+
+def retry(connection: Connection, operation: Operation, *, seconds: float) -> None:
+    """Release the lease after a failed attempt; the next one is due after a pause."""
+    _fenced(connection, operation, {"phase": Phase.WAITING.value, "due_at": _later(seconds)})
+
+
+def _later(seconds: float) -> ColumnElement[float]:
+    """A deadline; what was condemned while its step ran meets its verdict at once."""
+    return db_now() + case((_o.verdict.is_(None), seconds), else_=0.0)
+
+
+def begin_undo(
+    connection: Connection,
+    operation: Operation,
+    *,
+    task: str,
+    error: Mapping[str, str],
+    patience: float,
+) -> Dispatch:
+    """Turn round: from here the operation's steps are undone, in a chain of its own."""
+    return bell_of(
+        _fenced(
+            connection,
+            operation,
+            {
+                "state": OperationState.UNDOING.value,
+                "undoing": True,
+                "task": task,
+                "error": dict(error),
+                "verdict": None,
+                "dispatch": _o.dispatch + 1,
+                **RELEASED,
+                **queued(patience),
+            },
+        )
+    )
+
+
+def end(
+    connection: Connection,
+    operation: Operation,
+    state: OperationState,
+    *,
+    result: Mapping[str, Any] | None,
+    error: Mapping[str, str] | None,
+    store_again: float,
+    outcome: str = "done",
+    message: str = "",
+) -> None:
+    """Close the operation; its result is to be stored, again after ``store_again`` seconds.
+
+    ``outcome`` and ``message`` are of the act that was the last. Raises the verdict on one that
+    would succeed and was condemned while that act ran.
+    """
+    _end_act(
+        END,
+        connection,
+        operation,
+        forward=state is OperationState.SUCCEEDED,
+        outcome=outcome,
+        message=message,
+        final_state=state.value,
+        final_result=result,
+        final_error=error,
+        store_again=store_again,
+    )
+
+
+def give_up(
+    connection: Connection,
+    operation: Operation,
+    *,
+    error: Mapping[str, str],
+    pause: float,
+    store_again: float,
+) -> None:
+    """Record that an undo or deletion used up its attempts; it stays due, at a slow pace."""
+    _fenced(
+        connection,
+        operation,
+        {
+            "state": OperationState.COMPENSATION_FAILED.value,
+            "phase": Phase.WAITING.value,
+            "due_at": db_now() + pause,
+            "error": dict(error),
+            "result_due_at": db_now() + store_again,
+            "finished_at": db_now(),
+        },
+    )
+
+
+def promote(
+    connection: Connection, resource_kind: str, resource_id: str, *, patience: float
+) -> list[Dispatch]:
+    """Start the next operation that was queued behind an object whose live one just ended.
+
+    Not part of the statement that ends that one: it would not see what was queued meanwhile.
+    """
+    rows = PROMOTE.all(connection, kind=resource_kind, object_id=resource_id, wait=_wait(patience))
+    return [bell_of(row) for row in rows]
+
+
+def wake(
+    connection: Connection,
+    key: str,
+    *,
+    patience: float,
+    limit: int | None = None,
+    verdict: Mapping[str, str] | None = None,
+) -> list[Dispatch]:
+    """Make due what waits for a key, oldest first; with a verdict, they fail with it."""
+    waiting = select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit)
+    rows = connection.execute(
+        ring(patience)
+        .where(_o.seq.in_(waiting.scalar_subquery()), _o.waits_for == key)
+        .values({"verdict": dict(verdict)} if verdict else {})
+    )
+    return [bell_of(row) for row in rows]
+
+
+def ring(patience: float) -> Update:
+    """An update that makes operations due now, under a new dispatch number."""
+    return (
+        update(operations)
+        .values(dispatch=_o.dispatch + 1, waits_for=None, **queued(patience))
+        .returning(*BELL)
+    )
+
+
+def condemn(
+    connection: Connection, operation_id: str, verdict: Mapping[str, str], *, patience: float
+) -> list[Dispatch]:
+    """Make an operation that goes forward fail with an error (a cancel); two statements.
+
+    One that waits is woken for it; one whose step runs meets it when the step ends, and one that
+    is queued, or behind another on its object, at its next claim.
+    """
+    forward = (OperationState.PENDING.value, OperationState.RUNNING.value)
+    connection.execute(
+        update(operations)
+        .where(_o.id == operation_id, _o.state.in_(forward))
+        .values(verdict=dict(verdict))
+    )
+    rows = connection.execute(
+        ring(patience).where(
+            _o.id == operation_id,
+            _o.state == OperationState.RUNNING.value,
+            _o.phase == Phase.WAITING.value,
+        )
+    )
+    return [bell_of(row) for row in rows]
+
+
+def supersede(
+    connection: Connection,
+    resource_kind: str,
+    resource_id: str,
+    error: Mapping[str, str],
+    *,
+    store_again: float,
+) -> list[str]:
+    """End what is queued behind an object that is to be deleted; return the operations' ids."""
+    rows = SUPERSEDE.all(
+        connection,
+        kind=resource_kind,
+        object_id=resource_id,
+        reason=dict(error),
+        store_again=store_again,
+    )
+    return [row.id for row in rows]
+
+
+def record(
+    connection: Connection,
+    operation: Operation,
+    outcome: str,
+    message: str = "",
+) -> None:
+    """Write a line of the operation's timeline: an act that ended, and how."""
+    connection.execute(
+        insert(operation_steps).values(
+            worker=select(_o.worker).where(_o.id == operation.id).scalar_subquery(),
+            finished_at=db_now(),
+            **_line(operation, outcome, message),
+        )
+    )
+
+
+def _line(operation: Operation, outcome: str, message: str) -> dict[str, Any]:
+    return {
+        "operation_id": operation.id,
+        "task": operation.task,
+        "outcome": outcome,
+        "attempt": operation.attempts,
+        "started_at": operation.claimed_at,
+        "message": message,
+    }
+
+
+def aliases(connection: Connection, operation_id: str) -> list[str]:
+    """Return the other ids under which the same request was sent with its idempotency key."""
+    rows = connection.execute(
+        select(operation_aliases.c.id).where(operation_aliases.c.operation_id == operation_id)
+    )
+    return [row.id for row in rows]

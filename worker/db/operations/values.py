@@ -1,0 +1,95 @@
+"""An operation's row as a value, and what is needed to ring for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Row
+
+from worker.db.core.engine import db_now
+from worker.db.tables.main import operations
+from worker.errors import ErrorCode, Fatal
+from worker.model import OperationState, Phase
+
+_o = operations.c
+
+
+@dataclass(frozen=True, slots=True)
+class Dispatch:
+    """What is needed to ring the doorbell of an operation, once its row is committed."""
+
+    operation_id: str
+    dispatch: int
+    saga: str
+    position: int
+    undoing: bool
+    queue: str
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation as its step sees it, just claimed."""
+
+    id: str
+    seq: int
+    project_id: str
+    user_id: str
+    request_id: str
+    verb: str
+    resource_kind: str
+    resource_id: str
+    payload: Mapping[str, Any]
+    idempotency_key: str | None
+    saga: str
+    saga_version: int
+    backend: str | None
+    queue: str
+    state: OperationState
+    phase: Phase | None
+    undoing: bool
+    task: str
+    position: int
+    dispatch: int
+    fence: int
+    attempts: int
+    accepted_at: float
+    claimed_at: float
+    queued_at: float
+    redrives: int
+    waited: float
+    """Seconds since its present message was published, by the database's clock."""
+    waiting_since: float | None
+    verdict: Mapping[str, str] | None
+    error: Mapping[str, str] | None
+    """Why it is being undone, while it is."""
+
+
+COLUMNS = tuple(
+    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name]
+    for name in Operation.__dataclass_fields__
+)
+BELL = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
+
+
+def operation_of(row: Row[Any]) -> Operation:
+    """An operation from a row that has :data:`COLUMNS`."""
+    values = row._asdict()
+    values["state"] = OperationState(values["state"])
+    values["phase"] = Phase(values["phase"]) if values["phase"] else None
+    return Operation(**values)
+
+
+def condemned(verdict: Mapping[str, str]) -> Fatal:
+    """The failure that an operation was condemned to."""
+    return Fatal(
+        verdict["message"],
+        object=verdict.get("object", ""),
+        code=ErrorCode(verdict["code"]),
+    )
+
+
+def bell_of(row: Row[Any]) -> Dispatch:
+    """What to ring for a row that has the columns of :data:`BELL`."""
+    return Dispatch(row.id, row.dispatch, row.saga, row.position, row.undoing, row.queue)

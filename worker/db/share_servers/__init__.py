@@ -1,0 +1,1 @@
+"""Share servers: rows, limits and health."""

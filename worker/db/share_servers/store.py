@@ -1,0 +1,484 @@
+"""Share servers and who refers to them (DESIGN rules 8 and 9).
+
+Joining is one conditional update on a server that has room; clean-up is one on a server with no
+references; ``deleting`` is never left again. Counters and reference rows change together, and the
+counters may never go negative: a constraint says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy import (
+    Connection,
+    Integer,
+    Row,
+    String,
+    and_,
+    bindparam,
+    case,
+    delete,
+    insert,
+    select,
+    update,
+)
+
+from worker.db import audits
+from worker.db.core.engine import db_now, insert_into
+from worker.db.core.prepared import Prepared
+from worker.db.documents import network_info, plain, server_details
+from worker.db.share_servers.limits import Limits, has_room
+from worker.db.tables.main import share_server_failures, share_server_refs, share_servers
+from worker.errors import ErrorCode, Fatal
+from worker.model import (
+    SERVER_TRANSITIONS,
+    NetworkInfo,
+    OwnerKind,
+    ServerStatus,
+    ShareServer,
+    ShareServerDetails,
+    sources,
+)
+
+_s = share_servers.c
+_r = share_server_refs.c
+_f = share_server_failures.c
+_BUILDING: Final = (ServerStatus.NEW.value, ServerStatus.BUILDING.value)
+_LIVE: Final = (*_BUILDING, ServerStatus.ACTIVE.value)
+_JOIN_ROUNDS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ServerKey:
+    """What servers must agree in so that a share may live on either."""
+
+    project_id: str
+    share_network_id: str
+    backend: str
+    security_key: str = ""
+
+    @property
+    def digest(self) -> str:
+        """The key as one short string: what waiting operations wait for."""
+        parts = (self.project_id, self.share_network_id, self.backend, self.security_key)
+        return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
+
+    @property
+    def waits_for(self) -> str:
+        """The key of operations that wait for a server's build to end."""
+        return f"share_server:{self.digest}"
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """The server that a share refers to now, and whether this operation is its builder."""
+
+    server: ShareServer
+    is_builder: bool
+
+
+SEEN: Final = (
+    *(_s.id, _s.project_id, _s.backend, _s.share_network_id, _s.status),
+    *(_s.network_info, _s.details, _s.server_id, _s.security_key),
+)
+"""The columns that make a :class:`~worker.model.ShareServer`."""
+
+
+def server_of(row: Row[Any], prefix: str = "") -> ShareServer:
+    """A row as drivers and helpers see it; ``prefix`` is what its columns' labels begin with."""
+    values = {column.name: getattr(row, prefix + column.name) for column in SEEN}
+    values["status"] = ServerStatus(values["status"])
+    values["network_info"] = network_info(values["network_info"])
+    values["details"] = server_details(values["details"])
+    return ShareServer(**values)
+
+
+def key_of(row: Row[Any]) -> ServerKey:
+    """The key that a server was made for."""
+    return ServerKey(row.project_id, row.share_network_id, row.backend, row.security_key)
+
+
+_STANDING = Prepared(
+    select(_s.backend, _s.shares, _s.gib).where(
+        _s.project_id == bindparam("project"),
+        _s.share_network_id == bindparam("network"),
+        _s.security_key == bindparam("security"),
+        _s.status.in_(_LIVE),
+    )
+)
+
+
+def standing(
+    connection: Connection, project_id: str, share_network_id: str, security_key: str
+) -> Sequence[Row[Any]]:
+    """Return ``backend``, ``shares`` and ``gib`` of the live servers of a share network."""
+    return _STANDING.all(
+        connection, project=project_id, network=share_network_id, security=security_key
+    )
+
+
+_GET = Prepared(select(share_servers).where(_s.id == bindparam("server")))
+
+
+def get(connection: Connection, server_id: str) -> ShareServer | None:
+    """Return a share server."""
+    row = _GET.first(connection, server=server_id)
+    return None if row is None else server_of(row)
+
+
+_REFERRED = Prepared(
+    select(share_servers)
+    .join(share_server_refs, _r.share_server_id == _s.id)
+    .where(_r.share_id == bindparam("share"))
+)
+
+
+def referred(connection: Connection, share_id: str) -> Row[Any] | None:
+    """Return the row of the server that a share refers to."""
+    return _REFERRED.first(connection, share=share_id)
+
+
+_REFER = Prepared(
+    insert(share_server_refs).values(
+        share_id=bindparam("share"),
+        share_server_id=bindparam("server"),
+        operation_id=bindparam("operation"),
+        gib=bindparam("size"),
+    )
+)
+
+
+def join(
+    connection: Connection,
+    key: ServerKey,
+    *,
+    share_id: str,
+    gib: int,
+    operation_id: str,
+    accepted_at: float,
+    limits: Limits,
+    tolerated_failures: int,
+) -> Joined | None:
+    """Refer to a live server that has room, or to a new one with this operation as its builder.
+
+    None: all live ones are full and another is being built; wait for ``key.waits_for``. Repeated
+    after a crash, it finds the reference it made. Raises :class:`~worker.errors.Fatal` with the
+    last reason when too many builders in a row have failed since this operation was accepted.
+    """
+    row = referred(connection, share_id)
+    for _ in range(_JOIN_ROUNDS):
+        if row is not None:
+            break
+        row = _take_room(connection, key, gib, limits)
+        if row is None:
+            _judge(connection, key, accepted_at, tolerated_failures)
+            row = _insert(connection, key, gib, operation_id)
+        if row is not None:
+            _REFER.run(connection, share=share_id, server=row.id, operation=operation_id, size=gib)
+    if row is None:
+        return None
+    building = row.status in _BUILDING
+    return Joined(server_of(row), building and row.builder_id == operation_id)
+
+
+def _taking_room() -> Prepared:
+    room = and_(
+        _s.status.in_(_LIVE),
+        has_room(
+            bindparam("size"),
+            _s.shares,
+            _s.gib,
+            bindparam("most", type_=Integer),
+            bindparam("most_gib", type_=Integer),
+        ),
+    )
+    candidate = (
+        select(_s.id)
+        .where(
+            _s.project_id == bindparam("project"),
+            _s.share_network_id == bindparam("network"),
+            _s.backend == bindparam("of_backend"),
+            _s.security_key == bindparam("security"),
+            room,
+        )
+        .order_by(case((_s.status == ServerStatus.ACTIVE.value, 0), else_=1), _s.created_at)
+        .limit(1)
+        .with_for_update()
+        .scalar_subquery()
+    )
+    return Prepared(
+        update(share_servers)
+        .where(_s.id == candidate, room)
+        .values(
+            shares=_s.shares + 1,
+            gib=_s.gib + bindparam("size"),
+            idle_since=None,
+            updated_at=db_now(),
+        )
+        .returning(*share_servers.c)
+    )
+
+
+_TAKE_ROOM = _taking_room()
+
+
+def _take_room(connection: Connection, key: ServerKey, gib: int, limits: Limits) -> Row[Any] | None:
+    return _TAKE_ROOM.first(
+        connection,
+        project=key.project_id,
+        network=key.share_network_id,
+        of_backend=key.backend,
+        security=key.security_key,
+        size=gib,
+        most=limits.shares,
+        most_gib=limits.gib,
+    )
+
+
+def _insert(connection: Connection, key: ServerKey, gib: int, operation_id: str) -> Row[Any] | None:
+    return connection.execute(
+        insert_into(connection, share_servers)
+        .values(
+            id=str(uuid.uuid4()),
+            project_id=key.project_id,
+            share_network_id=key.share_network_id,
+            backend=key.backend,
+            security_key=key.security_key,
+            status=ServerStatus.NEW.value,
+            builder_id=operation_id,
+            shares=1,
+            gib=gib,
+            created_at=db_now(),
+            updated_at=db_now(),
+        )
+        .on_conflict_do_nothing()
+        .returning(*share_servers.c)
+    ).first()
+
+
+def allocated(connection: Connection, server_id: str, info: NetworkInfo) -> None:
+    """The builder holds its addresses."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id, _s.status == ServerStatus.NEW.value)
+        .values(status=ServerStatus.BUILDING.value, network_info=plain(info), updated_at=db_now())
+    )
+
+
+def built(connection: Connection, server_id: str, details: ShareServerDetails) -> ServerKey:
+    """The server serves; failures of earlier builders no longer count."""
+    row = connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id, _s.status == ServerStatus.BUILDING.value)
+        .values(
+            status=ServerStatus.ACTIVE.value,
+            server_id=details.server_id,
+            details=plain(details),
+            updated_at=db_now(),
+        )
+        .returning(*share_servers.c)
+    ).first()
+    if row is None:
+        raise Fatal(
+            f"The share server {server_id} is not being built any more.",
+            object=f"share server {server_id}",
+            code=ErrorCode.SHARE_SERVER_FAILED,
+        )
+    key = key_of(row)
+    connection.execute(delete(share_server_failures).where(_f.key == key.digest))
+    return key
+
+
+def remember(connection: Connection, builder_id: str, server_id: str) -> None:
+    """Keep the outside id of what a failed attempt made."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.builder_id == builder_id, _s.status.in_(_BUILDING))
+        .values(server_id=server_id, updated_at=db_now())
+    )
+
+
+_DEREFER = Prepared(
+    delete(share_server_refs)
+    .where(_r.share_id == bindparam("share"))
+    .returning(_r.share_server_id, _r.gib)
+)
+
+
+def _giving_back(values: Mapping[str, Any]) -> Prepared:
+    return Prepared(
+        update(share_servers)
+        .where(_s.id == bindparam("server"))
+        .values(
+            shares=_s.shares - 1,
+            gib=_s.gib - bindparam("size"),
+            updated_at=db_now(),
+            **values,
+        )
+        .returning(*share_servers.c)
+    )
+
+
+_LAST = and_(_s.shares == 1, _s.status == ServerStatus.ACTIVE.value)
+_GIVE_BACK_OR_IDLE = _giving_back({"idle_since": case((_LAST, db_now()), else_=_s.idle_since)})
+_GIVE_BACK_OR_DELETE = _giving_back(
+    {
+        "status": case((_LAST, ServerStatus.DELETING.value), else_=_s.status),
+        "deleter_id": case((_LAST, bindparam("deleter", type_=String)), else_=_s.deleter_id),
+    }
+)
+
+
+def release(
+    connection: Connection, share_id: str, *, deleter_id: str | None, idle_after: bool = False
+) -> Row[Any] | None:
+    """Give a share's reference back; return the server's row, or None if there was no reference.
+
+    The last one to go marks the server ``deleting`` for ``deleter_id``; with ``idle_after`` it
+    begins to be idle instead, and a clean-up takes it later.
+    """
+    reference = _DEREFER.first(connection, share=share_id)
+    if reference is None:
+        return None
+    given = {"server": reference.share_server_id, "size": reference.gib}
+    if idle_after:
+        row = _GIVE_BACK_OR_IDLE.first(connection, **given)
+    else:
+        row = _GIVE_BACK_OR_DELETE.first(connection, deleter=deleter_id, **given)
+    assert row is not None, "a server that is referred to is not removed"
+    return row
+
+
+def abandon(connection: Connection, operation_id: str) -> Row[Any] | None:
+    """The builder gives up: its server is ``deleting`` for it, and nobody refers to it any more.
+
+    None when the operation builds no server (any more).
+    """
+    row = connection.execute(
+        update(share_servers)
+        .where(_s.builder_id == operation_id, _s.status.in_(_BUILDING))
+        .values(
+            status=ServerStatus.DELETING.value,
+            deleter_id=operation_id,
+            shares=0,
+            gib=0,
+            updated_at=db_now(),
+        )
+        .returning(*share_servers.c)
+    ).first()
+    if row is not None:
+        connection.execute(delete(share_server_refs).where(_r.share_server_id == row.id))
+    return row
+
+
+def count_failure(connection: Connection, key: ServerKey, error: Mapping[str, str]) -> int:
+    """Count one more failed builder in a row for a key; return how many there are now."""
+    statement = insert_into(connection, share_server_failures).values(
+        key=key.digest, failures=1, error=dict(error), failed_at=db_now()
+    )
+    counted = connection.execute(
+        statement.on_conflict_do_update(
+            index_elements=[_f.key],
+            set_={"failures": _f.failures + 1, "error": dict(error), "failed_at": db_now()},
+        ).returning(_f.failures)
+    ).scalar_one()
+    return int(counted)
+
+
+def _judge(connection: Connection, key: ServerKey, accepted_at: float, tolerated: int) -> None:
+    """Whether this operation may be the next builder, after those that failed."""
+    row = connection.execute(select(share_server_failures).where(_f.key == key.digest)).first()
+    if row is None or row.failures < tolerated:
+        return
+    if accepted_at < row.failed_at:
+        raise Fatal(
+            row.error["message"],
+            object=row.error.get("object", ""),
+            code=ErrorCode(row.error["code"]),
+        )
+    # Asked for after the last failure: a new run of attempts begins.
+    connection.execute(delete(share_server_failures).where(_f.key == key.digest))
+
+
+def deleted_by(connection: Connection, deleter_id: str) -> Row[Any] | None:
+    """Return the server that an operation is to delete outside, if there is one."""
+    return connection.execute(select(share_servers).where(_s.deleter_id == deleter_id)).first()
+
+
+def remove(connection: Connection, server_id: str) -> None:
+    """Nothing of the server is left: its row goes."""
+    audits.bury(connection, OwnerKind.SHARE_SERVER, server_id)
+    connection.execute(delete(share_servers).where(_s.id == server_id))
+
+
+def built_in_vain(connection: Connection, server_id: str, error: Mapping[str, str]) -> None:
+    """Nothing of a failed build is left outside: the row stays for a while and shows why."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id)
+        .values(
+            status=ServerStatus.ERROR.value,
+            error=dict(error),
+            deleter_id=None,
+            server_id=None,
+            network_info=None,
+            updated_at=db_now(),
+        )
+    )
+
+
+def forget_failed(connection: Connection, longer_than: float, limit: int) -> int:
+    """Remove rows of builds that failed so long ago; return how many."""
+    old = (
+        select(_s.id).where(audits.is_undone(), _s.updated_at < db_now() - longer_than).limit(limit)
+    )
+    return connection.execute(delete(share_servers).where(_s.id.in_(old))).rowcount
+
+
+def mark(connection: Connection, server_id: str, status: ServerStatus, error: Any) -> None:
+    """Make a failed deletion visible."""
+    connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id, _s.status.in_(sources(SERVER_TRANSITIONS, status)))
+        .values(status=status.value, error=error, updated_at=db_now())
+    )
+
+
+def idle(connection: Connection, longer_than: float, limit: int) -> list[str]:
+    """Return servers that nobody has referred to for that long, the longest first."""
+    rows = connection.execute(
+        select(_s.id)
+        .where(_s.idle_since < db_now() - longer_than)
+        .order_by(_s.idle_since)
+        .limit(limit)
+    )
+    return [row.id for row in rows]
+
+
+def doom(
+    connection: Connection,
+    server_id: str,
+    deleter_id: str,
+    *,
+    among: tuple[ServerStatus, ...] = (ServerStatus.ACTIVE,),
+) -> Row[Any] | None:
+    """Mark an unused server ``deleting``; None when somebody refers to it after all.
+
+    With statuses of failure ``among`` those it may have, the deletion is taken over from whoever
+    was at it before and finds nothing to do from now on.
+    """
+    return connection.execute(
+        update(share_servers)
+        .where(_s.id == server_id, _s.shares == 0, _s.status.in_([one.value for one in among]))
+        .values(
+            status=ServerStatus.DELETING.value,
+            deleter_id=deleter_id,
+            idle_since=None,
+            updated_at=db_now(),
+        )
+        .returning(*share_servers.c)
+    ).first()

@@ -1,0 +1,11 @@
+"""All tables at once, for what goes through every one of them: migrations, and tests."""
+
+from __future__ import annotations
+
+from worker.db.tables import audits as audit_tables
+from worker.db.tables import main as tables
+from worker.db.tables import networks as network_tables
+
+__all__ = ["audit_tables", "metadata", "network_tables"]
+
+metadata = tables.metadata

@@ -1,0 +1,353 @@
+"""The fake share driver: shares that are rows of a :class:`~worker.systems.fake_world.World`."""
+
+from __future__ import annotations
+
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import ClassVar, Final
+
+from pydantic import Field
+
+from worker.drivers.base import Ensure, Resize, ShareDriver
+from worker.errors import ErrorCode, Fatal
+from worker.model import (
+    AccessRule,
+    DriverMode,
+    ExportLocation,
+    Owned,
+    OwnerKind,
+    RequestContext,
+    Share,
+    ShareServer,
+    Snapshot,
+    StoragePool,
+)
+from worker.plugin import Audit, Options, Setting
+from worker.systems.fake_world import Change, Fake, FakeOptions
+from worker.systems.shell.base import ShellFor
+
+SINGLE_SERVER_ADDRESS: Final = "192.0.2.10"
+"""Where shares of ``single_svm`` are exported; the network is reserved for documentation."""
+
+
+class FakeDriverOptions(FakeOptions):
+    """Options of the fake share driver."""
+
+    pools: dict[str, int] = Field(
+        {"pool": 1_000_000}, description="Storage pools and their sizes in GiB."
+    )
+    capabilities: dict[str, str] = Field(
+        default_factory=dict, description="Capabilities that every pool reports."
+    )
+    check_servers: bool = Field(
+        True,
+        description="Whether share servers that the fake compute helper has not made in this "
+        "world are refused; false beside another compute helper.",
+    )
+
+
+class FakeDriverAudit(Audit):
+    """Shares and snapshots of the world."""
+
+    def owned(self: Fake, context: RequestContext) -> Iterable[Owned]:
+        """List the backend's shares, and the snapshots of all."""
+        with self.world.call("owned_by_driver", self.setting.backend, context) as change:
+            shares = change.all("SELECT id FROM shares WHERE backend = ?", self.setting.backend)
+            snapshots = change.all("SELECT id FROM snapshots")
+        return [
+            *(Owned("share", row["id"], OwnerKind.SHARE, row["id"]) for row in shares),
+            *(Owned("snapshot", row["id"], OwnerKind.SNAPSHOT, row["id"]) for row in snapshots),
+        ]
+
+    def remove_orphan(self: Fake, context: RequestContext, owned: Owned) -> None:
+        """Remove it, and give its capacity back."""
+        with self.world.call("remove_orphan", owned.id, context) as change:
+            if owned.kind == "snapshot":
+                change.write("DELETE FROM snapshots WHERE id = ?", owned.id)
+                return
+            change.write(
+                "UPDATE pools SET taken = taken - (SELECT size FROM shares WHERE id = ?1)"
+                " WHERE (backend, name) = (SELECT backend, pool FROM shares WHERE id = ?1)",
+                owned.id,
+            )
+            change.write("DELETE FROM shares WHERE id = ?", owned.id)
+
+
+class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
+    """Shares that are rows; refuses what a real system would refuse."""
+
+    OptionsModel: ClassVar[type[Options]] = FakeDriverOptions
+    modes: ClassVar[frozenset[DriverMode]] = frozenset(DriverMode)
+    protocols: ClassVar[frozenset[str]] = frozenset({"NFS", "CIFS"})
+    options: FakeDriverOptions
+
+    def __init__(self, setting: Setting, options: FakeDriverOptions, shell_for: ShellFor) -> None:
+        super().__init__(setting, options, shell_for)
+        self.world = options.world_of(setting)
+
+    def create_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Make an empty share."""
+        with self._call("create_share", share, context, server) as change:
+            return self._create(change, share, server, origin="", content="", used=0)
+
+    def create_share_from_snapshot(
+        self, context: RequestContext, share: Share, snapshot: Snapshot, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Make a share with the snapshot's content."""
+        with self._call("create_share_from_snapshot", share, context, server) as change:
+            kept = change.one("SELECT * FROM snapshots WHERE id = ?", snapshot.id)
+            if kept is None:
+                raise _refused(f"Snapshot {snapshot.id} does not exist.", f"snapshot {snapshot.id}")
+            if share.size < kept["size"]:
+                raise _refused(
+                    f"Share {share.id} of {share.size} GiB cannot hold snapshot {snapshot.id} of "
+                    f"{kept['size']} GiB.",
+                    f"share {share.id}",
+                )
+            return self._create(
+                change,
+                share,
+                server,
+                origin=snapshot.id,
+                content=kept["content"],
+                used=kept["used"],
+            )
+
+    def delete_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> None:
+        """Remove the share."""
+        with self._call("delete_share", share, context, server) as change:
+            found = change.one("SELECT * FROM shares WHERE id = ?", share.id)
+            if found is not None:
+                change.write("DELETE FROM shares WHERE id = ?", share.id)
+                self._take_capacity(change, found["pool"], -found["size"])
+
+    def create_snapshot(
+        self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
+    ) -> None:
+        """Keep the share's content."""
+        with self._call("create_snapshot", snapshot, context, server, share.id) as change:
+            kept = change.one("SELECT * FROM snapshots WHERE id = ?", snapshot.id)
+            if kept is not None:
+                if kept["share"] != share.id:
+                    raise _refused(
+                        f"Snapshot {snapshot.id} exists already, of share {kept['share']}.",
+                        f"snapshot {snapshot.id}",
+                    )
+                return
+            self._existing(change, share)
+            change.write(
+                "INSERT INTO snapshots (id, share, size, used, content)"
+                " SELECT ?, id, size, used, content FROM shares WHERE id = ?",
+                snapshot.id,
+                share.id,
+            )
+
+    def delete_snapshot(
+        self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
+    ) -> None:
+        """Remove the snapshot."""
+        with self._call("delete_snapshot", snapshot, context, server, share.id) as change:
+            change.write("DELETE FROM snapshots WHERE id = ?", snapshot.id)
+
+    def update_access(
+        self,
+        context: RequestContext,
+        share: Share,
+        server: ShareServer | None,
+        rules: Sequence[AccessRule],
+        generation: int,
+    ) -> None:
+        """Replace the rules unless a newer set is enforced already."""
+        with self._call("update_access", share, context, server) as change:
+            for rule in rules:
+                if rule.access_type != "ip" or rule.access_level not in {"ro", "rw"}:
+                    raise _refused(
+                        f"Rule {rule.id} of share {share.id} is neither ip ro nor ip rw.",
+                        f"access {rule.id}",
+                    )
+            self._existing(change, share)
+            pairs = sorted((rule.access_to, rule.access_level) for rule in rules)
+            change.write(
+                "UPDATE shares SET rules = ?, generation = ? WHERE id = ? AND generation < ?",
+                json.dumps(pairs),
+                generation,
+                share.id,
+                generation,
+            )
+
+    def extend_share(
+        self, context: RequestContext, share: Share, new_size: int, server: ShareServer | None
+    ) -> None:
+        """Raise the limit; refuse to lower it."""
+        with self._call("extend_share", share, context, server) as change:
+            found = self._existing(change, share)
+            if new_size < found["size"]:
+                raise _refused(
+                    f"Share {share.id} of {found['size']} GiB cannot be shrunk to {new_size} GiB.",
+                    f"share {share.id}",
+                )
+            if new_size > found["size"]:
+                self._take_capacity(change, found["pool"], new_size - found["size"])
+                change.write("UPDATE shares SET size = ? WHERE id = ?", new_size, share.id)
+
+    def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
+        """Read the limit back."""
+        with self._call("share_size", share, context, server) as change:
+            return int(self._existing(change, share)["size"])
+
+    def ensure_share(
+        self, context: RequestContext, share: Share, server: ShareServer | None
+    ) -> tuple[ExportLocation, ...]:
+        """Export the share again, with its content and rules."""
+        with self._call("ensure_share", share, context, server) as change:
+            self._existing(change, share)
+            address = self._address(change, share, server)
+            change.write("UPDATE shares SET exported = 1 WHERE id = ? AND exported = 0", share.id)
+            return _locations(share, address)
+
+    def serves(self) -> bool:
+        """Look whether anything of the predefined server's is not exported."""
+        with self.world.call("serves", self.setting.backend, RequestContext("")) as change:
+            lost = change.one(
+                "SELECT id FROM shares WHERE backend = ? AND server = '' AND exported = 0",
+                self.setting.backend,
+            )
+            return lost is None
+
+    def storage_pools(self) -> tuple[StoragePool, ...]:
+        """Report each pool, less what its shares take."""
+        with self.world.call(
+            "storage_pools",
+            self.setting.backend,
+            RequestContext(""),
+            delay=self.options.delay_of("storage_pools"),
+        ) as change:
+            rows = change.all("SELECT * FROM pools WHERE backend = ?", self.setting.backend)
+            taken = {row["name"]: row["taken"] for row in rows}
+            return tuple(
+                StoragePool(name, total, total - taken.get(name, 0), self.options.capabilities)
+                for name, total in self.options.pools.items()
+            )
+
+    def _call(
+        self,
+        name: str,
+        thing: Share | Snapshot,
+        context: RequestContext,
+        server: ShareServer | None,
+        *others: str,
+    ) -> AbstractContextManager[Change]:
+        related = (thing.project_id, *others)
+        if server is not None:
+            related = (*related, server.id, server.share_network_id or "")
+        return self.world.call(
+            name, thing.id, context, related=related, delay=self.options.delay_of(name)
+        )
+
+    def _create(
+        self,
+        change: Change,
+        share: Share,
+        server: ShareServer | None,
+        *,
+        origin: str,
+        content: str,
+        used: int,
+    ) -> tuple[ExportLocation, ...]:
+        address = self._address(change, share, server)
+        wanted = {
+            "backend": self.setting.backend,
+            "pool": share.pool,
+            "project": share.project_id,
+            "server": server.id if server else "",
+            "protocol": share.share_proto,
+            "size": share.size,
+            "origin": origin,
+        }
+        found = change.one("SELECT * FROM shares WHERE id = ?", share.id)
+        if found is None:
+            self._take_capacity(change, share.pool, share.size)
+            if server is not None:
+                change.hand(server.security_services, server.id, share.id)
+            change.write(
+                "INSERT INTO shares (id, backend, pool, project, server, protocol, size, origin,"
+                " used, content, generation, rules)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, -1, '[]')",
+                share.id,
+                *wanted.values(),
+                used,
+                content,
+            )
+        elif different := [name for name, value in wanted.items() if found[name] != value]:
+            raise _refused(
+                f"Share {share.id} exists already with another {', '.join(different)}.",
+                f"share {share.id}",
+            )
+        return _locations(share, address)
+
+    def _address(self, change: Change, share: Share, server: ShareServer | None) -> str:
+        """Return where the share's server is reached; refuse one that does not serve."""
+        if share.share_proto not in self.protocols:
+            raise _refused(
+                f"Share {share.id} asks for {share.share_proto}; there are NFS and CIFS.",
+                f"share {share.id}",
+            )
+        if not self.setting.mode.has_share_servers:
+            return SINGLE_SERVER_ADDRESS
+        if server is None or server.details is None or not server.details.addresses:
+            raise _refused(
+                f"Share {share.id} has no share server with an address; the backend's mode needs "
+                f"one.",
+                f"share {share.id}",
+            )
+        if self.options.check_servers:
+            known = change.one("SELECT serves_at FROM servers WHERE id = ?", server.id)
+            if known is None or (known["serves_at"] or math.inf) > time.monotonic():
+                raise _refused(
+                    f"Share server {server.id} does not serve; share {share.id} cannot be made.",
+                    f"share_server {server.id}",
+                )
+        return server.details.addresses[0]
+
+    def _existing(self, change: Change, share: Share) -> sqlite3.Row:
+        found = change.one("SELECT * FROM shares WHERE id = ?", share.id)
+        if found is None:
+            raise _refused(f"Share {share.id} does not exist.", f"share {share.id}")
+        return found
+
+    def _take_capacity(self, change: Change, pool: str, gib: int) -> None:
+        """Count what a pool's shares take (a negative number gives back); refuse too much."""
+        total = self.options.pools.get(pool, 0)
+        if gib > 0 and not total:
+            raise _refused(f"Storage pool {pool!r} does not exist.", f"storage_pool {pool}")
+        row = change.one(
+            "INSERT INTO pools (backend, name, taken) VALUES (?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET taken = taken + excluded.taken RETURNING taken",
+            self.setting.backend,
+            pool,
+            gib,
+        )
+        if row is not None and gib > 0 and row["taken"] > total:
+            raise _refused(
+                f"Storage pool {pool!r} of {total} GiB has no room for {gib} GiB more.",
+                f"storage_pool {pool}",
+            )
+
+
+def _locations(share: Share, address: str) -> tuple[ExportLocation, ...]:
+    if share.share_proto == "CIFS":
+        return (ExportLocation(f"\\\\{address}\\{share.id}"),)
+    host = f"[{address}]" if ":" in address else address
+    return (ExportLocation(f"{host}:/shares/{share.id}"),)
+
+
+def _refused(sentence: str, about: str) -> Fatal:
+    return Fatal(sentence, object=about, code=ErrorCode.STORAGE_FAILED)

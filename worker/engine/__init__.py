@@ -1,0 +1,1 @@
+"""Runs any saga durably; knows nothing of shares."""

@@ -1,0 +1,208 @@
+"""What a step is handed: its operation, the process's runtime, and ways to read and write."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection, Engine
+
+from worker.backends.manager import ShareManager
+from worker.config import Config
+from worker.db.core.engine import patiently, reading, transaction
+from worker.db.operations import store as journal
+from worker.db.operations.values import Dispatch, Operation
+from worker.engine.heartbeat import Keeper
+from worker.engine.saga import Saga
+from worker.errors import ErrorCode, Fatal
+from worker.messaging.broker import UNREACHABLE
+from worker.model import RequestContext
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class Runtime:
+    """What a process has for running steps; made after the fork."""
+
+    config: Config
+    engine: Engine
+    sagas: Mapping[str, Saga]
+    manager: Callable[[str], ShareManager]
+    publish: Callable[[Dispatch], None]
+    store_result: Callable[[str, Mapping[str, Any] | None, Mapping[str, str] | None], None]
+    worker: str
+    keeper: Keeper
+
+    def ring(self, bells: list[Dispatch]) -> None:
+        """Publish what was committed; a failure is logged, the reconciler heals it."""
+        for number, bell in enumerate(bells):
+            try:
+                self.publish(bell)
+            except UNREACHABLE as error:
+                left = len(bells) - number  # each further try would wait for the same broker
+                _log.warning(
+                    "Operation %s%s is committed, its message could not be published (%s); "
+                    "the reconciler publishes it again.",
+                    bell.operation_id,
+                    f" (and {left - 1} more)" if left > 1 else "",
+                    type(error).__name__,
+                )
+                self.keeper.count("publish_failures_total", left)
+                return
+
+    def deliver(
+        self,
+        operation_id: str,
+        result: Mapping[str, Any] | None,
+        error: Mapping[str, str] | None,
+        *,
+        aliased: bool = False,
+    ) -> None:
+        """Store the result of an operation that has ended; the reconciler heals a failure.
+
+        ``aliased`` says that it has an idempotency key: other ids may want the same result.
+        """
+        others: list[str] = []
+        if aliased:
+            with reading(self.engine) as connection:
+                others = journal.aliases(connection, operation_id)
+        try:
+            for request_id in (operation_id, *others):
+                self.store_result(request_id, result, error)
+        except UNREACHABLE as failure:
+            _log.warning(
+                "The result of operation %s could not be stored (%s); it is stored again later.",
+                operation_id,
+                type(failure).__name__,
+            )
+        else:
+            self.keeper.stored(operation_id)
+
+
+Outcome = tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None, bool]
+"""An operation that ended: its id, its result or its error, whether it has an idempotency key."""
+
+
+class Parked(Exception):
+    """The wait of a step is written and committed: nothing more to do."""
+
+
+class Finished(Exception):
+    """The step's end is written and committed; what is left is to announce it."""
+
+    def __init__(self, writing: Writing) -> None:
+        super().__init__()
+        self.writing = writing
+
+
+@dataclass(slots=True)
+class Writing:
+    """An open, fenced transaction of an operation.
+
+    What must be published once it is committed is collected in ``bells``; ``result`` is what the
+    producer gets if this write ends the operation.
+    """
+
+    connection: Connection
+    operation: Operation
+    config: Config
+    bells: list[Dispatch] = field(default_factory=list)
+    result: dict[str, Any] | None = None
+    ended: list[Outcome] = field(default_factory=list)
+    parked: bool = False
+    finished: bool = False
+
+    @property
+    def patience(self) -> float:
+        """After how long a missing message may be taken for lost."""
+        return self.config.engine.lease
+
+    def wake(
+        self, key: str, *, limit: int | None = None, verdict: Mapping[str, str] | None = None
+    ) -> int:
+        """Make due what waits for a key; return how many."""
+        woken = journal.wake(
+            self.connection, key, patience=self.patience, limit=limit, verdict=verdict
+        )
+        self.bells.extend(woken)
+        return len(woken)
+
+    def park(self, message: str, *, waits_for: str, recheck: float) -> None:
+        """Let the step wait, written in this very transaction: no wake-up is missed."""
+        check_patience(self.operation, self.config, message)
+        journal.wait(self.connection, self.operation, seconds=recheck, waits_for=waits_for)
+        self.parked = True
+
+    def finish(self) -> None:
+        """Let the step end with this very transaction: there is nothing to do outside."""
+        self.finished = True
+
+
+@dataclass(slots=True)
+class Job:
+    """What an act is handed: its operation, on whose behalf, and ways to read and write."""
+
+    runtime: Runtime
+    operation: Operation
+    context: RequestContext
+    write_end: Callable[[Writing], None]
+
+    @property
+    def manager(self) -> ShareManager:
+        """The manager of the operation's backend."""
+        assert self.operation.backend is not None, "a step without a backend has no manager"
+        return self.runtime.manager(self.operation.backend)
+
+    @contextmanager
+    def transaction(self) -> Iterator[Writing]:
+        """A fenced transaction of its own, before or between outside calls."""
+        with transaction(self.runtime.engine) as connection:
+            journal.hold(connection, self.operation)
+            writing = Writing(connection, self.operation, self.runtime.config)
+            yield writing
+            if writing.finished:
+                self.write_end(writing)
+        if writing.finished:
+            raise Finished(writing)
+        self.runtime.ring(writing.bells)
+        if writing.parked:
+            raise Parked
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A consistent look at the database."""
+        with reading(self.runtime.engine) as connection:
+            yield connection
+
+
+def check_patience(operation: Operation, config: Config, message: str) -> None:
+    """Raise :class:`~worker.errors.Fatal` when a step has waited for as long as it may."""
+    since = operation.waiting_since
+    limit = config.engine.wait_limit
+    if since is not None and operation.claimed_at - since > limit:
+        raise Fatal(
+            f"Waited {limit:.0f} s in vain. {message}",
+            object=f"{operation.resource_kind} {operation.resource_id}",
+            code=ErrorCode.WAITED_TOO_LONG,
+        )
+
+
+def write(
+    job: Job,
+    body: Callable[[Writing], None],
+    begin: Callable[[Engine], AbstractContextManager[Connection]] = transaction,
+) -> Writing:
+    """The transaction that ends an attempt; its statements are checked on the fence.
+
+    An outage of seconds is waited for: what was done outside is worth it. A longer one ends in
+    the database's error, and the step is taken up again when its lease runs out.
+    """
+    for attempt in patiently():
+        with attempt, begin(job.runtime.engine) as connection:
+            writing = Writing(connection, job.operation, job.runtime.config)
+            body(writing)
+    return writing

@@ -1,0 +1,1 @@
+"""Share servers as virtual machines of Nova."""

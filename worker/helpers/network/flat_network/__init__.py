@@ -1,0 +1,1 @@
+"""Addresses on a flat network that exists already."""

@@ -1,0 +1,227 @@
+"""Addresses on a flat network that exists already: of a pool, or of a DHCP server.
+
+The flat network reaches the tenants; the operator set that up in advance. What is given out comes
+from the backend's own ``subnet`` and ``ranges``, or, where the backend says
+``share_network_addresses``, from the share network's pool or its DHCP server.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Address
+from typing import ClassVar
+
+from pydantic import Field
+
+from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, share_network_pool
+from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
+from worker.helpers.network.base import (
+    NETWORK_DOMAIN,
+    AddressBook,
+    AddressPools,
+    NetworkHelper,
+    Renewing,
+)
+from worker.helpers.network.flat_network.dhcp import DhcpAddresses
+from worker.model import (
+    DriverMode,
+    NetworkInfo,
+    NetworkKind,
+    Owned,
+    OwnerKind,
+    RequestContext,
+    ShareNetwork,
+    ShareServer,
+)
+from worker.plugin import Audit, Options, Setting, remnant
+from worker.systems.network.dhcp import Relay
+
+
+class FlatNetworkOptions(Options):
+    """The backend's own addresses on its flat network."""
+
+    subnet: str | None = Field(
+        None,
+        description="The flat network's subnet as a CIDR. Without it the backend has no addresses "
+        "of its own and serves only share networks that name theirs.",
+    )
+    gateway: str | None = Field(
+        None, description="The subnet's gateway, which share servers route through."
+    )
+    ranges: tuple[str, ...] = Field(
+        (),
+        description="What may be given out: CIDRs, addresses and `first-last` ranges inside the "
+        "subnet; empty: the whole subnet.",
+    )
+    reserved: tuple[str, ...] = Field(
+        (), description="What is never given out, written like `ranges`."
+    )
+    name: str = Field(
+        "",
+        max_length=200,
+        description="Name of the flat network. Backends with the same name are on the same "
+        "network and never give out the same address; empty: the backend's name.",
+    )
+    dhcp_relay_address: IPv4Address | None = Field(
+        None,
+        description="`dhcp` share networks: the address of this host that DHCP servers are asked "
+        "from as a relay (giaddr), and by which they choose the subnet; port 67 of it must be "
+        "free. Without it the address that this host reaches the server from.",
+    )
+    dhcp_namespace: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="The network namespace that has that address; without it the host's own.",
+    )
+    dhcp_deadline: float = Field(
+        10.0,
+        gt=0,
+        le=60,
+        description="Seconds that a DHCP server may take for one answer. dnsmasq looks for 3 s "
+        "whether an address is in use before it offers it, unless it has `no-ping`.",
+    )
+
+
+class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
+    """Gives share servers addresses of a flat network."""
+
+    OptionsModel: ClassVar[type[Options]] = FlatNetworkOptions
+    kinds: ClassVar[frozenset[NetworkKind]] = frozenset({NetworkKind.FLAT_POOL, NetworkKind.DHCP})
+    modes: ClassVar[frozenset[DriverMode]] = frozenset({DriverMode.FLAT_MULTI_SVM})
+
+    def __init__(
+        self, setting: Setting, options: FlatNetworkOptions, addresses: AddressBook
+    ) -> None:
+        super().__init__(setting, options, addresses)
+        self._domain = f"flat:{options.name or setting.backend}"
+        self._pool = _own_pool(setting, options)
+        self.has_own_addresses = self._pool is not None
+        relay = options.dhcp_relay_address
+        self._dhcp = DhcpAddresses(
+            addresses.leases,
+            Relay(
+                None if relay is None else str(relay),
+                options.dhcp_namespace,
+                options.dhcp_deadline,
+            ),
+        )
+
+    def allocate_network(
+        self,
+        context: RequestContext,
+        share_server: ShareServer,
+        share_network: ShareNetwork,
+        amount_of_ports: int,
+        **options: str,  # noqa: ARG002 - a flat network has nothing to choose
+    ) -> NetworkInfo:
+        """Take addresses for the share server, or find those that it holds.
+
+        Raises :class:`~worker.errors.Fatal` when there is no pool for the share network or none
+        of its addresses is left, :class:`~worker.errors.NotReady` when some become free shortly,
+        :class:`~worker.errors.Retryable` when its DHCP server does not answer.
+        """
+        if self.setting.share_network_addresses and share_network.kind is NetworkKind.DHCP:
+            return self._dhcp.allocate(context, share_server, share_network, amount_of_ports)
+        domain, pool = self._pool_for(share_network)
+        context.guard()
+        taken = self.addresses.take(
+            domain, pool.ranges, pool.ip_version, share_server.id, amount_of_ports
+        )
+        outside = [address for address in taken if address not in pool.subnet]
+        if outside:
+            raise Fatal(
+                f"Share server {share_server.id} holds {', '.join(outside)}, which is outside the "
+                f"subnet {pool.subnet}: the subnet was changed while the server was being built; "
+                f"create the share again.",
+                object=f"share_server {share_server.id}",
+                code=ErrorCode.NETWORK_FAILED,
+            )
+        return network_info(pool, taken, attributes={"domain": domain})
+
+    def address_pools(self) -> Mapping[str, int]:
+        """As :meth:`AddressPools.address_pools`; share networks' own pools are not counted."""
+        return {} if self._pool is None else {self._domain: self._pool.size}
+
+    def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
+        """Give all addresses of the share server back."""
+        context.guard()
+        self.addresses.release(share_server.id)
+        self._dhcp.release(context, share_server)
+
+    def renew_network(self, context: RequestContext, share_server: ShareServer) -> None:
+        """Renew the DHCP leases of the share server; a pool's addresses do not run out."""
+        self._dhcp.renew(context, share_server)
+
+    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - rows need no guard
+        """List the addresses and leases that share servers hold, of any backend."""
+        for held in self.addresses.holdings():
+            if held.domain == self._domain or held.domain.startswith(NETWORK_DOMAIN):
+                yield Owned(
+                    "address",
+                    f"{held.domain} {held.what}",
+                    OwnerKind.SHARE_SERVER,
+                    held.share_server_id,
+                )
+        for lease in self.addresses.leases.all():
+            yield Owned(
+                "DHCP lease",
+                f"{lease.endpoint} {lease.address}",
+                OwnerKind.SHARE_SERVER,
+                lease.share_server_id,
+            )
+
+    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+        """Give all of the server's addresses and leases back."""
+        self.deallocate_network(context, remnant(self.setting, owned))
+
+    def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
+        """Return where the share network's servers get addresses from (DESIGN §5)."""
+        if self.setting.share_network_addresses and share_network.kind is NetworkKind.FLAT_POOL:
+            try:
+                pool = share_network_pool(share_network)
+            except InvalidRequest as error:
+                raise Fatal(
+                    f"The pool of share network {share_network.id} cannot be used: {error.message}",
+                    object=f"share_network {share_network.id}",
+                    field=error.field,
+                    code=ErrorCode.NETWORK_FAILED,
+                ) from error
+            return f"{NETWORK_DOMAIN}{share_network.id}", pool
+        if self._pool is None:
+            raise Fatal(
+                f"Backend {self.setting.backend} has no addresses of its own and share network "
+                f"{share_network.id} of kind {share_network.kind} names none; set the network "
+                f"helper's subnet, or use a flat_pool share network.",
+                object=f"share_network {share_network.id}",
+                code=ErrorCode.CONFIGURATION,
+            )
+        return self._domain, self._pool
+
+
+def _own_pool(setting: Setting, options: FlatNetworkOptions) -> Pool | None:
+    if options.subnet is None:
+        superfluous = sorted(options.model_fields_set & {"gateway", "ranges", "reserved"})
+        if superfluous:
+            raise ConfigurationError(
+                f"Backend {setting.backend}: the network helper has {', '.join(superfluous)} "
+                f"but no subnet; set subnet."
+            )
+        if not setting.share_network_addresses:
+            raise ConfigurationError(
+                f"Backend {setting.backend} has no addresses to give out: set the network "
+                f"helper's subnet, or share_network_addresses = true."
+            )
+        return None
+    try:
+        return parse_pool(
+            options.ranges or (options.subnet,),
+            subnet=options.subnet,
+            gateway=options.gateway,
+            reserved=options.reserved,
+            fields=BACKEND_FIELDS,
+        )
+    except InvalidRequest as error:
+        raise ConfigurationError(
+            f"Backend {setting.backend}, network helper option {error.field}: {error.message}",
+            field=error.field,
+        ) from error

@@ -1,0 +1,1 @@
+"""Ports and networks of Neutron."""

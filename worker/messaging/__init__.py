@@ -1,0 +1,1 @@
+"""Queues, brokers and results: all that speaks to Celery and kombu."""

@@ -1,0 +1,106 @@
+"""What differs between brokers: options, priorities, queue depths."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
+
+from worker.config import BrokerSettings
+
+UNREACHABLE: Final = (OSError, OperationalError, RedisError)
+"""What publishing, storing a result or asking for a depth raises when broker or store is away."""
+
+_REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "redis+socket"})
+_TRANSPORT: Final = "worker.messaging.redis_transport:Transport"
+_NOT_FOUND: Final = "404"  # AMQP's reply code; kombu's Redis transport gives it as a text
+
+
+@dataclass(frozen=True, slots=True)
+class Priorities:
+    """The message priorities of an operation's first step and of those that follow.
+
+    What was begun goes ahead of what was not: otherwise, in a backlog, all first steps run before
+    any second one.
+    """
+
+    first_step: int
+    next_step: int
+
+
+def is_redis(url: str) -> bool:
+    """Whether kombu's Redis transport serves this broker URL (Sentinel has one of its own)."""
+    return urlsplit(url).scheme in _REDIS_SCHEMES
+
+
+def priorities(url: str) -> Priorities:
+    """The priorities that the broker at this URL understands.
+
+    Redis through kombu takes the lowest number first. A RabbitMQ quorum queue (4.0 and later)
+    knows two levels: up to 4, and above.
+    """
+    if is_redis(url) or urlsplit(url).scheme == "sentinel":
+        return Priorities(first_step=5, next_step=0)
+    return Priorities(first_step=0, next_step=5)
+
+
+def transport_options(config: BrokerSettings) -> dict[str, Any]:
+    """Celery's ``broker_transport_options`` for the configured broker.
+
+    By default kombu looks for unacknowledged messages every 100 s only; 2 s makes the visibility
+    timeout mean what it says.
+    """
+    if not is_redis(config.url):
+        return {"confirm_publish": True}
+    steps = priorities(config.url)
+    return {
+        "priority_steps": sorted({steps.first_step, steps.next_step}),
+        "visibility_timeout": config.visibility_timeout,
+        "unacked_restore_interval": 2,
+        "unacked_restore_throttle": 1,
+        "max_message_bytes": config.max_message_bytes,
+        "socket_connect_timeout": 5,
+        "socket_timeout": 15,
+        "socket_keepalive": True,
+    }
+
+
+def queue_depth(connection: Any, queue: str) -> int:
+    """Messages waiting in a queue, of all priorities; 0 when the queue does not exist.
+
+    ``connection`` is a kombu connection, such as ``app.connection_for_read()`` gives.
+    """
+    with connection.channel() as channel:
+        try:
+            return int(channel.queue_declare(queue, passive=True).message_count)
+        except connection.channel_errors as error:
+            if str(getattr(error, "reply_code", "")) == _NOT_FOUND:
+                return 0
+            raise
+
+
+def our_transport(url: str) -> dict[str, Any]:
+    """What ``app.connection_for_read`` and ``_for_write`` need to go through :class:`Transport`.
+
+    Empty for other brokers.
+    """
+    match urlsplit(url).scheme:
+        case "redis":
+            return {"url": url, "transport": _TRANSPORT}
+        case "rediss":
+            # Kombu's own default for this scheme would not verify the server.
+            verify = {"ssl_cert_reqs": ssl.CERT_REQUIRED}
+            return {
+                "url": url,
+                "transport": _TRANSPORT,
+                "ssl": verify,
+            }
+        case "redis+socket":
+            bare = url.removeprefix("redis+")
+            return {"url": bare, "transport": "worker.messaging.redis_transport:SocketTransport"}
+        case _:
+            return {}

@@ -1,0 +1,147 @@
+"""Read a Redis list without trusting what lies in it.
+
+Kombu's own Redis transport takes an item off its list before it looks at it; an item that is not a
+message ends the worker, and the item is gone. :class:`Transport` hands every item on as a message,
+invalid ones with their fault in a header, for :mod:`worker.messaging.dead_letters` to keep.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import uuid
+from typing import Annotated, Any, Final, Literal
+
+from kombu.transport import redis
+from kombu.utils.json import loads
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from worker.config import describe
+
+KEPT_BODY_BYTES: Final = 16384
+"""How much of a poisonous message's body is kept."""
+
+FAULT_HEADER: Final = "sharewright-fault"
+SIZE_HEADER: Final = "sharewright-size"
+
+
+class _Lax(BaseModel):
+    model_config = ConfigDict(extra="allow", strict=True)
+
+
+class _DeliveryInfo(_Lax):
+    exchange: str
+    routing_key: str
+
+
+class _Properties(_Lax):
+    delivery_tag: Annotated[str, Field(min_length=1, max_length=255)]
+    delivery_info: _DeliveryInfo
+    body_encoding: Literal["base64"] | None = None
+    correlation_id: str | None = None
+    reply_to: str | None = None
+
+
+def _uncompressed(headers: dict[str, Any]) -> dict[str, Any]:
+    # A few KiB may unpack to more than the machine has, before anyone can look at the size.
+    if headers.get("compression"):
+        raise ValueError("compressed messages are not accepted")
+    return headers
+
+
+class _Envelope(_Lax):
+    """What kombu relies on, without looking, in an item of a Redis list."""
+
+    body: str
+    headers: Annotated[dict[str, Any], AfterValidator(_uncompressed)]
+    properties: _Properties
+    content_type: str = Field(alias="content-type")
+    content_encoding: str = Field(alias="content-encoding")
+
+
+def _fault(item: bytes, longest: int) -> str | None:
+    """Why an item of a Redis list cannot be handed to kombu as it is."""
+    if len(item) > longest:
+        return f"it is {len(item)} bytes long"
+    try:
+        document = loads(item.decode())  # type: ignore[no-untyped-call] # kombu's, half typed
+        envelope = _Envelope.model_validate(document)
+        if envelope.properties.body_encoding:
+            base64.b64decode(envelope.body)
+    except ValidationError as error:
+        return f"its envelope is not kombu's: {'; '.join(describe(error)[:3])}"
+    # Kombu's JSON runs decoders of its own on what it finds; whatever one of them raises, and
+    # whatever depth exhausts, the item is at fault and its keeper is told.
+    except Exception as error:  # noqa: BLE001 - see above
+        return f"it cannot be read as a message: {type(error).__name__}: {str(error)[:200]}"
+    return None
+
+
+class Channel(redis.Channel):
+    """Reads whatever lies in a list as a message, and keeps its client.
+
+    Kombu makes a client for every command, which takes as long as the command itself.
+    """
+
+    max_message_bytes = 262144
+    from_transport_options = (  # type: ignore[assignment] # kombu's has a fixed length
+        *redis.Channel.from_transport_options,
+        "max_message_bytes",
+    )
+
+    _kept: Any = None
+
+    def _create_client(self, asynchronous: bool = False) -> Any:  # noqa: FBT001, FBT002 - kombu's
+        if not asynchronous and self._kept and self._kept.connection_pool is self.pool:
+            return self._kept
+        client = super()._create_client(asynchronous)  # type: ignore[no-untyped-call] # kombu's
+        client.set_response_callback("BRPOP", self._as_message)
+        if not asynchronous:
+            self._kept = client
+        return client
+
+    def _as_message(self, response: Any, **_options: Any) -> tuple[bytes, bytes] | None:
+        if not response:
+            return None
+        key, item = response
+        # Base64 and the envelope come on top of the body that the limit is meant for.
+        fault = _fault(item, 2 * self.max_message_bytes)
+        if fault is None:
+            return key, item
+        queue = key.decode().removeprefix(self.global_keyprefix).rsplit(self.sep, 1)[0]
+        return key, _wrap(item, queue, fault)
+
+
+def _wrap(item: bytes, queue: str, fault: str) -> bytes:
+    """A sound message around an item that is none; returned to ``queue`` if it must be restored."""
+    return json.dumps(
+        {
+            "body": base64.b64encode(item[:KEPT_BODY_BYTES]).decode(),
+            "headers": {FAULT_HEADER: fault, SIZE_HEADER: len(item)},
+            "content-type": "application/data",
+            "content-encoding": "binary",
+            "properties": {
+                "body_encoding": "base64",
+                "delivery_tag": str(uuid.uuid4()),
+                "delivery_info": {"exchange": "", "routing_key": queue},
+            },
+        }
+    ).encode()
+
+
+class Transport(redis.Transport):
+    """Kombu's Redis transport with :class:`Channel`."""
+
+    Channel = Channel
+
+    def _deliver(self, message: dict[str, Any], queue: str) -> None:
+        # What a message says of the queue that it came from is its sender's word; a broker's
+        # permissions are on the real one.
+        message["properties"]["delivery_info"].update(exchange="", routing_key=queue)
+        super()._deliver(message, queue)  # type: ignore[no-untyped-call] # kombu's, half typed
+
+
+class SocketTransport(Transport):
+    """The same over a unix socket, whose URL kombu must leave in one piece."""
+
+    can_parse_url = True

@@ -1,0 +1,1 @@
+"""Networking of one Linux host, and DHCP."""

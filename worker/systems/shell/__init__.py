@@ -1,0 +1,1 @@
+"""Shells: how a command reaches the machine it is meant for."""

@@ -1,0 +1,1 @@
+"""Storage of share data on one machine."""

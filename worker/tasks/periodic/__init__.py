@@ -1,0 +1,1 @@
+"""What the reconciler starts by the clock."""

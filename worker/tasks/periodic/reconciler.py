@@ -1,0 +1,219 @@
+"""The reconciler: takes up again what is overdue, and finishes what a dead process left unsaid.
+
+Any number of them may run; each change is one conditional statement, so two never do the same.
+A pass publishes at most a few hundred messages.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from sqlalchemy import case, delete, select, update
+from sqlalchemy.exc import DBAPIError
+
+from worker.db import audits
+from worker.db.core.engine import db_now, reading, transaction
+from worker.db.networks import dhcp_leases as leases
+from worker.db.operations import recovery as overdue
+from worker.db.operations.values import Operation
+from worker.db.share_servers import store as servers
+from worker.db.tables.main import operation_aliases, operation_steps, operations
+from worker.engine.job import Runtime
+from worker.failpoints import failpoint
+from worker.messaging.broker import UNREACHABLE
+from worker.model import Phase
+from worker.tasks.audit import ask_for_audits
+from worker.tasks.clean_up import start_clean_up
+from worker.tasks.orphans import NAME as AUDIT
+from worker.tasks.periodic import server_checks as checks
+from worker.tasks.periodic.lease_renewals import Send, ask_for_renewals
+
+TICK_SECONDS: Final = 1.0
+HOUSEKEEPING_SECONDS: Final = 30.0
+PURGE_BATCH: Final = 1000
+STORE_AGAIN_SECONDS: Final = 30.0
+AUDITS_KEPT: Final = 86400.0
+"""Seconds; there is one for each backend and interval, and what it found has a table."""
+
+_log = logging.getLogger(__name__)
+
+Depth = Callable[[str], int]
+"""How many messages wait in a queue."""
+AskForReports = Callable[[], None]
+"""Asks every worker group to report its backends' pools."""
+
+
+@dataclass(slots=True)
+class Reconciler:
+    """One reconciler's passes and what it remembers between them."""
+
+    runtime: Runtime
+    depth: Depth
+    ask_for_reports: AskForReports
+    send_renewals: Send
+    send_checks: checks.Send
+    _next_reports: float = 0.0
+    _next_housekeeping: float = 0.0
+
+    def run(self, stopped: threading.Event) -> None:
+        """Pass after pass, one a second, until told to stop; an outage is waited out."""
+        while not stopped.is_set():
+            began = time.monotonic()
+            try:
+                self.one_pass()
+            except (DBAPIError, *UNREACHABLE) as error:
+                _log.warning(
+                    "This pass ended early (%s: %.200s); the next one tries again.",
+                    type(error).__name__,
+                    str(error),
+                )
+            stopped.wait(max(0.0, TICK_SECONDS - (time.monotonic() - began)))
+
+    def one_pass(self) -> int:
+        """Do everything that is due; return how many operations were taken up again."""
+        taken_up = self._redrive_overdue()
+        self._store_results()
+        self._clean_up_idle()
+        ask_for_renewals(self.runtime, self.send_renewals)
+        checks.ask_for_checks(self.runtime, self.send_checks)
+        now = time.monotonic()
+        if now >= self._next_reports:
+            self._next_reports = now + self.runtime.config.engine.report_interval
+            self.ask_for_reports()
+            ask_for_audits(self.runtime)
+        if now >= self._next_housekeeping:
+            self._next_housekeeping = now + HOUSEKEEPING_SECONDS
+            self._purge()
+            self._forget_orphans()
+            self._forget_failed()
+        self.runtime.keeper.flush()
+        return taken_up
+
+    def _redrive_overdue(self) -> int:
+        engine = self.runtime.config.engine
+        with reading(self.runtime.engine) as connection:
+            gone = overdue.due(connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch)
+            queued = overdue.due(connection, (Phase.QUEUED,), engine.redrive_batch)
+        lost = self._lost(queued)
+        room = max(0, engine.redrive_batch - len(gone))
+        return self._redrive(gone) + self._redrive(lost[:room])
+
+    def _lost(self, queued: Sequence[Operation]) -> list[Operation]:
+        """Which overdue messages are lost rather than only waiting their turn.
+
+        Nothing waits in an empty queue, so its overdue messages are lost. In another, one is
+        taken for lost after a long time only, and never while the queue is deep.
+        """
+        engine = self.runtime.config.engine
+        lost: list[Operation] = []
+        for queue in sorted({operation.queue for operation in queued}):
+            mine = [operation for operation in queued if operation.queue == queue]
+            depth = self.depth(queue)
+            if depth == 0:
+                lost.extend(mine)
+                continue
+            if depth < engine.redrive_batch:
+                lost.extend(one for one in mine if self._too_long(one))
+            with transaction(self.runtime.engine) as connection:
+                overdue.postpone(
+                    connection, queue, limit=engine.queued_limit, patience=engine.lease
+                )
+        return lost
+
+    def _too_long(self, operation: Operation) -> bool:
+        limit = self.runtime.config.engine.queued_limit * 2.0 ** min(operation.redrives, 10)
+        return operation.waited > limit
+
+    def _redrive(self, late: Sequence[Operation]) -> int:
+        if not late:
+            return 0
+        with transaction(self.runtime.engine) as connection:
+            bells = overdue.redrive(connection, late, patience=self.runtime.config.engine.lease)
+        failpoint("reconcile.after_redrive")
+        self.runtime.keeper.count("redrives_total", len(bells))
+        self.runtime.ring(bells)
+        return len(bells)
+
+    def _store_results(self) -> None:
+        """Store results again whose worker did not say that it had."""
+        o = operations.c
+        with transaction(self.runtime.engine) as connection:
+            late = (
+                select(o.seq)
+                .where(o.result_due_at < db_now())
+                .order_by(o.result_due_at)
+                .limit(self.runtime.config.engine.redrive_batch)
+                .scalar_subquery()
+            )
+            rows = connection.execute(
+                update(operations)
+                .where(o.seq.in_(late))
+                .values(result_due_at=db_now() + STORE_AGAIN_SECONDS)
+                .returning(o.id, o.result, o.error, o.idempotency_key)
+            ).all()
+        for row in rows:
+            self.runtime.deliver(
+                row.id, row.result, row.error, aliased=row.idempotency_key is not None
+            )
+
+    def _clean_up_idle(self) -> None:
+        """Start the clean-up of share servers that were idle long enough."""
+        config = self.runtime.config
+        interval = config.engine.unused_share_server_cleanup_interval
+        with reading(self.runtime.engine) as connection:
+            idle = servers.idle(connection, interval, config.engine.redrive_batch)
+        for server_id in idle:
+            operation_id = str(uuid.uuid4())
+            with transaction(self.runtime.engine) as connection:
+                row = servers.doom(connection, server_id, operation_id)
+                if row is None:
+                    continue  # somebody joined it at the last moment
+                bells = start_clean_up(connection, config, row, operation_id)
+            self.runtime.ring(bells)
+
+    def _purge(self) -> None:
+        """Forget ended operations, in batches, after the time that they are kept."""
+        o = operations.c
+        keep = self.runtime.config.engine.keep_operations
+        old = (
+            select(o.seq, o.id)
+            .where(
+                o.finished_at
+                < db_now() - case((o.verb == AUDIT, min(AUDITS_KEPT, keep)), else_=keep),
+                o.phase.is_(None),
+            )
+            .limit(PURGE_BATCH)
+        )
+        with transaction(self.runtime.engine) as connection:
+            audits.forget_old(connection, keep, PURGE_BATCH)
+            rows = connection.execute(old).all()
+            if not rows:
+                return
+            ids = [row.id for row in rows]
+            connection.execute(
+                delete(operation_steps).where(operation_steps.c.operation_id.in_(ids))
+            )
+            connection.execute(
+                delete(operation_aliases).where(operation_aliases.c.operation_id.in_(ids))
+            )
+            connection.execute(delete(operations).where(o.seq.in_([row.seq for row in rows])))
+        _log.info("Forgot %d operations that ended long ago.", len(rows))
+
+    def _forget_orphans(self) -> None:
+        with transaction(self.runtime.engine) as connection:
+            gone = leases.forget_orphans(connection)
+        if gone:
+            _log.info("Forgot %d DHCP leases of share servers that are no more.", gone)
+
+    def _forget_failed(self) -> None:
+        kept = self.runtime.config.engine.keep_failed_share_servers
+        with transaction(self.runtime.engine) as connection:
+            gone = servers.forget_failed(connection, kept, PURGE_BATCH)
+        if gone:
+            _log.info("Forgot %d share servers whose build failed long ago.", gone)

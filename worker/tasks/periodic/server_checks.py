@@ -1,0 +1,116 @@
+"""Looking whether share servers serve, every few seconds, by the workers of their host.
+
+The reconciler asks a worker of the backend's group; that one asks the compute helper (or, in
+``single_svm``, the driver) which servers have stopped, and starts an operation for each. While
+all is well that is one message and one look a backend, however many servers it has.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from worker.db.core.engine import reading, transaction
+from worker.db.share_servers import health as upkeep
+from worker.engine.job import Runtime
+from worker.errors import SharewrightError
+from worker.messaging.queues import queue_for
+from worker.model import Outage
+from worker.tasks.repairs import ENSURE_SERVER, RESTART_SERVER, Asker, Started, start
+
+TASK: Final = "check_share_servers"
+CHECK_SECONDS: Final = 3.0
+"""Between two looks: what was found dead is to serve again within 10 s."""
+ASK_AGAIN: Final = 15.0
+"""After how many seconds a look that nobody took is asked for again."""
+TIMEOUT: Final = 60.0
+
+Send = Callable[[str, Sequence[str]], None]
+"""Sends the names of backends to be looked at to a queue."""
+
+_log = logging.getLogger(__name__)
+
+
+def ask_for_checks(runtime: Runtime, send: Send) -> None:
+    """Ask for a look at what is due, by one reconciler only; a message a queue."""
+    config = runtime.config
+    with transaction(runtime.engine) as connection:
+        due = upkeep.ask(connection, again_after=ASK_AGAIN, limit=config.engine.redrive_batch)
+    queues: dict[str, list[str]] = {}
+    for name in due:
+        if name in config.backends:
+            queues.setdefault(queue_for(config, name), []).append(name)
+    for queue, names in queues.items():
+        send(queue, names)
+
+
+def check_share_servers(runtime: Runtime, names: Sequence[str]) -> None:
+    """Start the repair of what has stopped on these backends; the next look is due later."""
+    for name in names:
+        try:
+            _check(runtime, name)
+        except SharewrightError as error:
+            _log.warning("Share servers of %s could not be looked at: %s", name, error.message)
+        with transaction(runtime.engine) as connection:
+            upkeep.looked_at(connection, name, again_after=CHECK_SECONDS)
+    runtime.keeper.flush()
+
+
+def _check(runtime: Runtime, name: str) -> None:
+    manager = runtime.manager(name)
+    if not manager.backend.mode.has_share_servers:
+        if not manager.serves():
+            _repair_predefined(runtime, name)
+        return
+    with reading(runtime.engine) as connection:
+        servers = upkeep.active(connection, name)
+    if not servers:
+        return
+    for server_id, outage in manager.outages(servers).items():
+        _repair(runtime, server_id, outage)
+
+
+def _repair(runtime: Runtime, server_id: str, outage: Outage) -> None:
+    saga = RESTART_SERVER if outage is Outage.FILE_SERVER else ENSURE_SERVER
+    with transaction(runtime.engine) as connection:
+        # One that is being deleted meanwhile is left alone.
+        row = upkeep.hold_active(connection, server_id)
+        if row is None:
+            return
+        started = start(
+            connection,
+            runtime.config,
+            saga,
+            ("share_server", server_id),
+            backend=row.backend,
+            asker=Asker(row.project_id),
+        )
+    _announce(runtime, started, f"share server {server_id}", outage)
+
+
+def _repair_predefined(runtime: Runtime, backend: str) -> None:
+    with transaction(runtime.engine) as connection:
+        upkeep.hold_backend(connection, backend)
+        started = start(
+            connection,
+            runtime.config,
+            ENSURE_SERVER,
+            ("backend", backend),
+            backend=backend,
+            asker=Asker(""),
+        )
+    _announce(runtime, started, f"the predefined server of {backend}", Outage.FILE_SERVER)
+
+
+def _announce(runtime: Runtime, started: Started, what: str, outage: Outage) -> None:
+    if not started.bells:
+        return  # it is being repaired already, or about to be
+    runtime.keeper.count(f"share_server_outages_total:{outage}")
+    _log.warning(
+        "Found %s without its %s; operation %s brings it back.",
+        what,
+        outage.replace("_", " "),
+        started.operation_id,
+    )
+    runtime.ring(started.bells)
