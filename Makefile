@@ -1,6 +1,6 @@
 # `make run` and `make test` are all that a fresh clone needs; each sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lint bench crash soak clean
+.PHONY: help setup lock outdated run test lint bench crash soak clean
 
 python := .venv/bin/python
 # The longest that a Python module may be.
@@ -11,10 +11,18 @@ processes := 3
 help:  ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
+# PYTHON=python3.13 chooses the interpreter of .venv.
 setup:  ## install what is missing: Debian's packages (as root), .venv
-	@.ci/setup
+	@.ci/setup test
 
-run: setup  ## the whole way once: a share from a message to files over NFS, and back to nothing
+lock: setup  ## pin again what pyproject.toml asks for (UPGRADE=1: the newest that it allows)
+	@.ci/lock requirements $(if $(UPGRADE),--upgrade)
+
+outdated: setup  ## which pins have newer versions, and whether these do
+	@.ci/outdated
+
+run:  ## the whole way once: a share from a message to files over NFS, and back to nothing
+	@.ci/setup run
 	@$(python) -m tests.story
 
 test: setup  ## all tests, with real Redis, PostgreSQL and workers
