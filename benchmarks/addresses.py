@@ -15,7 +15,7 @@ from sqlalchemy import insert
 
 from benchmarks.bed import Bed, Figures, cpu_seconds, median, own_cpu, ratio, take_turns, tidy
 from worker.db.core.engine import engine_for, transaction
-from worker.db.networks.addresses import DatabaseAddressBook, _hex, _Taking
+from worker.db.networks.addresses import DatabaseAddressStore, _hex, _Taking
 from worker.db.schema import upgrade
 from worker.db.tables.main import address_cursors, addresses
 
@@ -30,14 +30,14 @@ DOMAIN = "flat:bench"
 class Filled:
     """A flat network of which so many addresses are taken."""
 
-    book: DatabaseAddressBook
+    store: DatabaseAddressStore
     ranges: tuple[tuple[int, int], ...]
     ip_version: int
 
     def take(self, count: int = 1) -> tuple[str, ...]:
         """Addresses for a new share server."""
         server = str(uuid.uuid4())
-        return self.book.take(DOMAIN, self.ranges, self.ip_version, server, count)
+        return self.store.take(DOMAIN, self.ranges, self.ip_version, server, count)
 
 
 def run(bed: Bed) -> Figures:
@@ -72,7 +72,7 @@ def _filled(bed: Bed, url: str, cidr: str, taken: int) -> Filled:
     bed.ends_with(lambda: engine_for(url).dispose())
     network = IPNetwork(cidr)
     filled = Filled(
-        DatabaseAddressBook(url, rest=720.0),
+        DatabaseAddressStore(url, rest=720.0),
         ((network.first + 1, network.last - 1),),
         network.version,
     )

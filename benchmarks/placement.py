@@ -15,7 +15,7 @@ from sqlalchemy import Engine, insert
 from benchmarks.bed import Bed, Figures, median, own_cpu, take_turns, tidy
 from scheduler.acceptance.accept import Acceptance
 from scheduler.acceptance.shares import _place
-from scheduler.placement.filters import Wanted
+from scheduler.placement.filters import PlacementRequest
 from scheduler.placement.pool_cache import PoolCache, cache_for
 from scheduler.requests.verbs import VERBS
 from worker.config import Config
@@ -28,7 +28,7 @@ POOLS = (10, 1_000, 10_000)
 A_BACKEND = 10
 """Pools of one backend."""
 SPECS = {f"feature_{number}": f"value_{number}" for number in range(20)}
-WANTED = Wanted(
+WANTED = PlacementRequest(
     size=1,
     share_proto="NFS",
     network_kind=NetworkKind.FLAT_POOL,
@@ -58,10 +58,10 @@ def run(bed: Bed) -> Figures:
     figures = {f"placement.ms_at_{name}": median(costs) for name, costs in found.items()}
     for count, cache in caches.items():
         figures[f"placement.changes_ms_at_{count}"] = median(
-            own_cpu(partial(cache.snapshot, fresh=True)) * 1000.0 for _ in range(bed.scale.rounds)
+            own_cpu(partial(cache.pool_table, fresh=True)) * 1000.0 for _ in range(bed.scale.rounds)
         )
         figures[f"placement.whole_ms_at_{count}"] = median(
-            own_cpu(cache_for(configs[count], cache.engine).snapshot) * 1000.0
+            own_cpu(cache_for(configs[count], cache.engine).pool_table) * 1000.0
             for _ in range(bed.scale.rounds)
         )
     return figures

@@ -76,16 +76,16 @@ def main() -> int:
             for folded in sorted(directory.glob(f"{options.what}.*.folded"))
             for line in folded.read_text().splitlines()
         ]
-    books: Counter[str] = Counter()
+    stores: Counter[str] = Counter()
     for line in lines:
         stack, _, samples = line.rpartition(" ")
-        books[_book(stack)] += int(samples)
+        stores[_store(stack)] += int(samples)
     if options.flame:
         title = f"{options.what}: CPU of scheduler and worker that holds the interpreter's lock"
         options.flame.write_text(svg(tree_of(lines, BEGINNINGS), title))
-    total = sum(books.values())
+    total = sum(stores.values())
     print(f"{options.what}: {total} samples while {cost:.1f} ms of CPU went into each operation")
-    for name, samples in books.most_common():
+    for name, samples in stores.most_common():
         print(f"  {samples / total:6.1%}  {name}")
     return 0
 
@@ -115,7 +115,7 @@ def _spy(spy: str, pid: int, folded: Path) -> subprocess.Popen[bytes]:
     )
 
 
-def _book(stack: str) -> str:
+def _store(stack: str) -> str:
     for name, parts in BOOKS:
         if any(part in stack for part in parts):
             return name

@@ -70,12 +70,12 @@ def _show(figures: Figures, *, quick: bool) -> int:
     missed = 0
     for name, value in figures.items():
         bar = BARS.get(name)
-        verdict = ""
+        cancel_reason = ""
         if bar is not None:
             met = bar.is_met(value, figures)
             missed += not met
-            verdict = "met" if met else "MISSED"
-        table.add_row(name, f"{value:.3g}", bar.text if bar else "", verdict)
+            cancel_reason = "met" if met else "MISSED"
+        table.add_row(name, f"{value:.3g}", bar.text if bar else "", cancel_reason)
     Console(width=None if sys.stdout.isatty() else 100).print(table)
     return 1 if missed and not quick else 0
 

@@ -26,7 +26,7 @@ import scheduler.cli
 import worker.errors
 import worker.model
 from scheduler.cli import cli
-from scheduler.placement.share_network import Named, Standing, resolve
+from scheduler.placement.share_network import Named, RowState, resolve
 from scheduler.requests.base import Context, Kind, Payload
 from scheduler.requests.verbs import VERBS
 from scheduler.service.health import make_wsgi
@@ -47,7 +47,7 @@ from worker.model import (
     NetworkKind,
 )
 from worker.plugin import Options
-from worker.tasks.sagas import ACTS, ALL
+from worker.tasks.sagas import ACTIONS, ALL
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
@@ -113,7 +113,7 @@ def sagas() -> str:
     rows = []
     for saga in ALL:
         for number, step in enumerate(saga.steps):
-            back = code(step.undo.name) if step.undo else f"none: {step.because}"
+            back = code(step.compensation.name) if step.compensation else f"none: {step.because}"
             trying = "yes" if step.keeps_trying else ""
             name = code(saga.name) if number == 0 else ""
             rows.append((name, f"{number + 1}. {code(step.do.name)}", back, trying))
@@ -123,8 +123,12 @@ def sagas() -> str:
 def steps() -> str:
     """The tasks that do the steps, and how long each may take."""
     rows = [
-        (code(f"sharewright.{act.name}"), f"{act.timeout:g}", f"{act.timeout + HARD_LIMIT_GRACE:g}")
-        for act in sorted(ACTS.values(), key=lambda act: act.name)
+        (
+            code(f"sharewright.{action.name}"),
+            f"{action.timeout:g}",
+            f"{action.timeout + HARD_LIMIT_GRACE:g}",
+        )
+        for action in sorted(ACTIONS.values(), key=lambda action: action.name)
     ]
     return table(("task", "may take, seconds", "its process is killed after, seconds"), rows)
 
@@ -166,10 +170,10 @@ def resolution() -> str:
     return table((*head, "configuration", "default", "the share is made on"), rows)
 
 
-_ANSWERS: Final = ("-", *(str(standing) for standing in Standing))
+_ANSWERS: Final = ("-", *(str(standing) for standing in RowState))
 _NAMED_BY: Final[tuple[tuple[str, ...], ...]] = (
     *(_ANSWERS, ("yes", "no"), _ANSWERS, _ANSWERS),
-    ("-", str(Standing.PUBLIC)),
+    ("-", str(RowState.PUBLIC)),
 )
 
 
@@ -186,7 +190,7 @@ def _resolved(known: tuple[str, ...]) -> Iterator[Sequence[str]]:
 
 def _outcome(case: tuple[str, ...]) -> str:
     def named(standing: str, by: str) -> Named | None:
-        return None if standing == "-" else Named(by, Standing(standing))
+        return None if standing == "-" else Named(by, RowState(standing))
 
     request, single, share_type, configuration, default = case
     try:

@@ -112,9 +112,11 @@ def _take(
                 is_admin=is_admin,
                 heard=heard,
             )
-        runtime.keeper.count(f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}")
+        runtime.heartbeat.count(
+            f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}"
+        )
     except Refused as refused:
-        runtime.keeper.count(f"requests_total:{verb.name}:refused")
+        runtime.heartbeat.count(f"requests_total:{verb.name}:refused")
         if not _is_taken(runtime, message.id):
             runtime.store_result(message.id, None, refused.to_json())
 

@@ -21,13 +21,13 @@ from worker.backends.assembly import Backend, assemble, check
 from worker.backends.manager import ShareManager
 from worker.config import Config
 from worker.db.core.engine import engine_for, transaction
-from worker.db.dead_letters import PoisonMessage, keep
-from worker.db.networks.addresses import DatabaseAddressBook
-from worker.engine.heartbeat import Keeper
+from worker.db.dead_letters import DeadLetter, keep
+from worker.db.networks.addresses import DatabaseAddressStore
+from worker.engine.heartbeat import Heartbeat
 from worker.engine.job import Runtime
 from worker.engine.publisher import PREFIX, publisher
 from worker.engine.runner import run
-from worker.engine.saga import Act
+from worker.engine.saga import Action
 from worker.errors import ConfigurationError
 from worker.logs import set_up_logging
 from worker.messaging.broker import our_transport, queue_depth, transport_options
@@ -38,7 +38,7 @@ from worker.tasks.periodic import lease_renewals as renewals
 from worker.tasks.periodic import server_checks as checks
 from worker.tasks.periodic.pool_reports import PORTION, REPORT_TIMEOUT, TASK, report_pools
 from worker.tasks.periodic.reconciler import Reconciler
-from worker.tasks.sagas import ACTS, SAGAS
+from worker.tasks.sagas import ACTIONS, SAGAS
 from worker.tasks.security import check_keys
 
 HARD_LIMIT_GRACE: Final = 10
@@ -90,11 +90,13 @@ def make_app(config: Config) -> Celery:
         enable_utc=True,
     )
     install(
-        app, functools.partial(_quarantine, config.database.url), config.broker.max_message_bytes
+        app,
+        functools.partial(_keep_dead_letter, config.database.url),
+        config.broker.max_message_bytes,
     )
     runtime_of = functools.partial(_runtime, app, config, {})
-    for act in ACTS.values():
-        _register(app, act, runtime_of)
+    for action in ACTIONS.values():
+        _register(app, action, runtime_of)
 
     def report(names: list[str]) -> None:
         report_pools(runtime_of(), names)
@@ -128,17 +130,17 @@ def make_app(config: Config) -> Celery:
     return app
 
 
-def _register(app: Celery, act: Act, runtime_of: Callable[[], Runtime]) -> None:
+def _register(app: Celery, action: Action, runtime_of: Callable[[], Runtime]) -> None:
     def step(self: Task, operation_id: str, dispatch: int) -> None:
-        if not run(runtime_of(), act, operation_id, dispatch):
+        if not run(runtime_of(), action, operation_id, dispatch):
             self.request.chain = None
 
     app.task(
         step,
-        name=PREFIX + act.name,
+        name=PREFIX + action.name,
         bind=True,
         ignore_result=True,
-        time_limit=act.timeout + HARD_LIMIT_GRACE,
+        time_limit=action.timeout + HARD_LIMIT_GRACE,
         shared=False,
     )
 
@@ -163,23 +165,23 @@ def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
         publish=publisher(app, SAGAS),
         store_result=storer(app),
         worker=f"{socket.gethostname()}:{os.getpid()}",
-        keeper=Keeper(engine, config.engine.lease),
+        heartbeat=Heartbeat(engine, config.engine.lease),
     )
     return runtime
 
 
 def backend_here(config: Config, name: str) -> Backend:
     """Put a backend together on this host; ConfigurationError when it cannot work here."""
-    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
+    addresses = DatabaseAddressStore(config.database.url, rest=config.engine.address_rest)
     return assemble(config, name, addresses)
 
 
-def _quarantine(database_url: str, poison: PoisonMessage) -> None:
+def _keep_dead_letter(database_url: str, dead_letter: DeadLetter) -> None:
     """In the worker's main process: the connection must not be there for a later fork."""
     engine = engine_for(database_url)
     try:
         with transaction(engine) as connection:
-            keep(connection, poison)
+            keep(connection, dead_letter)
     finally:
         engine.dispose()
 
@@ -245,7 +247,7 @@ def check_times(config: Config) -> None:
     Raises :class:`~worker.errors.ConfigurationError`.
     """
     engine = config.engine
-    longest = max(ACTS.values(), key=lambda act: act.timeout)
+    longest = max(ACTIONS.values(), key=lambda action: action.timeout)
     least = engine.lease + longest.timeout + HARD_LIMIT_GRACE
     reasons = {
         "address_rest": "a freed address would be given out again while a worker that was stopped "

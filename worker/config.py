@@ -52,7 +52,7 @@ class BrokerSettings(_Section):
         "May be shorter than a step: duplicates stop at the database.",
     )
     max_message_bytes: int = Field(
-        262144, ge=1024, description="Larger messages are kept aside as poison."
+        262144, ge=1024, description="Larger messages are kept as dead letters."
     )
 
 

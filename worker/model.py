@@ -455,7 +455,7 @@ class AccessRule:
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class OwnedResource:
     """A thing outside that bears our mark, as an audit finds it.
 
     ``kind`` is the outside's word for it (``port``, ``namespace``), ``id`` its own id or name

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-from worker.model import DriverMode, Owned, RequestContext, ServerStatus, ShareServer
+from worker.model import DriverMode, OwnedResource, RequestContext, ServerStatus, ShareServer
 
 
 class Options(BaseModel):
@@ -22,7 +22,7 @@ class Options(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
+class BackendContext:
     """Where a plug-in finds itself.
 
     ``state_dir`` is a directory of the backend's own on this host for what must outlive the
@@ -60,7 +60,7 @@ class Audit(ABC):
     """
 
     @abstractmethod
-    def owned(self, context: RequestContext) -> Iterable[Owned]:
+    def owned(self, context: RequestContext) -> Iterable[OwnedResource]:
         """List what there is, of live rows and of others; nothing is changed.
 
         Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` when it cannot
@@ -68,7 +68,7 @@ class Audit(ABC):
         """
 
     @abstractmethod
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Remove a thing that :meth:`owned` has listed and whose row is no more; gone is fine.
 
         ``context.guard()`` comes before every changing call. Raises
@@ -77,7 +77,7 @@ class Audit(ABC):
         """
 
 
-def remnant(setting: Setting, owned: Owned) -> ShareServer:
+def placeholder_server(setting: BackendContext, owned: OwnedResource) -> ShareServer:
     """The share server that an orphan was made for, as far as is known: its id.
 
     For a helper whose own way to delete or deallocate finds everything by that.

@@ -28,9 +28,10 @@ from scheduler.requests.base import Payload, Verb
 from worker.config import Config
 from worker.db.core.engine import db_now, insert_into, is_passing, transaction
 from worker.db.core.prepared import Prepared
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
-from worker.db.tables.main import operation_aliases, operations
+from worker.db.tables.main import operation_aliases
+from worker.db.tables.main import operations as operations_table
 from worker.engine.job import Runtime
 from worker.errors import Conflict, ErrorCode, InvalidRequest, Refused
 from worker.failpoints import failpoint
@@ -58,7 +59,7 @@ class Acceptance:
     digest: str
     is_admin: bool
     """Whether it came over the administrators' queue."""
-    bells: list[Dispatch] = field(default_factory=list)
+    dispatches: list[Dispatch] = field(default_factory=list)
     ended: list[tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None]] = field(
         default_factory=list
     )
@@ -82,7 +83,7 @@ class Acceptance:
         The caller holds the object's row, so that two requests see one another.
         """
         kind, object_id = resource
-        busy = not is_new and journal.is_busy(self.connection, kind, object_id)
+        busy = not is_new and operations.is_busy(self.connection, kind, object_id)
         if busy:
             self._check_room(kind, object_id)
         values = self._values(kind, object_id)
@@ -94,18 +95,18 @@ class Acceptance:
             task=SAGAS[saga].steps[0].do.name,
         )
         values["payload"].update(payload or {})
-        bell = journal.accept(
-            self.connection, values, running=not busy, patience=self.config.engine.lease
+        dispatch = operations.accept(
+            self.connection, values, running=not busy, republish_after=self.config.engine.lease
         )
-        if bell is None:
+        if dispatch is None:
             raise _SentTwice
         if not busy:
-            self.bells.append(bell)
+            self.dispatches.append(dispatch)
 
     def finish(self, resource: tuple[str, str], result: Mapping[str, Any]) -> None:
         """Accept an operation that its own rows complete."""
         kind, object_id = resource
-        accepted = journal.accept_done(
+        accepted = operations.accept_done(
             self.connection,
             {**self._values(kind, object_id), "saga": ""},
             result,
@@ -117,7 +118,7 @@ class Acceptance:
 
     def _check_room(self, kind: str, object_id: str) -> None:
         limit = self.config.engine.max_queued_operations
-        if journal.pending(self.connection, kind, object_id) >= limit:
+        if operations.pending(self.connection, kind, object_id) >= limit:
             raise Conflict(
                 f"{kind} {object_id} has {limit} operations queued already; send this one again "
                 f"when some have ended.",
@@ -180,7 +181,7 @@ def accept(
         # Of the operations that this one superseded, other ids may want the result.
         runtime.deliver(ended_id, result, error, aliased=ended_id != operation_id)
     heard()
-    runtime.ring(acceptance.bells)
+    runtime.publish_all(acceptance.dispatches)
     failpoint("intake.after_publish")
     return True
 
@@ -242,7 +243,7 @@ def is_taken(connection: Connection, request_id: str) -> bool:
 
 
 def _knowing(*conditions: ColumnElement[bool]) -> Prepared:
-    o = operations.c
+    o = operations_table.c
     # Held: it must not end between this look at its state and the note of another id for it.
     return Prepared(
         select(o.id, o.project_id, o.payload_digest, o.state, o.result, o.error)
@@ -256,10 +257,10 @@ _OF_ALIAS = (
     .where(operation_aliases.c.id == bindparam("request"))
     .scalar_subquery()
 )
-_KNOWN_BY_ID = _knowing(operations.c.id.in_([bindparam("request"), _OF_ALIAS]))
+_KNOWN_BY_ID = _knowing(operations_table.c.id.in_([bindparam("request"), _OF_ALIAS]))
 _KNOWN_BY_KEY = _knowing(
-    operations.c.project_id == bindparam("project"),
-    operations.c.idempotency_key == bindparam("key"),
+    operations_table.c.project_id == bindparam("project"),
+    operations_table.c.idempotency_key == bindparam("key"),
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, Select, Table, bindparam, or_, select
 
 from scheduler.placement.filters import MODE_SPEC
-from scheduler.placement.share_network import NETWORK_SPEC, Named, Standing, resolve
+from scheduler.placement.share_network import NETWORK_SPEC, Named, RowState, resolve
 from worker.db.core.prepared import Prepared
 from worker.db.tables.main import (
     access_rules,
@@ -136,12 +136,12 @@ def _named(network_id: str | None, seen: Mapping[str, Any], project_id: str) -> 
     return Named(network_id, _standing(seen.get(network_id), project_id))
 
 
-def _standing(row: Row[Any] | None, project_id: str) -> Standing:
+def _standing(row: Row[Any] | None, project_id: str) -> RowState:
     if row is None:
-        return Standing.MISSING
+        return RowState.MISSING
     if row.is_public:
-        return Standing.PUBLIC
-    return Standing.OWN if row.project_id == project_id else Standing.FOREIGN
+        return RowState.PUBLIC
+    return RowState.OWN if row.project_id == project_id else RowState.FOREIGN
 
 
 def share_type(connection: Connection, named: str) -> Row[Any]:

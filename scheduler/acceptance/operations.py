@@ -12,16 +12,17 @@ from sqlalchemy import Row, select, update
 
 from scheduler.acceptance.accept import Acceptance
 from worker.db.core.engine import db_now
-from worker.db.operations import store as journal
-from worker.db.operations.values import Operation, bell_of
-from worker.db.tables.main import operation_aliases, operations
-from worker.engine.job import Writing
+from worker.db.operations import store as operations
+from worker.db.operations.values import Operation, dispatch_of
+from worker.db.tables.main import operation_aliases
+from worker.db.tables.main import operations as operations_table
+from worker.engine.job import StepTransaction
 from worker.errors import Conflict, ErrorCode, NotFound
 from worker.model import OperationState, Phase
-from worker.tasks.giving_up import let_go
+from worker.tasks.giving_up import force_close
 from worker.tasks.sagas import SAGAS
 
-_o = operations.c
+_o = operations_table.c
 _S = OperationState
 _ENDED = {
     _S.SUCCEEDED: "has succeeded; to undo it, ask for the opposite",
@@ -44,7 +45,7 @@ def cancel(acceptance: Acceptance) -> None:
     if saga is None:
         raise _refused(row, "is of a newer version; its own scheduler has to cancel it")
     step = saga.steps[row.position]
-    if step.undo is None:
+    if step.compensation is None:
         raise _refused(row, f"cannot be undone ({step.because}); ask for the opposite")
     cancelled = {
         "code": str(ErrorCode.CANCELLED),
@@ -52,12 +53,12 @@ def cancel(acceptance: Acceptance) -> None:
         "object": f"operation {row.id}",
         "field": "",
     }
-    acceptance.bells.extend(
-        journal.condemn(
+    acceptance.dispatches.extend(
+        operations.request_cancel(
             acceptance.connection,
             row.id,
             cancelled,
-            patience=acceptance.config.engine.lease,
+            republish_after=acceptance.config.engine.lease,
         )
     )
     acceptance.finish(("operation", row.id), {"id": row.id, "state": row.state, "cancelled": True})
@@ -69,13 +70,13 @@ def retry(acceptance: Acceptance) -> None:
     if row.state == _S.PENDING:
         raise _refused(row, f"is behind another on {row.resource_kind} {row.resource_id}")
     rung = acceptance.connection.execute(
-        journal.ring(acceptance.config.engine.lease).where(
+        operations.publish_all(acceptance.config.engine.lease).where(
             _o.id == row.id, _o.phase == Phase.WAITING.value
         )
     ).first()
     if rung is None:
         raise _refused(row, "is under way already")
-    acceptance.bells.append(bell_of(rung))
+    acceptance.dispatches.append(dispatch_of(rung))
     acceptance.finish(("operation", row.id), {"id": row.id, "state": row.state, "task": row.task})
 
 
@@ -85,13 +86,13 @@ def give_up(acceptance: Acceptance) -> None:
     if row.state != _S.COMPENSATION_FAILED:
         raise _refused(row, "is still under way; it can be given up when its undo has failed")
     connection, config = acceptance.connection, acceptance.config
-    operation = journal.find(connection, row.id)
+    operation = operations.find(connection, row.id)
     assert operation is not None, "its row is held"
-    writing = Writing(connection, operation, config)
-    left = let_go(writing)
+    tx = StepTransaction(connection, operation, config)
+    left = force_close(tx)
     message = f"Given up by an operator; outside may be left: {', '.join(left) or 'nothing'}."
     _conclude(acceptance, operation, message)
-    acceptance.bells.extend(writing.bells)
+    acceptance.dispatches.extend(tx.dispatches)
     acceptance.finish(
         ("operation", row.id),
         {"id": row.id, "state": str(_S.GIVEN_UP), "may_be_left": left},
@@ -102,9 +103,9 @@ def _conclude(acceptance: Acceptance, operation: Operation, message: str) -> Non
     """End it under a new fence: a worker that is on it writes nothing any more."""
     error = dict(operation.error or {})
     error["message"] = f"{error.get('message', '')} {message}".strip()
-    journal.record(acceptance.connection, operation, "given up", message)
+    operations.record(acceptance.connection, operation, "given up", message)
     acceptance.connection.execute(
-        update(operations)
+        update(operations_table)
         .where(_o.id == operation.id)
         .values(
             state=_S.GIVEN_UP.value,
@@ -127,7 +128,7 @@ def _held(acceptance: Acceptance) -> Row[Any]:
     connection = acceptance.connection
     alias = connection.execute(select(a.operation_id).where(a.id == wanted)).scalar()
     row = connection.execute(
-        select(operations).where(_o.id == (alias or wanted)).with_for_update()
+        select(operations_table).where(_o.id == (alias or wanted)).with_for_update()
     ).first()
     if row is None:
         raise NotFound(

@@ -75,7 +75,7 @@ def delete(acceptance: Acceptance) -> None:
     row = changeable(acceptance)
     _check_not_default(row, to="deleted")
     _check_unused(acceptance, row, then="delete these first")
-    audits.bury(connection, OwnerKind.SHARE_NETWORK, row.id)
+    audits.add_tombstone(connection, OwnerKind.SHARE_NETWORK, row.id)
     # What is left of its share servers are builds that failed: there is nothing behind them.
     connection.execute(sql_delete(share_servers).where(share_servers.c.share_network_id == row.id))
     connection.execute(sql_delete(_added).where(_added.c.share_network_id == row.id))

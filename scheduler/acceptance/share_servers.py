@@ -9,7 +9,7 @@ from sqlalchemy import Row, select
 from scheduler.acceptance import lookup
 from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.share_servers import EnsureShareServers
-from worker.db.share_servers import health as upkeep
+from worker.db.share_servers import health
 from worker.db.share_servers import store as servers
 from worker.db.tables.main import share_servers
 from worker.errors import Conflict, NotFound
@@ -31,10 +31,10 @@ def delete(acceptance: Acceptance) -> None:
             object=f"share server {row.id}",
         )
     lookup.check_status(row, "share server", *_DELETABLE, to="delete")
-    servers.doom(acceptance.connection, row.id, acceptance.operation_id, among=_DELETABLE)
+    servers.mark_deleting(acceptance.connection, row.id, acceptance.operation_id, among=_DELETABLE)
     resource = ("share_server", row.id)
     because = f"The share server {row.id} is being deleted."
-    acceptance.bells.extend(
+    acceptance.dispatches.extend(
         repairs.cancel(acceptance.connection, acceptance.config, resource, because)
     )
     acceptance.begin(CLEAN_UP, resource=resource, backend=row.backend)
@@ -61,7 +61,7 @@ def ensure(acceptance: Acceptance) -> None:
             backend=backend,
             asker=asker,
         )
-        acceptance.bells.extend(one.bells)
+        acceptance.dispatches.extend(one.dispatches)
         started.append(one.operation_id)
     acceptance.finish(
         ("share_servers", request.share_server_id or "several"), {"operations": started}
@@ -115,5 +115,5 @@ def _predefined(acceptance: Acceptance, backends: list[str]) -> list[str]:
         name for name in backends if acceptance.config.backends[name].mode is DriverMode.SINGLE_SVM
     ]
     for name in single:
-        upkeep.hold_backend(acceptance.connection, name)
+        health.hold_backend(acceptance.connection, name)
     return single

@@ -11,16 +11,16 @@ from sqlalchemy import Row, bindparam, insert, select
 from scheduler.acceptance import lookup
 from scheduler.acceptance.accept import Acceptance
 from scheduler.placement.choose import candidates, no_capacity, refusals
-from scheduler.placement.filters import Wanted
+from scheduler.placement.filters import PlacementRequest
 from scheduler.placement.pools import Pool, reserve
 from scheduler.requests.shares import CreateShare, ExtendShare
 from worker.db import shares, snapshots
 from worker.db.core.engine import db_now
 from worker.db.core.prepared import Prepared
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
-from worker.db.tables.main import operations
+from worker.db.tables.main import operations as operations_table
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.model import NetworkKind, OperationState, ShareStatus
 from worker.tasks import repairs
@@ -52,7 +52,7 @@ def create(acceptance: Acceptance) -> None:
     network = _network(acceptance, request, source, share_type)
     pool = _place(
         acceptance,
-        Wanted(
+        PlacementRequest(
             size=request.size,
             share_proto=request.share_proto,
             network_kind=NetworkKind(network.kind) if network is not None else None,
@@ -136,7 +136,7 @@ def _network(
 def _serving(acceptance: Acceptance, network: Row[Any] | None, size: int) -> frozenset[str]:
     """The backends where a share server of the share network has room, or is about to be built."""
     pools = acceptance.pools
-    if network is None or not pools.snapshot().has_choice:
+    if network is None or not pools.pool_table().has_choice:
         return frozenset()
     config = acceptance.config
     standing = servers.standing(
@@ -162,20 +162,20 @@ def _check_size(acceptance: Acceptance, size: int, field: str) -> None:
         )
 
 
-def _place(acceptance: Acceptance, wanted: Wanted) -> Pool:
+def _place(acceptance: Acceptance, wanted: PlacementRequest) -> Pool:
     """Choose from the snapshot, promise by a conditional update; on conflict choose again.
 
     Nobody is refused by an old snapshot: what it lacks may be free, or enabled, by now.
     """
     ratio = acceptance.config.engine.max_over_subscription_ratio
     for attempt in range(_PLACEMENT_ROUNDS):
-        snapshot = acceptance.pools.snapshot(fresh=attempt > 0)
+        snapshot = acceptance.pools.pool_table(fresh=attempt > 0)
         conflict = False
         for pool in candidates(replace(wanted, now=snapshot.now), snapshot):
             if reserve(acceptance.connection, pool, wanted.size, ratio):
                 acceptance.pools.chosen(pool, wanted.size)
                 return pool
-            acceptance.pools.doubt(pool)
+            acceptance.pools.invalidate(pool)
             conflict = True
         if attempt > 0 and not conflict:
             raise no_capacity(wanted, refusals(wanted, snapshot))
@@ -195,13 +195,15 @@ def delete(acceptance: Acceptance) -> None:
         "object": f"share {row.id}",
         "field": "",
     }
-    patience = acceptance.config.engine.lease
-    ended = journal.supersede(connection, "share", row.id, superseded, store_again=patience)
+    republish_after = acceptance.config.engine.lease
+    ended = operations.supersede(
+        connection, "share", row.id, superseded, store_again=republish_after
+    )
     acceptance.ended.extend((operation_id, None, superseded) for operation_id in ended)
     if row.status == ShareStatus.CREATING:
         _cancel_create(acceptance, row)
     because = f"The share {row.id} is being deleted."
-    acceptance.bells.extend(
+    acceptance.dispatches.extend(
         repairs.cancel(connection, acceptance.config, ("share", row.id), because)
     )
     shares.set_share(connection, row.id, ShareStatus.DELETING)
@@ -219,7 +221,7 @@ def _check_unused(acceptance: Acceptance, row: Row[Any]) -> None:
 
 
 def _cancel_create(acceptance: Acceptance, row: Row[Any]) -> None:
-    o = operations.c
+    o = operations_table.c
     live = acceptance.connection.execute(
         select(o.id).where(
             o.resource_kind == "share",
@@ -235,9 +237,12 @@ def _cancel_create(acceptance: Acceptance, row: Row[Any]) -> None:
         "object": f"share {row.id}",
         "field": "",
     }
-    acceptance.bells.extend(
-        journal.condemn(
-            acceptance.connection, live.id, cancelled, patience=acceptance.config.engine.lease
+    acceptance.dispatches.extend(
+        operations.request_cancel(
+            acceptance.connection,
+            live.id,
+            cancelled,
+            republish_after=acceptance.config.engine.lease,
         )
     )
 

@@ -27,7 +27,7 @@ _COMMANDS: Final = {
     "backend": ("backends:backend", "Backends: show, list, disable, enable."),
     "operation": ("operations:operation", "Operations: show, list, watch, cancel, retry, give up."),
     "audit": ("audit:audit", "Compare the database with what exists outside."),
-    "poison": ("dead_letters:poison", "Messages that could not be read, kept aside."),
+    "dead-letter": ("dead_letters:dead_letter", "Messages that no task could be run for."),
     "schema": ("schemas:schema", "JSON Schemas of the requests' payloads."),
     "secrets": ("secrets:secrets", "The keys that passwords are sealed with."),
     "up": ("processes:up", "Run everything embedded, in one process tree."),

@@ -14,7 +14,7 @@ _POISON: Final = ("id", "queue", "reason", "size", "received_at", "replayable", 
 
 
 @click.group()
-def poison() -> None:
+def dead_letter() -> None:
     """Messages that could not be read, kept aside: list, show, replay, drop."""
 
 
@@ -25,47 +25,47 @@ def _ask(session: Session, query: Callable[[Any], dict[str, Any]]) -> dict[str, 
     return found
 
 
-@poison.command("list")
+@dead_letter.command("list")
 @click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
 @click.option("--marker", type=int, help="The last id of the page before.")
 @pass_session
-def list_poison(session: Session, limit: int, marker: int | None) -> None:
+def list_dead_letters(session: Session, limit: int, marker: int | None) -> None:
     """List what was kept aside, oldest first."""
-    from scheduler.queries.dead_letters import list_poison_messages  # noqa: PLC0415 - after `--help`
+    from scheduler.queries.dead_letters import list_dead_letters  # noqa: PLC0415 - after `--help`
 
-    document = _ask(session, lambda found: list_poison_messages(found, limit, marker))
+    document = _ask(session, lambda found: list_dead_letters(found, limit, marker))
     session.print_list(document, _POISON)
 
 
-@poison.command("show")
+@dead_letter.command("show")
 @click.argument("message_id", type=int)
 @pass_session
-def show_poison(session: Session, message_id: int) -> None:
+def show_dead_letter(session: Session, message_id: int) -> None:
     """Show a message that was kept aside, with its body."""
-    from scheduler.queries.dead_letters import show_poison_message  # noqa: PLC0415 - after `--help`
+    from scheduler.queries.dead_letters import show_dead_letter  # noqa: PLC0415 - after `--help`
 
-    session.print(_ask(session, lambda found: show_poison_message(found, message_id)))
+    session.print(_ask(session, lambda found: show_dead_letter(found, message_id)))
 
 
-@poison.command("replay")
+@dead_letter.command("replay")
 @click.argument("message_id", type=int)
 @pass_session
-def replay_poison(session: Session, message_id: int) -> None:
+def replay_dead_letter(session: Session, message_id: int) -> None:
     """Publish a message again to the queue that it came from, once."""
     from scheduler.service.dead_letters import replay  # noqa: PLC0415 - after `--help`
 
-    with session.writing():
+    with session.tx():
         queue = replay(session.config, message_id)
     session.print({"id": message_id, "queue": queue, "replayed": True})
 
 
-@poison.command("drop")
+@dead_letter.command("drop")
 @click.argument("message_id", type=int)
 @pass_session
-def drop_poison(session: Session, message_id: int) -> None:
+def drop_dead_letter(session: Session, message_id: int) -> None:
     """Forget a message that was kept aside."""
     from scheduler.service.dead_letters import drop  # noqa: PLC0415 - after `--help`
 
-    with session.writing():
+    with session.tx():
         drop(session.config, message_id)
     session.print({"id": message_id, "dropped": True})

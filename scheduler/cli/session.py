@@ -104,7 +104,7 @@ class Session:
             return None
 
     @contextmanager
-    def writing(self) -> Iterator[None]:
+    def tx(self) -> Iterator[None]:
         """What an operator does to database and broker by hand; both must be reachable."""
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import heapq
 from collections.abc import Container, Iterable, Iterator
 
-from scheduler.placement.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
-from scheduler.placement.pool_cache import Ranked, Snapshot
-from scheduler.placement.pools import Offer, Pool
-from scheduler.placement.weighers import nearness, suitability
+from scheduler.placement.filters import OFFER_FILTERS, POOL_FILTERS, PlacementRequest
+from scheduler.placement.pool_cache import PoolTable, Ranked
+from scheduler.placement.pools import Pool, PoolSpec
+from scheduler.placement.weighers import affinity, suitability
 from worker.errors import NoCapacity
 
 
-def refusal_of_offer(wanted: Wanted, offer: Offer) -> str | None:
+def refusal_of_offer(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
     """Why no pool of an offer can take the share, or None if one might."""
     for test in OFFER_FILTERS:
         reason = test(wanted, offer)
@@ -21,7 +21,7 @@ def refusal_of_offer(wanted: Wanted, offer: Offer) -> str | None:
     return None
 
 
-def refusal(wanted: Wanted, pool: Pool) -> str | None:
+def refusal(wanted: PlacementRequest, pool: Pool) -> str | None:
     """Why a pool of an offer that fits cannot take the share, or None if it can."""
     for test in POOL_FILTERS:
         reason = test(wanted, pool)
@@ -30,19 +30,21 @@ def refusal(wanted: Wanted, pool: Pool) -> str | None:
     return None
 
 
-def candidates(wanted: Wanted, snapshot: Snapshot) -> Iterator[Pool]:
+def candidates(wanted: PlacementRequest, pool_table: PoolTable) -> Iterator[Pool]:
     """Give the pools that can take the share, the best first; each is looked at when it is due."""
     fitting = {
         offer: ranked
-        for offer, ranked in snapshot.ranked()
+        for offer, ranked in pool_table.ranked()
         if refusal_of_offer(wanted, offer) is None
     }
     far = [_weighed(wanted, offer, ranked) for offer, ranked in fitting.items()]
-    near = sorted(_near(wanted, fitting, snapshot))
+    near = sorted(_near(wanted, fitting, pool_table))
     return (pool for _, _, pool in heapq.merge(near, *far))
 
 
-def _weighed(wanted: Wanted, offer: Offer, ranked: Iterable[Ranked]) -> Iterator[Ranked]:
+def _weighed(
+    wanted: PlacementRequest, offer: PoolSpec, ranked: Iterable[Ranked]
+) -> Iterator[Ranked]:
     """The pools of an offer, in their order; not those that :func:`_near` gives."""
     better = suitability(wanted, offer)
     for rank, key, pool in ranked:
@@ -50,24 +52,27 @@ def _weighed(wanted: Wanted, offer: Offer, ranked: Iterable[Ranked]) -> Iterator
             yield rank - better, key, pool
 
 
-def _near(wanted: Wanted, fitting: Container[Offer], snapshot: Snapshot) -> Iterator[Ranked]:
+def _near(
+    wanted: PlacementRequest, fitting: Container[PoolSpec], pool_table: PoolTable
+) -> Iterator[Ranked]:
     """The pools of the few backends that are nearer than their offer is."""
     for backend in wanted.serving:
-        for rank, key, pool in snapshot.of_backend(backend):
+        for rank, key, pool in pool_table.of_backend(backend):
             if pool.offer in fitting and refusal(wanted, pool) is None:
-                better = suitability(wanted, pool.offer) + nearness(wanted, backend)
+                better = suitability(wanted, pool.offer) + affinity(wanted, backend)
                 yield rank - better, key, pool
 
 
-def refusals(wanted: Wanted, snapshot: Snapshot) -> dict[str, str]:
+def refusals(wanted: PlacementRequest, pool_table: PoolTable) -> dict[str, str]:
     """Why each pool cannot take the share; those that can are left out."""
     reasons = {
-        pool.key: refusal_of_offer(wanted, pool.offer) or refusal(wanted, pool) for pool in snapshot
+        pool.key: refusal_of_offer(wanted, pool.offer) or refusal(wanted, pool)
+        for pool in pool_table
     }
     return {key: reason for key, reason in reasons.items() if reason is not None}
 
 
-def no_capacity(wanted: Wanted, refusals: dict[str, str]) -> NoCapacity:
+def no_capacity(wanted: PlacementRequest, refusals: dict[str, str]) -> NoCapacity:
     """The refusal that a producer sees, with up to ten reasons."""
     shown = "; ".join(f"{key}: {reason}" for key, reason in sorted(refusals.items())[:10])
     more = f" (and {len(refusals) - 10} more)" if len(refusals) > 10 else ""  # noqa: PLR2004 - as the docstring says

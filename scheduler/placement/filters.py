@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from scheduler.placement.pools import Offer, Pool
+from scheduler.placement.pools import Pool, PoolSpec
 from scheduler.placement.share_network import NETWORK_SPEC
 from worker.model import DriverMode, NetworkKind
 
@@ -16,7 +16,7 @@ _NO_CAPABILITY: Final = frozenset({MODE_SPEC, NETWORK_SPEC, BACKEND_NAME_SPEC})
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class PlacementRequest:
     """What a share needs of its pool."""
 
     size: int
@@ -33,16 +33,16 @@ class Wanted:
     """When it is asked for, by the clock of the pools' ``reported_at``; placement sets it."""
 
 
-OfferFilter = Callable[[Wanted, Offer], str | None]
-PoolFilter = Callable[[Wanted, Pool], str | None]
+PoolSpecFilter = Callable[[PlacementRequest, PoolSpec], str | None]
+PoolFilter = Callable[[PlacementRequest, Pool], str | None]
 
 
-def is_enabled(_wanted: Wanted, offer: Offer) -> str | None:
+def is_enabled(_wanted: PlacementRequest, offer: PoolSpec) -> str | None:
     """Refuse a backend that an administrator has disabled."""
     return None if offer.enabled else "the backend is disabled"
 
 
-def is_up(wanted: Wanted, pool: Pool) -> str | None:
+def is_up(wanted: PlacementRequest, pool: Pool) -> str | None:
     """Refuse a backend whose last report is too old."""
     age = wanted.now - pool.reported_at
     if age <= wanted.report_expiry:
@@ -50,14 +50,14 @@ def is_up(wanted: Wanted, pool: Pool) -> str | None:
     return f"the backend is down: its last report is {age:.0f} s old"
 
 
-def is_there(wanted: Wanted, pool: Pool) -> str | None:
+def is_there(wanted: PlacementRequest, pool: Pool) -> str | None:
     """Refuse every pool but the one that the share must live on."""
     if wanted.only is None or (pool.backend, pool.name) == wanted.only:
         return None
     return f"the snapshot is on {'#'.join(wanted.only)}"
 
 
-def has_mode(wanted: Wanted, offer: Offer) -> str | None:
+def has_mode(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
     """Refuse what needs a share network where none is named."""
     asked = wanted.extra_specs.get(MODE_SPEC)
     if asked is not None and asked != offer.mode:
@@ -67,7 +67,7 @@ def has_mode(wanted: Wanted, offer: Offer) -> str | None:
     return None
 
 
-def has_network_kind(wanted: Wanted, offer: Offer) -> str | None:
+def has_network_kind(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
     """Refuse share networks that the backend's helpers do not serve."""
     kind = wanted.network_kind
     if kind is None or offer.mode is DriverMode.SINGLE_SVM or kind in offer.network_kinds:
@@ -75,12 +75,12 @@ def has_network_kind(wanted: Wanted, offer: Offer) -> str | None:
     return f"it serves no share networks of kind {kind}"
 
 
-def has_protocol(wanted: Wanted, offer: Offer) -> str | None:
+def has_protocol(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
     """Refuse a protocol that the driver does not export."""
     return None if wanted.share_proto in offer.protocols else f"it has no {wanted.share_proto}"
 
 
-def has_capabilities(wanted: Wanted, offer: Offer) -> str | None:
+def has_capabilities(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
     """Refuse where an extra spec differs from what was reported."""
     for name, value in wanted.extra_specs.items():
         if (name, value) not in offer.capabilities and name not in _NO_CAPABILITY:
@@ -89,7 +89,7 @@ def has_capabilities(wanted: Wanted, offer: Offer) -> str | None:
     return None
 
 
-def is_of_backend(wanted: Wanted, pool: Pool) -> str | None:
+def is_of_backend(wanted: PlacementRequest, pool: Pool) -> str | None:
     """Refuse another backend than the share type names."""
     asked = wanted.extra_specs.get(BACKEND_NAME_SPEC)
     if asked in {None, pool.backend}:
@@ -97,13 +97,13 @@ def is_of_backend(wanted: Wanted, pool: Pool) -> str | None:
     return f"the share type asks for {BACKEND_NAME_SPEC}={asked}, and it has {pool.backend}"
 
 
-def has_capacity(wanted: Wanted, pool: Pool) -> str | None:
+def has_capacity(wanted: PlacementRequest, pool: Pool) -> str | None:
     """Refuse what does not fit beside what is promised, or into what is really free."""
     free = min(pool.promisable_gib - pool.allocated_gib, pool.free_gib)
     return None if wanted.size <= free else f"it has {max(free, 0)} GiB free"
 
 
-OFFER_FILTERS: Final[tuple[OfferFilter, ...]] = (
+OFFER_FILTERS: Final[tuple[PoolSpecFilter, ...]] = (
     is_enabled,
     has_mode,
     has_network_kind,

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, Select, or_, select, tuple_
 
-from scheduler.placement.pools import Offer, Pool
+from scheduler.placement.pools import Pool, PoolSpec
 from scheduler.placement.weighers import preference
 from worker.config import Config
 from worker.db.core.engine import db_now, reading
@@ -35,13 +35,13 @@ Ranked = tuple[float, str, Pool]
 """A pool in its place: what is preferred most comes first, equals by name."""
 
 
-class Snapshot:
+class PoolTable:
     """Pools by what they offer, and in their order; changed pool by pool."""
 
     def __init__(self, pools: Iterable[Pool] = (), *, now: float = 0.0) -> None:
         self.now = now
         """When it was read, by the database's clock."""
-        self._ranked: dict[Offer, list[Ranked]] = {}
+        self._ranked: dict[PoolSpec, list[Ranked]] = {}
         self._of_backend: dict[str, dict[str, Pool]] = {}
         for pool in pools:
             self._note(pool)
@@ -52,7 +52,7 @@ class Snapshot:
     def __iter__(self) -> Iterator[Pool]:
         return (pool for pools in self._of_backend.values() for pool in pools.values())
 
-    def ranked(self) -> Iterable[tuple[Offer, list[Ranked]]]:
+    def ranked(self) -> Iterable[tuple[PoolSpec, list[Ranked]]]:
         """Return the pools of each offer, the preferred ones first."""
         return self._ranked.items()
 
@@ -128,7 +128,7 @@ def _pool(row: Row[Any], ratio: float) -> Pool:
     return Pool(
         backend=row.backend,
         name=row.name,
-        offer=Offer(
+        offer=PoolSpec(
             enabled=row.enabled,
             mode=DriverMode(row.report["mode"]),
             protocols=frozenset(row.report["protocols"]),
@@ -152,51 +152,51 @@ class PoolCache:
     """How far pools may be over-subscribed."""
     configured: Collection[str]
     """The backends that there are."""
-    _snapshot: Snapshot = field(default_factory=Snapshot)
-    _doubted: dict[str, Pool] = field(default_factory=dict)
+    _pool_table: PoolTable = field(default_factory=PoolTable)
+    _invalidated: dict[str, Pool] = field(default_factory=dict)
     _sent: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
     _looked_at: float = field(default=-CACHE_SECONDS * 2)
     _whole_at: float = field(default=-WHOLE_SECONDS * 2)
 
-    def snapshot(self, *, fresh: bool = False) -> Snapshot:
+    def pool_table(self, *, fresh: bool = False) -> PoolTable:
         """Return the snapshot, with what has changed if it is old or ``fresh`` is asked for."""
         before = time.monotonic()
         if not fresh and before - self._looked_at <= CACHE_SECONDS:
-            return self._snapshot
+            return self._pool_table
         whole = before - self._whole_at > WHOLE_SECONDS
-        since = None if whole else self._snapshot.now - OPEN_SECONDS
+        since = None if whole else self._pool_table.now - OPEN_SECONDS
         with reading(self.engine) as connection:
             now, pools = load(
                 connection,
                 self.ratio,
                 configured=self.configured,
                 since=since,
-                also=self._doubted.values(),
+                also=self._invalidated.values(),
             )
         if whole:
-            self._snapshot = Snapshot(pools)
+            self._pool_table = PoolTable(pools)
             self._whole_at = before
         else:
-            for pool in self._doubted.values():
-                self._snapshot.remove(pool)
+            for pool in self._invalidated.values():
+                self._pool_table.remove(pool)
             for pool in pools:
-                self._snapshot.put(pool)
-        self._doubted.clear()
-        self._snapshot.now = now
+                self._pool_table.put(pool)
+        self._invalidated.clear()
+        self._pool_table.now = now
         self._looked_at = before
-        return self._snapshot
+        return self._pool_table
 
-    def doubt(self, pool: Pool) -> None:
+    def invalidate(self, pool: Pool) -> None:
         """Have a pool read again with the next changes, though it may have changed nothing."""
-        self._doubted[pool.key] = pool
+        self._invalidated[pool.key] = pool
 
     def chosen(self, pool: Pool, size: int) -> None:
         """Note a choice, so that the next one of this second does not fall on the same pool.
 
         It may be rolled back yet, so it is in doubt.
         """
-        self.doubt(pool)
-        self._snapshot.put(
+        self.invalidate(pool)
+        self._pool_table.put(
             replace(pool, allocated_gib=pool.allocated_gib + size, shares=pool.shares + 1)
         )
 

@@ -16,7 +16,7 @@ from worker.model import DriverMode
 
 
 @dataclass(frozen=True, slots=True)
-class Offer:
+class PoolSpec:
     """What a pool has to offer, its numbers apart."""
 
     enabled: bool
@@ -32,7 +32,7 @@ class Pool:
 
     backend: str
     name: str
-    offer: Offer
+    offer: PoolSpec
     reported_at: float
     """By the database's clock."""
     promisable_gib: int

@@ -19,7 +19,7 @@ NETWORK_SPEC: Final = "share_network_id"
 """The extra spec of a share type whose shares have a default of their own."""
 
 
-class Standing(StrEnum):
+class RowState(StrEnum):
     """What a share network is to the project that asks."""
 
     PUBLIC = "public"
@@ -34,7 +34,7 @@ class Standing(StrEnum):
     @property
     def is_usable(self) -> bool:
         """Whether the project may name it."""
-        return self in {Standing.PUBLIC, Standing.OWN}
+        return self in {RowState.PUBLIC, RowState.OWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Named:
     """A share network as something names it."""
 
     id: str
-    standing: Standing
+    standing: RowState
 
 
 def resolve(
@@ -81,7 +81,7 @@ def resolve(
         return share_type
     if configuration is not None:
         # Not even the project's own: a configuration is for all projects alike.
-        if configuration.standing is not Standing.PUBLIC:
+        if configuration.standing is not RowState.PUBLIC:
             raise _unusable(
                 configuration.id,
                 "The configuration's default_share_network_id",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from scheduler.placement.filters import Wanted
-from scheduler.placement.pools import Offer, Pool
+from scheduler.placement.filters import PlacementRequest
+from scheduler.placement.pools import Pool, PoolSpec
 from worker.model import NetworkKind
 
 
@@ -36,34 +36,34 @@ def preference(pool: Pool) -> float:
     return sum(multiplier * weigh(pool) for weigh, multiplier in POOL_WEIGHERS)
 
 
-def uses_network(wanted: Wanted, offer: Offer) -> float:
+def uses_network(wanted: PlacementRequest, offer: PoolSpec) -> float:
     """A request that names a share network means it: ``single_svm`` would ignore it."""
     named = wanted.network_kind not in {None, NetworkKind.NONE}
     return 1.0 if offer.mode.has_share_servers == named else 0.0
 
 
-OFFER_WEIGHERS: Final[tuple[tuple[Callable[[Wanted, Offer], float], float], ...]] = (
+OFFER_WEIGHERS: Final[tuple[tuple[Callable[[PlacementRequest, PoolSpec], float], float], ...]] = (
     (uses_network, 10.0),
 )
 """Each with its multiplier."""
 
 
-def serves_network(wanted: Wanted, backend: str) -> float:
+def serves_network(wanted: PlacementRequest, backend: str) -> float:
     """Where a share server of the share network stands, no further one has to be built."""
     return 1.0 if backend in wanted.serving else 0.0
 
 
-BACKEND_WEIGHERS: Final[tuple[tuple[Callable[[Wanted, str], float], float], ...]] = (
+BACKEND_WEIGHERS: Final[tuple[tuple[Callable[[PlacementRequest, str], float], float], ...]] = (
     (serves_network, 1.5),
 )
 """Each with its multiplier. A server outweighs any number of shares, and half a pool of room."""
 
 
-def suitability(wanted: Wanted, offer: Offer) -> float:
+def suitability(wanted: PlacementRequest, offer: PoolSpec) -> float:
     """How good every pool of an offer is for what is asked for, beside its own preference."""
     return sum(multiplier * weigh(wanted, offer) for weigh, multiplier in OFFER_WEIGHERS)
 
 
-def nearness(wanted: Wanted, backend: str) -> float:
+def affinity(wanted: PlacementRequest, backend: str) -> float:
     """How good every pool of a backend is for what is asked for, beside its offer."""
     return sum(multiplier * weigh(wanted, backend) for weigh, multiplier in BACKEND_WEIGHERS)

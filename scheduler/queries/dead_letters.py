@@ -7,18 +7,18 @@ from typing import Any, Final
 from sqlalchemy import Connection, select
 
 from worker.db.documents import moment
-from worker.db.tables.main import poison_messages
+from worker.db.tables.main import dead_letters
 from worker.errors import NotFound
 
 _REPLAY: Final = (
-    poison_messages.c.message.is_not(None).label("replayable"),
-    poison_messages.c.replayed_at,
+    dead_letters.c.message.is_not(None).label("replayable"),
+    dead_letters.c.replayed_at,
 )
 
 
-def list_poison_messages(connection: Connection, limit: int, marker: int | None) -> dict[str, Any]:
+def list_dead_letters(connection: Connection, limit: int, marker: int | None) -> dict[str, Any]:
     """Return a page of the messages that were kept aside, without their bodies."""
-    m = poison_messages.c
+    m = dead_letters.c
     rows = connection.execute(
         select(m.id, m.queue, m.reason, m.size, m.received_at, *_REPLAY)
         .where(m.id > (marker or 0))
@@ -26,14 +26,14 @@ def list_poison_messages(connection: Connection, limit: int, marker: int | None)
         .limit(limit + 1)
     ).all()
     return {
-        "poison_messages": [_received(row) for row in rows[:limit]],
+        "dead_letters": [_received(row) for row in rows[:limit]],
         "next_marker": rows[limit - 1].id if len(rows) > limit else None,
     }
 
 
-def show_poison_message(connection: Connection, message_id: int) -> dict[str, Any]:
+def show_dead_letter(connection: Connection, message_id: int) -> dict[str, Any]:
     """Return a message that was kept aside, with headers and body."""
-    m = poison_messages.c
+    m = dead_letters.c
     row = connection.execute(
         select(m.id, m.queue, m.reason, m.headers, m.body, m.size, m.received_at, *_REPLAY).where(
             m.id == message_id

@@ -6,7 +6,7 @@ from scheduler.service import tree
 from scheduler.service.defaults import configuration
 from scheduler.service.home import Home
 from worker.backends.assembly import assemble
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.drivers.base import Decommission
 from worker.model import RequestContext
 
@@ -18,7 +18,7 @@ def decommission(home: Home) -> list[str]:
     Raises :class:`~worker.errors.Conflict` while the service runs.
     """
     config, _ = configuration(home)
-    addresses = DatabaseAddressBook(config.database.url, rest=config.engine.address_rest)
+    addresses = DatabaseAddressStore(config.database.url, rest=config.engine.address_rest)
     done = []
     with tree.alone(home.path):
         for name in sorted(config.backends):

@@ -33,8 +33,8 @@ from worker.db.tables.main import (
     addresses,
     backends,
     counters,
+    dead_letters,
     operations,
-    poison_messages,
     share_networks,
     storage_pools,
 )
@@ -124,10 +124,10 @@ def _operations(connection: Connection) -> Iterator[Metric]:
     age.add_metric([], max(0.0, found or 0.0))
     yield age
     kept = GaugeMetricFamily(
-        _PREFIX + "poison_messages", "Messages that could not be read, kept aside."
+        _PREFIX + "dead_letters", "Messages that could not be read, kept aside."
     )
     kept.add_metric(
-        [], connection.execute(select(func.count()).select_from(poison_messages)).scalar_one()
+        [], connection.execute(select(func.count()).select_from(dead_letters)).scalar_one()
     )
     yield kept
     f = audit_findings.c

@@ -39,7 +39,7 @@ PATIENCE: Final = 60.0
 """Seconds until a server must be there, or gone."""
 
 
-class Outside(Protocol):
+class ExternalSystem(Protocol):
     """How a contract test sees what the helper did, without the helper."""
 
     def state(self) -> Any:
@@ -104,59 +104,79 @@ class ComputeHelperContract:
         patiently(lambda: helper.delete_share_server(asking, server))
 
     def test_asked_twice_it_is_one_server(
-        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+        self,
+        helper: ComputeHelper,
+        external: ExternalSystem,
+        new_server: Any,
+        share_network: ShareNetwork,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = new_server(0)
         details = self.get(helper, server, share_network)
-        once = outside.state()
+        once = external.state()
         assert once != empty
         assert details.addresses == server.network_info.addresses
         assert self.get(helper, server, share_network) == details
-        assert outside.state() == once
+        assert external.state() == once
         self.delete(helper, dataclasses.replace(server, details=details))
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_deleting_what_is_gone_or_never_was_is_fine(
-        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+        self,
+        helper: ComputeHelper,
+        external: ExternalSystem,
+        new_server: Any,
+        share_network: ShareNetwork,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = new_server(0)
         self.delete(helper, server)
         self.get(helper, server, share_network)
         for _ in range(2):
             self.delete(helper, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_nothing_changes_once_the_lease_is_lost(
-        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+        self,
+        helper: ComputeHelper,
+        external: ExternalSystem,
+        new_server: Any,
+        share_network: ShareNetwork,
     ) -> None:
         server = new_server(0)
-        empty = outside.state()
+        empty = external.state()
         with pytest.raises(LeaseLost):
             self.get(helper, server, share_network, context(GuardThatEnds(0)))
-        assert outside.state() == empty
+        assert external.state() == empty
         self.get(helper, server, share_network)
-        made = outside.state()
+        made = external.state()
         with pytest.raises(LeaseLost):
             self.delete(helper, server, context(GuardThatEnds(0)))
-        assert outside.state() == made
+        assert external.state() == made
         self.delete(helper, server)
 
     def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
-        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+        self,
+        helper: ComputeHelper,
+        external: ExternalSystem,
+        new_server: Any,
+        share_network: ShareNetwork,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = new_server(0)
         details = interrupted_everywhere(lambda c: self.get(helper, server, share_network, c))
         assert self.get(helper, server, share_network) == details
         interrupted_everywhere(lambda c: self.delete(helper, server, c))
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_a_delete_clears_a_build_that_was_cut_off(
-        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+        self,
+        helper: ComputeHelper,
+        external: ExternalSystem,
+        new_server: Any,
+        share_network: ShareNetwork,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         for allowed in range(8):
             server, cut = new_server(allowed), False
             try:
@@ -164,64 +184,72 @@ class ComputeHelperContract:
             except LeaseLost:
                 cut = True
             self.delete(helper, server)
-            assert outside.state() == empty
+            assert external.state() == empty
             if not cut:
                 break
 
     def test_a_failure_names_what_exists(
         self,
         failing: tuple[ComputeHelper, ShareServer],
-        outside: Outside,
+        external: ExternalSystem,
         share_network: ShareNetwork,
     ) -> None:
         helper, server = failing
-        empty = outside.state()
+        empty = external.state()
         with pytest.raises(StepError) as failure:
             self.get(helper, server, share_network)
         assert failure.value.share_server_id
-        assert outside.state() != empty
+        assert external.state() != empty
         self.delete(helper, dataclasses.replace(server, server_id=failure.value.share_server_id))
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_two_servers_of_one_network_do_not_touch_each_other(
-        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+        self,
+        helper: ComputeHelper,
+        external: ExternalSystem,
+        new_server: Any,
+        share_network: ShareNetwork,
     ) -> None:
         first, second = new_server(0), new_server(1)
         one = self.get(helper, first, share_network)
-        alone = outside.state()
+        alone = external.state()
         two = self.get(helper, second, share_network)
         assert one.server_id != two.server_id
         self.delete(helper, second)
-        assert outside.state() == alone
+        assert external.state() == alone
         assert self.get(helper, first, share_network) == one
         self.delete(helper, first)
 
     def test_what_it_made_is_listed_and_an_orphan_goes(
-        self, helper: ComputeHelper, outside: Outside, new_server: Any, share_network: ShareNetwork
+        self,
+        helper: ComputeHelper,
+        external: ExternalSystem,
+        new_server: Any,
+        share_network: ShareNetwork,
     ) -> None:
         if not isinstance(helper, Audit):
             pytest.skip("the helper has not the power Audit")
         stays, goes = new_server(0), new_server(1)
         details = self.get(helper, stays, share_network)
-        alone = outside.state()
+        alone = external.state()
         self.get(helper, goes, share_network)
-        both = outside.state()
+        both = external.state()
         things = list(helper.owned(context()))
         assert len({(one.kind, one.id) for one in things}) == len(things)
-        assert outside.state() == both, "listing changes nothing"
+        assert external.state() == both, "listing changes nothing"
         orphans = [one for one in things if one.owner_id == goes.id]
         assert orphans
         assert {one.owner_kind for one in orphans} == {OwnerKind.SHARE_SERVER}
         assert [one for one in things if one.owner_id == stays.id]
         with pytest.raises(LeaseLost):
             helper.remove_orphan(context(GuardThatEnds(0)), orphans[0])
-        assert outside.state() == both
+        assert external.state() == both
         for orphan in orphans:
             interrupted_everywhere(
                 lambda c, orphan=orphan: patiently(lambda: helper.remove_orphan(c, orphan))
             )
             patiently(lambda orphan=orphan: helper.remove_orphan(context(), orphan))
-        assert outside.state() == alone
+        assert external.state() == alone
         assert goes.id not in {one.owner_id for one in helper.owned(context())}
         assert self.get(helper, stays, share_network) == details
         self.delete(helper, stays)

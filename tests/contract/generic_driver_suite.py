@@ -20,7 +20,7 @@ from worker.errors import Fatal
 from worker.model import Share, ShareServer
 
 
-class Outside:
+class ExternalSystem:
     """What lies under a directory, is mounted there or runs from there; ``daemon`` is a part."""
 
     holds_data = True
@@ -69,7 +69,7 @@ class GenericDriverContract(ShareDriverContract):
     """The contract, on real storage and a real nfs-ganesha."""
 
     def test_a_killed_daemon_comes_back_with_the_rules(
-        self, driver: GenericShareDriver, server: ShareServer | None, outside: Outside
+        self, driver: GenericShareDriver, server: ShareServer | None, external: ExternalSystem
     ) -> None:
         first, second = (
             Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool") for _ in range(2)
@@ -81,23 +81,23 @@ class GenericDriverContract(ShareDriverContract):
         assert not ganesha.running()
         driver.create_share(context(), second, server)
         assert ganesha.running()
-        assert outside.rules(first) == {("10.1.0.9", "rw")}
+        assert external.rules(first) == {("10.1.0.9", "rw")}
 
     def test_what_a_reboot_takes_comes_back_with_the_next_call(
-        self, driver: GenericShareDriver, server: ShareServer | None, outside: Outside
+        self, driver: GenericShareDriver, server: ShareServer | None, external: ExternalSystem
     ) -> None:
         share = Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool")
         locations = driver.create_share(context(), share, server)
         driver.update_access(context(), share, server, [rule("10.1.0.9")], 4)
-        outside.write(share, "file", "kept")
+        external.write(share, "file", "kept")
         driver._ganesha(context(), server).stop()
-        for mount in sorted(Machine.look([str(outside.base)]).mounts, reverse=True):
+        for mount in sorted(Machine.look([str(external.base)]).mounts, reverse=True):
             run("umount", mount)
         with pytest.raises(FileNotFoundError):
-            outside.read(share, "file")
+            external.read(share, "file")
         assert driver.create_share(context(), share, server) == locations
-        assert outside.read(share, "file") == "kept"
-        assert outside.rules(share) == {("10.1.0.9", "rw")}
+        assert external.read(share, "file") == "kept"
+        assert external.rules(share) == {("10.1.0.9", "rw")}
 
     def test_export_ids_are_unique_and_stay(
         self, driver: GenericShareDriver, server: ShareServer | None
@@ -126,7 +126,7 @@ class GenericDriverContract(ShareDriverContract):
         self,
         driver: GenericShareDriver,
         server: ShareServer | None,
-        outside: Outside,
+        external: ExternalSystem,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
         share = Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool")
@@ -138,6 +138,6 @@ class GenericDriverContract(ShareDriverContract):
         with pytest.raises(Fatal, match="refused the export"):
             driver.update_access(context(), share, server, [rule("10.1.0.8")], 2)
         monkeypatch.undo()
-        assert outside.rules(share) == {("10.1.0.9", "rw")}
+        assert external.rules(share) == {("10.1.0.9", "rw")}
         driver.update_access(context(), share, server, [rule("10.1.0.8")], 2)
-        assert outside.rules(share) == {("10.1.0.8", "rw")}
+        assert external.rules(share) == {("10.1.0.8", "rw")}

@@ -30,7 +30,7 @@ ANSWER_SECONDS = 60
 _fork = multiprocessing.get_context("fork")
 
 
-class Outside(Protocol):
+class ExternalSystem(Protocol):
     """How a contract test sees what the helper did, without the helper."""
 
     def state(self) -> Any:
@@ -47,28 +47,28 @@ class NetworkHelperContract:
     """The contract; see :class:`worker.helpers.network.base.NetworkHelper`."""
 
     def test_allocating_again_gives_the_same(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = a_server(share_network)
         info = helper.allocate_network(context(), server, share_network, 2)
-        once = outside.state()
+        once = external.state()
         assert once != empty
         assert helper.allocate_network(context(), server, share_network, 2) == info
-        assert outside.state() == once
+        assert external.state() == once
         helper.deallocate_network(context(), server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_deallocating_what_is_gone_or_never_was_is_fine(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = a_server(share_network)
         helper.deallocate_network(context(), server)
         helper.allocate_network(context(), server, share_network, 1)
         for _ in range(2):
             helper.deallocate_network(context(), server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     @pytest.mark.parametrize("amount", [1, 2, 5])
     def test_the_amount_is_honoured_from_one_subnet(
@@ -97,9 +97,9 @@ class NetworkHelperContract:
         assert info.gateway is None or IPAddress(info.gateway) in subnet
 
     def test_a_failure_leaves_nothing(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = a_server(share_network)
         with pytest.raises(StepError) as failure:
             helper.allocate_network(context(), server, share_network, MORE_THAN_ANYBODY_HAS)
@@ -107,12 +107,12 @@ class NetworkHelperContract:
         assert failure.value.code is ErrorCode.ADDRESSES_EXHAUSTED
         assert server.id in failure.value.message
         helper.deallocate_network(context(), server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_what_a_dead_attempt_made_is_found(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = a_server(share_network)
         child = _fork.Process(
             target=helper.allocate_network, args=(context(), server, share_network, 2)
@@ -120,56 +120,60 @@ class NetworkHelperContract:
         child.start()
         child.join(ANSWER_SECONDS)
         assert child.exitcode == 0
-        made = outside.state()
+        made = external.state()
         assert made != empty
         info = helper.allocate_network(context(), server, share_network, 2)
         assert len(info.addresses) == 2
-        assert outside.state() == made
+        assert external.state() == made
         helper.deallocate_network(context(), server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = a_server(share_network)
         info = interrupted_everywhere(
             lambda c: helper.allocate_network(c, server, share_network, 3)
         )
         assert helper.allocate_network(context(), server, share_network, 3) == info
         interrupted_everywhere(lambda c: helper.deallocate_network(c, server))
-        assert outside.state() == empty
+        assert external.state() == empty
 
     @pytest.mark.parametrize("allowed", range(6))
     def test_a_deallocate_clears_an_allocate_that_was_cut_off(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork, allowed: int
+        self,
+        helper: NetworkHelper,
+        external: ExternalSystem,
+        share_network: ShareNetwork,
+        allowed: int,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = a_server(share_network)
         with contextlib.suppress(LeaseLost):
             helper.allocate_network(context(GuardThatEnds(allowed)), server, share_network, 3)
         helper.deallocate_network(context(), server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_nothing_changes_once_the_lease_is_lost(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
         server = a_server(share_network)
-        empty = outside.state()
+        empty = external.state()
         with pytest.raises(LeaseLost):
             helper.allocate_network(context(GuardThatEnds(0)), server, share_network, 1)
-        assert outside.state() == empty
+        assert external.state() == empty
         helper.allocate_network(context(), server, share_network, 1)
-        made = outside.state()
+        made = external.state()
         with pytest.raises(LeaseLost):
             helper.deallocate_network(context(GuardThatEnds(0)), server)
-        assert outside.state() == made
+        assert external.state() == made
         helper.deallocate_network(context(), server)
 
     def test_concurrent_callers_never_share_an_address(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         servers = [[a_server(share_network) for _ in range(5)] for _ in range(4)]
         answers: Queue[list[str] | str] = _fork.Queue()
         children = [
@@ -188,51 +192,51 @@ class NetworkHelperContract:
         assert len(taken) == len(set(taken)) == 40
         for server in (server for mine in servers for server in mine):
             helper.deallocate_network(context(), server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_servers_of_one_network_do_not_touch_each_other(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
         first, second = a_server(share_network), a_server(share_network)
         one = helper.allocate_network(context(), first, share_network, 2)
-        alone = outside.state()
+        alone = external.state()
         two = helper.allocate_network(context(), second, share_network, 2)
         assert one.cidr == two.cidr
         assert set(one.addresses).isdisjoint(two.addresses)
         helper.deallocate_network(context(), second)
-        assert outside.state() == alone
+        assert external.state() == alone
         assert helper.allocate_network(context(), first, share_network, 2) == one
         helper.deallocate_network(context(), first)
 
     def test_what_a_server_has_is_listed_and_an_orphan_goes(
-        self, helper: NetworkHelper, outside: Outside, share_network: ShareNetwork
+        self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
         if not isinstance(helper, Audit):
             pytest.skip("the helper has not the power Audit")
-        empty = outside.state()
+        empty = external.state()
         stays, goes = a_server(share_network), a_server(share_network)
         info = helper.allocate_network(context(), stays, share_network, 2)
-        alone = outside.state()
+        alone = external.state()
         helper.allocate_network(context(), goes, share_network, 2)
-        both = outside.state()
+        both = external.state()
         things = list(helper.owned(context()))
         assert len({(one.kind, one.id) for one in things}) == len(things)
-        assert outside.state() == both, "listing changes nothing"
+        assert external.state() == both, "listing changes nothing"
         orphans = [one for one in things if one.owner_id == goes.id]
         assert orphans
         assert {one.owner_kind for one in orphans} == {OwnerKind.SHARE_SERVER}
         assert [one for one in things if one.owner_id == stays.id]
         with pytest.raises(LeaseLost):
             helper.remove_orphan(context(GuardThatEnds(0)), orphans[0])
-        assert outside.state() == both
+        assert external.state() == both
         for orphan in orphans:
             interrupted_everywhere(lambda c, orphan=orphan: helper.remove_orphan(c, orphan))
             helper.remove_orphan(context(), orphan)
-        assert outside.state() == alone
+        assert external.state() == alone
         assert goes.id not in {one.owner_id for one in helper.owned(context())}
         assert helper.allocate_network(context(), stays, share_network, 2) == info
         helper.deallocate_network(context(), stays)
-        assert outside.state() == empty
+        assert external.state() == empty
 
 
 def patiently(

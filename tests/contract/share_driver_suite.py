@@ -17,11 +17,19 @@ import pytest
 
 from worker.drivers.base import AuditOnServers, Decommission, Ensure, Resize, ShareDriver
 from worker.errors import Conflict, Fatal, LeaseLost, StepError
-from worker.model import AccessRule, Owned, OwnerKind, RequestContext, Share, ShareServer, Snapshot
+from worker.model import (
+    AccessRule,
+    OwnedResource,
+    OwnerKind,
+    RequestContext,
+    Share,
+    ShareServer,
+    Snapshot,
+)
 from worker.plugin import Audit
 
 
-class Outside(Protocol):
+class ExternalSystem(Protocol):
     """How a contract test sees what the driver did, without the driver."""
 
     holds_data: bool
@@ -83,20 +91,24 @@ class ShareDriverContract:
         return Snapshot(str(uuid.uuid4()), share.id, "project", share.size)
 
     def test_created_twice_is_one_share_and_nobody_has_access(
-        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        external: ExternalSystem,
+        share: Share,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         locations = driver.create_share(context(), share, server)
-        once = outside.state()
+        once = external.state()
         assert once != empty
         assert locations
         assert all(share.id in location.path for location in locations)
         assert sum(location.preferred for location in locations) == 1
         assert driver.create_share(context(), share, server) == locations
-        assert outside.state() == once
-        assert outside.rules(share) == set()
+        assert external.state() == once
+        assert external.rules(share) == set()
         driver.delete_share(context(), share, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_deleting_what_is_gone_is_fine(
         self, driver: ShareDriver, server: ShareServer | None, share: Share, snapshot: Snapshot
@@ -114,17 +126,17 @@ class ShareDriverContract:
         self,
         driver: ShareDriver,
         server: ShareServer | None,
-        outside: Outside,
+        external: ExternalSystem,
         share: Share,
         snapshot: Snapshot,
     ) -> None:
         lost = context(GuardThatEnds(0))
-        before = outside.state()
+        before = external.state()
         with pytest.raises(LeaseLost):
             driver.create_share(lost, share, server)
-        assert outside.state() == before
+        assert external.state() == before
         driver.create_share(context(), share, server)
-        before = outside.state()
+        before = external.state()
         for call in (
             lambda: driver.delete_share(lost, share, server),
             lambda: driver.create_snapshot(lost, snapshot, share, server),
@@ -135,24 +147,24 @@ class ShareDriverContract:
         ):
             with pytest.raises(LeaseLost):
                 call()
-            assert outside.state() == before
-        assert outside.rules(share) == set()
+            assert external.state() == before
+        assert external.rules(share) == set()
         driver.delete_share(context(), share, server)
 
     def test_a_call_cut_off_anywhere_is_repaired_by_the_next(
         self,
         driver: ShareDriver,
         server: ShareServer | None,
-        outside: Outside,
+        external: ExternalSystem,
         share: Share,
         snapshot: Snapshot,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         locations = interrupted_everywhere(lambda c: driver.create_share(c, share, server))
         assert driver.create_share(context(), share, server) == locations
         rules = [rule("10.1.0.0/24"), rule("10.1.0.7", "ro")]
         interrupted_everywhere(lambda c: driver.update_access(c, share, server, rules, 1))
-        assert outside.rules(share) == {("10.1.0.0/24", "rw"), ("10.1.0.7", "ro")}
+        assert external.rules(share) == {("10.1.0.0/24", "rw"), ("10.1.0.7", "ro")}
         interrupted_everywhere(lambda c: driver.create_snapshot(c, snapshot, share, server))
         clone = dataclasses.replace(share, id=str(uuid.uuid4()))
         interrupted_everywhere(
@@ -161,70 +173,74 @@ class ShareDriverContract:
         interrupted_everywhere(lambda c: driver.delete_share(c, clone, server))
         interrupted_everywhere(lambda c: driver.delete_share(c, share, server))
         interrupted_everywhere(lambda c: driver.delete_snapshot(c, snapshot, share, server))
-        assert outside.state() == empty
+        assert external.state() == empty
 
     @pytest.mark.parametrize("allowed", range(0, 24, 3))
     def test_a_delete_clears_a_create_that_was_cut_off(
         self,
         driver: ShareDriver,
         server: ShareServer | None,
-        outside: Outside,
+        external: ExternalSystem,
         share: Share,
         allowed: int,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         with contextlib.suppress(LeaseLost):
             driver.create_share(context(GuardThatEnds(allowed)), share, server)
         driver.delete_share(context(), share, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_rules_are_replaced_and_an_older_generation_is_ignored(
-        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        external: ExternalSystem,
+        share: Share,
     ) -> None:
         driver.create_share(context(), share, server)
         driver.update_access(context(), share, server, [rule("10.1.0.1"), rule("10.1.0.2")], 2)
-        assert outside.rules(share) == {("10.1.0.1", "rw"), ("10.1.0.2", "rw")}
+        assert external.rules(share) == {("10.1.0.1", "rw"), ("10.1.0.2", "rw")}
         driver.update_access(context(), share, server, [rule("10.1.0.3")], 5)
         driver.update_access(context(), share, server, [rule("10.1.0.4")], 4)
-        assert outside.rules(share) == {("10.1.0.3", "rw")}
+        assert external.rules(share) == {("10.1.0.3", "rw")}
         driver.create_share(context(), share, server)
         driver.update_access(context(), share, server, [rule("10.1.0.5")], 4)
-        assert outside.rules(share) == {("10.1.0.3", "rw")}
+        assert external.rules(share) == {("10.1.0.3", "rw")}
         driver.update_access(context(), share, server, [], 6)
-        assert outside.rules(share) == set()
+        assert external.rules(share) == set()
         driver.delete_share(context(), share, server)
 
     def test_a_share_from_a_snapshot_has_its_content_and_its_own_life(
         self,
         driver: ShareDriver,
         server: ShareServer | None,
-        outside: Outside,
+        external: ExternalSystem,
         share: Share,
         snapshot: Snapshot,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         driver.create_share(context(), share, server)
-        if outside.holds_data:
-            outside.write(share, "file", "old")
+        if external.holds_data:
+            external.write(share, "file", "old")
         for _ in range(2):
             driver.create_snapshot(context(), snapshot, share, server)
-        if outside.holds_data:
-            outside.write(share, "file", "new")
+        if external.holds_data:
+            external.write(share, "file", "new")
             driver.create_snapshot(context(), snapshot, share, server)
         clone = dataclasses.replace(share, id=str(uuid.uuid4()), size=2)
         locations = driver.create_share_from_snapshot(context(), clone, snapshot, server)
         again = driver.create_share_from_snapshot(context(), clone, snapshot, server)
         assert locations == again
         assert all(clone.id in location.path for location in locations)
-        assert outside.rules(clone) == set()
+        assert external.rules(clone) == set()
         if isinstance(driver, Resize):
             assert driver.share_size(context(), clone, server) == 2
         driver.delete_share(context(), share, server)
         driver.delete_snapshot(context(), snapshot, share, server)
-        if outside.holds_data:
-            assert outside.read(clone, "file") == "old"
+        if external.holds_data:
+            assert external.read(clone, "file") == "old"
         driver.delete_share(context(), clone, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_extended_twice_and_read_back(
         self, driver: ShareDriver, server: ShareServer | None, share: Share
@@ -242,54 +258,66 @@ class ShareDriverContract:
         driver.delete_share(context(), share, server)
 
     def test_what_a_reboot_takes_is_served_again(
-        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        external: ExternalSystem,
+        share: Share,
     ) -> None:
         if not isinstance(driver, Ensure):
             pytest.skip("the driver has not the power Ensure")
-        empty = outside.state()
+        empty = external.state()
         locations = driver.create_share(context(), share, server)
         rules = [rule("10.1.0.9")]
         driver.update_access(context(), share, server, rules, 4)
-        if outside.holds_data:
-            outside.write(share, "file", "kept")
-        served = outside.state()
-        outside.reboot()
-        assert outside.state() != served
+        if external.holds_data:
+            external.write(share, "file", "kept")
+        served = external.state()
+        external.reboot()
+        assert external.state() != served
         if server is None:
             assert not driver.serves()
         for _ in range(2):
             again = interrupted_everywhere(lambda c: driver.ensure_share(c, share, server))
             assert again == locations
             driver.update_access(context(), share, server, rules, 4)
-            assert outside.state() == served
-            assert outside.rules(share) == {("10.1.0.9", "rw")}
+            assert external.state() == served
+            assert external.rules(share) == {("10.1.0.9", "rw")}
             assert server is not None or driver.serves()
-            if outside.holds_data:
-                assert outside.read(share, "file") == "kept"
+            if external.holds_data:
+                assert external.read(share, "file") == "kept"
         driver.delete_share(context(), share, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_what_is_not_there_is_not_made_by_ensuring_it(
-        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        external: ExternalSystem,
+        share: Share,
     ) -> None:
         if not isinstance(driver, Ensure):
             pytest.skip("the driver has not the power Ensure")
-        empty = outside.state()
+        empty = external.state()
         with pytest.raises(Fatal, match=share.id):
             driver.ensure_share(context(), share, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_two_shares_do_not_touch_each_other(
-        self, driver: ShareDriver, server: ShareServer | None, outside: Outside, share: Share
+        self,
+        driver: ShareDriver,
+        server: ShareServer | None,
+        external: ExternalSystem,
+        share: Share,
     ) -> None:
         other = dataclasses.replace(share, id=str(uuid.uuid4()))
         first = driver.create_share(context(), share, server)
         second = driver.create_share(context(), other, server)
         assert {one.path for one in first}.isdisjoint(one.path for one in second)
         driver.update_access(context(), share, server, [rule("10.1.0.1")], 1)
-        assert outside.rules(other) == set()
+        assert external.rules(other) == set()
         driver.delete_share(context(), other, server)
-        assert outside.rules(share) == {("10.1.0.1", "rw")}
+        assert external.rules(share) == {("10.1.0.1", "rw")}
         driver.delete_share(context(), share, server)
 
     def test_pools_say_what_is_there(self, driver: ShareDriver) -> None:
@@ -302,23 +330,23 @@ class ShareDriverContract:
         self,
         driver: ShareDriver,
         server: ShareServer | None,
-        outside: Outside,
+        external: ExternalSystem,
         share: Share,
         snapshot: Snapshot,
     ) -> None:
         if not isinstance(driver, Audit):
             pytest.skip("the driver has not the power Audit")
-        empty = outside.state()
+        empty = external.state()
         stays = dataclasses.replace(share, id=str(uuid.uuid4()))
         driver.create_share(context(), stays, server)
-        alone = outside.state()
+        alone = external.state()
         driver.create_share(context(), share, server)
         driver.create_snapshot(context(), snapshot, share, server)
-        everything = outside.state()
+        everything = external.state()
         listed = _owned(driver, server)
         of_driver = list(driver.owned(context()))
         assert len({(one.kind, one.id) for one in of_driver}) == len(of_driver)
-        assert outside.state() == everything, "listing changes nothing"
+        assert external.state() == everything, "listing changes nothing"
         assert {(one.owner_kind, one.owner_id) for _, one in listed} == {
             (OwnerKind.SHARE, stays.id),
             (OwnerKind.SHARE, share.id),
@@ -328,14 +356,14 @@ class ShareDriverContract:
         remove, first = orphans[0]
         with pytest.raises(LeaseLost):
             remove(context(GuardThatEnds(0)), first)
-        assert outside.state() == everything
+        assert external.state() == everything
         for remove, orphan in orphans:
             interrupted_everywhere(lambda c, remove=remove, orphan=orphan: remove(c, orphan))
             remove(context(), orphan)
-        assert outside.state() == alone
+        assert external.state() == alone
         assert {one.owner_id for _, one in _owned(driver, server)} == {stays.id}
         driver.delete_share(context(), stays, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_decommission_is_refused_while_shares_exist(
         self, driver: ShareDriver, server: ShareServer | None, share: Share
@@ -352,12 +380,12 @@ class ShareDriverContract:
 
 def _owned(
     driver: Audit, server: ShareServer | None
-) -> list[tuple[Callable[[RequestContext, Owned], None], Owned]]:
+) -> list[tuple[Callable[[RequestContext, OwnedResource], None], OwnedResource]]:
     """What a driver lists as its own, each with what removes it; that on the server comes first."""
-    found: list[tuple[Callable[[RequestContext, Owned], None], Owned]] = []
+    found: list[tuple[Callable[[RequestContext, OwnedResource], None], OwnedResource]] = []
     if isinstance(driver, AuditOnServers) and server is not None:
 
-        def remove_there(given: RequestContext, owned: Owned) -> None:
+        def remove_there(given: RequestContext, owned: OwnedResource) -> None:
             driver.remove_orphan_on(given, server, owned)
 
         found += [(remove_there, one) for one in driver.owned_on(context(), server)]

@@ -18,14 +18,14 @@ from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
 from tests.support.dnsmasq import ENDPOINT, RELAY, Dnsmasq
 from worker.db.core.engine import engine_for, reading
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
 from worker.db.tables.networks import dhcp_leases
 from worker.errors import ErrorCode, Fatal, Retryable, StepError
 from worker.helpers.network.flat_network.dhcp import RELEASE_ATTEMPTS
 from worker.helpers.network.flat_network.helper import FlatNetworkHelper, FlatNetworkOptions
 from worker.model import DriverMode, NetworkKind, Route, ShareNetwork
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.network.dhcp import _udp_socket
 from worker.systems.network.dhcp_messages import client_of
 
@@ -47,9 +47,9 @@ def helper_of(url: str, lab: Dnsmasq, **options: Any) -> FlatNetworkHelper:
     metadata.create_all(engine_for(url))
     given = {"dhcp_relay_address": RELAY, "dhcp_namespace": lab.relay_namespace}
     return FlatNetworkHelper(
-        Setting("backend", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"), True),
+        BackendContext("backend", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"), True),
         FlatNetworkOptions.model_validate({**given, "dhcp_deadline": DEADLINE, **options}),
-        DatabaseAddressBook(url, rest=3600),
+        DatabaseAddressStore(url, rest=3600),
     )
 
 
@@ -91,7 +91,7 @@ class TestContract(NetworkHelperContract):
         return a_network()
 
     @pytest.fixture
-    def outside(self, database_url: str, dnsmasq: Dnsmasq) -> Both:
+    def external(self, database_url: str, dnsmasq: Dnsmasq) -> Both:
         return Both(database_url, dnsmasq)
 
 
@@ -108,10 +108,10 @@ def rows(sqlite_url: str, dnsmasq: Dnsmasq) -> Callable[[], list[Any]]:
 NETWORK = a_network()
 
 
-def refusal(act: Callable[[], Any], within: float) -> StepError:
+def refusal(action: Callable[[], Any], within: float) -> StepError:
     began = time.monotonic()
     with pytest.raises(StepError) as refused:
-        act()
+        action()
     assert time.monotonic() - began < within
     return refused.value
 

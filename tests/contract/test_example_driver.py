@@ -66,7 +66,7 @@ def config(root: Path, **driver: Any) -> Config:
     )
 
 
-class Outside:
+class ExternalSystem:
     """What lies under the root, without the driver."""
 
     holds_data = True
@@ -110,14 +110,14 @@ class TestDirectoryShareDriver(ShareDriverContract):
         return None
 
     @pytest.fixture
-    def outside(self, root: Path) -> Outside:
-        return Outside(root)
+    def external(self, root: Path) -> ExternalSystem:
+        return ExternalSystem(root)
 
     @pytest.mark.parametrize("allowed", range(1, 4))
     def test_a_delete_clears_a_copy_or_rules_that_were_cut_off(
         self,
         driver: ShareDriver,
-        outside: Outside,
+        external: ExternalSystem,
         share: Share,
         snapshot: Snapshot,
         allowed: int,
@@ -134,7 +134,7 @@ class TestDirectoryShareDriver(ShareDriverContract):
                 continue
         driver.delete_snapshot(context(), snapshot, share, None)
         driver.delete_share(context(), share, None)
-        assert outside.state() == {}
+        assert external.state() == {}
 
     def test_an_unknown_option_is_refused(self, root: Path) -> None:
         with pytest.raises(ConfigurationError, match=r"\[backends.files.driver\].*colour"):

@@ -26,7 +26,7 @@ from tests.contract.share_driver_suite import (
     interrupted_everywhere,
     rule,
 )
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.drivers.fake import FakeDriverOptions, FakeShareDriver
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable, StepError
 from worker.helpers.compute.fake import FakeComputeHelper, FakeComputeOptions
@@ -41,14 +41,14 @@ from worker.model import (
     ShareServerDetails,
     Snapshot,
 )
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.fake_world import FaultKind, World
 
 SINGLE, FLAT, MANAGED = DriverMode
 fork = multiprocessing.get_context("fork")
 
 
-class Outside:
+class ExternalSystem:
     """What the world holds, without the log."""
 
     holds_data = True
@@ -91,16 +91,16 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture
-def outside(world: World) -> Outside:
-    return Outside(world)
+def external(world: World) -> ExternalSystem:
+    return ExternalSystem(world)
 
 
 class Parts:
     """A backend's three fakes in one world."""
 
     def __init__(self, path: Path, mode: DriverMode = FLAT, **options: Any) -> None:
-        setting = Setting("backend", mode, path, share_network_addresses=True)
-        unused = DatabaseAddressBook("sqlite://", rest=0)
+        setting = BackendContext("backend", mode, path, share_network_addresses=True)
+        unused = DatabaseAddressStore("sqlite://", rest=0)
         self.driver = FakeShareDriver(
             setting, FakeDriverOptions(**options.get("driver", {})), _no_shell
         )

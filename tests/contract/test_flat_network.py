@@ -12,13 +12,13 @@ from sqlalchemy import select
 from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
 from worker.db.core.engine import engine_for, reading
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
 from worker.db.tables.main import addresses
 from worker.errors import ConfigurationError, ErrorCode, Fatal
 from worker.helpers.network.flat_network.helper import FlatNetworkHelper, FlatNetworkOptions
 from worker.model import DriverMode, NetworkKind, ShareNetwork
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 
 REST = 3600.0
 OWN = FlatNetworkOptions(
@@ -27,13 +27,13 @@ OWN = FlatNetworkOptions(
 
 
 @pytest.fixture
-def book(database_url: str) -> DatabaseAddressBook:
+def store(database_url: str) -> DatabaseAddressStore:
     metadata.create_all(engine_for(database_url))
-    return DatabaseAddressBook(database_url, rest=REST)
+    return DatabaseAddressStore(database_url, rest=REST)
 
 
-def setting(backend: str = "backend", *, share_network_addresses: bool = False) -> Setting:
-    return Setting(
+def setting(backend: str = "backend", *, share_network_addresses: bool = False) -> BackendContext:
+    return BackendContext(
         backend, DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"), share_network_addresses
     )
 
@@ -66,22 +66,22 @@ class Held:
 
 class TestOwnRange(NetworkHelperContract):
     @pytest.fixture
-    def helper(self, book: DatabaseAddressBook) -> FlatNetworkHelper:
-        return FlatNetworkHelper(setting(), OWN, book)
+    def helper(self, store: DatabaseAddressStore) -> FlatNetworkHelper:
+        return FlatNetworkHelper(setting(), OWN, store)
 
     @pytest.fixture
     def share_network(self) -> ShareNetwork:
         return ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.NEUTRON)
 
     @pytest.fixture
-    def outside(self, database_url: str) -> Held:
+    def external(self, database_url: str) -> Held:
         return Held(database_url)
 
 
 class TestShareNetworkPool(TestOwnRange):
     @pytest.fixture
-    def helper(self, book: DatabaseAddressBook) -> FlatNetworkHelper:
-        return FlatNetworkHelper(setting(share_network_addresses=True), FlatNetworkOptions(), book)
+    def helper(self, store: DatabaseAddressStore) -> FlatNetworkHelper:
+        return FlatNetworkHelper(setting(share_network_addresses=True), FlatNetworkOptions(), store)
 
     @pytest.fixture
     def share_network(self) -> ShareNetwork:
@@ -90,61 +90,61 @@ class TestShareNetworkPool(TestOwnRange):
 
 class TestChoices:
     def test_the_backends_range_is_used_unless_it_says_otherwise(
-        self, book: DatabaseAddressBook
+        self, store: DatabaseAddressStore
     ) -> None:
         network = pool_network("10.9.0.0/24")
         for says, expected in ((False, "10.20.0.100"), (True, "10.9.0.1")):
-            helper = FlatNetworkHelper(setting(share_network_addresses=says), OWN, book)
+            helper = FlatNetworkHelper(setting(share_network_addresses=says), OWN, store)
             info = helper.allocate_network(context(), a_server(network), network, 1)
             assert info.addresses == (expected,)
         assert info.cidr == "10.9.0.0/24"
         assert info.gateway is None
         assert info.attributes["domain"] == f"share_network:{network.id}"
 
-    def test_backends_on_one_network_share_its_addresses(self, book: DatabaseAddressBook) -> None:
+    def test_backends_on_one_network_share_its_addresses(self, store: DatabaseAddressStore) -> None:
         network = pool_network("10.9.0.0/24")
         named = OWN.model_copy(update={"name": "blue"})
         taken = [
-            FlatNetworkHelper(setting(backend), options, book)
+            FlatNetworkHelper(setting(backend), options, store)
             .allocate_network(context(), a_server(network), network, 1)
             .addresses[0]
             for backend, options in (("a", named), ("b", named), ("c", OWN))
         ]
         assert taken == ["10.20.0.100", "10.20.0.101", "10.20.0.100"]
 
-    def test_the_whole_subnet_without_ranges(self, book: DatabaseAddressBook) -> None:
+    def test_the_whole_subnet_without_ranges(self, store: DatabaseAddressStore) -> None:
         options = FlatNetworkOptions(
             subnet="10.20.0.0/29", gateway="10.20.0.1", reserved=("10.20.0.4/31",)
         )
         network = pool_network("10.9.0.0/24")
-        info = FlatNetworkHelper(setting(), options, book).allocate_network(
+        info = FlatNetworkHelper(setting(), options, store).allocate_network(
             context(), a_server(network), network, 3
         )
         assert info.addresses == ("10.20.0.2", "10.20.0.3", "10.20.0.6")
 
-    def test_no_addresses_for_a_network_that_names_none(self, book: DatabaseAddressBook) -> None:
+    def test_no_addresses_for_a_network_that_names_none(self, store: DatabaseAddressStore) -> None:
         helper = FlatNetworkHelper(
-            setting(share_network_addresses=True), FlatNetworkOptions(), book
+            setting(share_network_addresses=True), FlatNetworkOptions(), store
         )
         network = ShareNetwork("n", "project", NetworkKind.NEUTRON)
         with pytest.raises(Fatal, match="has no addresses of its own") as refused:
             helper.allocate_network(context(), a_server(network), network, 1)
         assert refused.value.code is ErrorCode.CONFIGURATION
 
-    def test_a_pool_that_cannot_be_used_says_which_field(self, book: DatabaseAddressBook) -> None:
+    def test_a_pool_that_cannot_be_used_says_which_field(self, store: DatabaseAddressStore) -> None:
         helper = FlatNetworkHelper(
-            setting(share_network_addresses=True), FlatNetworkOptions(), book
+            setting(share_network_addresses=True), FlatNetworkOptions(), store
         )
         network = pool_network("10.9.0.1/24")
         with pytest.raises(Fatal, match="host bits") as refused:
             helper.allocate_network(context(), a_server(network), network, 1)
         assert refused.value.field == "flat_network_ip_pool"
 
-    def test_a_subnet_changed_while_a_server_is_built(self, book: DatabaseAddressBook) -> None:
+    def test_a_subnet_changed_while_a_server_is_built(self, store: DatabaseAddressStore) -> None:
         network = pool_network("10.9.0.0/24")
         server = a_server(network)
-        FlatNetworkHelper(setting(), OWN, book).allocate_network(context(), server, network, 1)
-        moved = FlatNetworkHelper(setting(), FlatNetworkOptions(subnet="10.21.0.0/24"), book)
+        FlatNetworkHelper(setting(), OWN, store).allocate_network(context(), server, network, 1)
+        moved = FlatNetworkHelper(setting(), FlatNetworkOptions(subnet="10.21.0.0/24"), store)
         with pytest.raises(Fatal, match="outside the subnet"):
             moved.allocate_network(context(), server, network, 1)
         moved.deallocate_network(context(), server)
@@ -166,6 +166,6 @@ class TestChoices:
     def test_what_cannot_work_is_refused_at_start(
         self, options: dict[str, Any], words: str, tmp_path: Path
     ) -> None:
-        unused = DatabaseAddressBook(f"sqlite:///{tmp_path}/unused.db", rest=REST)
+        unused = DatabaseAddressStore(f"sqlite:///{tmp_path}/unused.db", rest=REST)
         with pytest.raises(ConfigurationError, match=words):
             FlatNetworkHelper(setting(), FlatNetworkOptions(**options), unused)

@@ -10,14 +10,14 @@ from typing import Any, ClassVar
 
 import pytest
 
-from tests.contract.generic_driver_suite import GenericDriverContract, Outside
+from tests.contract.generic_driver_suite import ExternalSystem, GenericDriverContract
 from tests.contract.share_driver_suite import context
 from tests.support.services import require_root_datapath
 from tests.support.tenants import Machine, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
 from worker.errors import ConfigurationError, Fatal
 from worker.model import AccessRule, DriverMode, Share, ShareServer
-from worker.plugin import Options, Setting
+from worker.plugin import BackendContext, Options
 from worker.systems.exports.ganesha import render_export
 from worker.systems.shell.local import LocalShell
 
@@ -46,8 +46,8 @@ class _OnThisHost(GenericDriverContract):
         return None
 
     @pytest.fixture
-    def outside(self, tmp_path: Path) -> Outside:
-        return Outside(tmp_path, "predefined")
+    def external(self, tmp_path: Path) -> ExternalSystem:
+        return ExternalSystem(tmp_path, "predefined")
 
     @pytest.fixture
     def options_given(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class _OnThisHost(GenericDriverContract):
     def driver(
         self, tmp_path: Path, namespace: str, options_given: dict[str, Any]
     ) -> Iterator[GenericShareDriver]:
-        setting = Setting("backend", DriverMode.SINGLE_SVM, tmp_path)
+        setting = BackendContext("backend", DriverMode.SINGLE_SVM, tmp_path)
         options = GenericOptions.model_validate(
             {"service_address": ADDRESS, "service_namespace": namespace} | options_given
         )
@@ -149,4 +149,4 @@ def test_options_that_do_not_fit_the_mode_stop_the_worker(
     tmp_path: Path, mode: DriverMode, options: Options
 ) -> None:
     with pytest.raises(ConfigurationError, match="service_address"):
-        GenericShareDriver(Setting("backend", mode, tmp_path), options, host)
+        GenericShareDriver(BackendContext("backend", mode, tmp_path), options, host)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract.generic_driver_suite import GenericDriverContract, Outside
+from tests.contract.generic_driver_suite import ExternalSystem, GenericDriverContract
 from tests.contract.share_driver_suite import context, rule
 from tests.support.machines import Lan, Machine
 from tests.support.services import require_root_datapath, wait_until
@@ -24,7 +24,7 @@ from worker.drivers.generic import GenericOptions, GenericShareDriver
 from worker.errors import ConfigurationError, ErrorCode, Fatal, Retryable
 from worker.helpers.compute.machines import ssh_shell
 from worker.model import DriverMode, Share, ShareServer, Snapshot
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.openstack.cloud_init import host_key_pair
 from worker.systems.shell.base import Shell
 from worker.systems.shell.local import LocalShell
@@ -62,7 +62,7 @@ def driver_on(machine: Machine, **given: Any) -> GenericShareDriver:
         assert server is not None, "nothing of such a backend is on this host"
         return ssh_shell(machine.options, server)
 
-    setting = Setting("backend", MODE, Path("/nonexistent"), servers_elsewhere=True)
+    setting = BackendContext("backend", MODE, Path("/nonexistent"), servers_elsewhere=True)
     options = GenericOptions.model_validate({"capacity": 100, "pool_size": 5} | given)
     return GenericShareDriver(setting, options, shell_for)
 
@@ -98,8 +98,8 @@ class TestGenericOverSsh(GenericDriverContract):
         return machine.server()
 
     @pytest.fixture
-    def outside(self, machine: Machine) -> Outside:
-        return Outside(Path(machine.options.server_directory), "ganesha")
+    def external(self, machine: Machine) -> ExternalSystem:
+        return ExternalSystem(Path(machine.options.server_directory), "ganesha")
 
     @pytest.fixture
     def driver(self, machine: Machine, server: ShareServer) -> Iterator[GenericShareDriver]:
@@ -159,11 +159,11 @@ def test_clients_do_not_notice_that_sshd_and_its_connections_are_gone(
     share = a_share(server)
     (location,) = driver.create_share(context(), share, server)
     driver.update_access(context(), share, server, [rule(f"{machine.address}/28")], 1)
-    outside = Outside(Path(machine.options.server_directory), "ganesha")
+    external = ExternalSystem(Path(machine.options.server_directory), "ganesha")
     command = client.nfs_command(location.path, "loop", "file", "60")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loop:
         try:
-            wait_until((outside.data(share) / "file").exists, "the client writes")
+            wait_until((external.data(share) / "file").exists, "the client writes")
             machine.kill()
             with pytest.raises(Retryable, match="share server server-1"):
                 driver.update_access(context(), share, server, [], 2)
@@ -224,9 +224,9 @@ def test_connections_that_drop_anywhere_are_repaired_by_the_next_call(
     driver: GenericShareDriver, machine: Machine
 ) -> None:
     server = machine.server()
-    outside = Outside(Path(machine.options.server_directory), "ganesha")
+    external = ExternalSystem(Path(machine.options.server_directory), "ganesha")
     driver._storage(context(), server)
-    empty = outside.state()
+    empty = external.state()
     shell = Unsteady(**dataclasses.asdict(machine.shell()))
     driver.shell_for = lambda _: shell
     share, clone = a_share(server), a_share(server)
@@ -242,8 +242,8 @@ def test_connections_that_drop_anywhere_are_repaired_by_the_next_call(
             lambda: driver.extend_share(context(), clone, 2, server),
         )
     ]
-    assert outside.rules(share) == {("10.1.0.7", "rw")}
-    assert outside.rules(clone) == set()
+    assert external.rules(share) == {("10.1.0.7", "rw")}
+    assert external.rules(clone) == set()
     assert driver.share_size(context(), clone, server) == 2
     broken += [
         shell.steadiness.dropped_everywhere(call)
@@ -254,7 +254,7 @@ def test_connections_that_drop_anywhere_are_repaired_by_the_next_call(
         )
     ]
     assert all(broken)
-    assert outside.state() == empty
+    assert external.state() == empty
 
 
 def test_a_server_whose_host_key_changed_is_refused_with_a_sentence(
@@ -319,6 +319,6 @@ def test_the_pool_is_what_was_configured_and_asks_no_server(machine: Machine) ->
 def test_a_capacity_is_for_servers_that_are_machines_of_their_own(
     elsewhere: bool, capacity: int | None
 ) -> None:
-    setting = Setting("backend", MODE, Path("/nonexistent"), servers_elsewhere=elsewhere)
+    setting = BackendContext("backend", MODE, Path("/nonexistent"), servers_elsewhere=elsewhere)
     with pytest.raises(ConfigurationError, match=r"driver\.capacity"):
         GenericShareDriver(setting, GenericOptions(capacity=capacity), lambda _: LocalShell())

@@ -31,7 +31,7 @@ from tests.support.services import wait_until
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable
 from worker.helpers.compute.ironic import IronicComputeHelper, IronicOptions
 from worker.model import DriverMode, NetworkInfo, ShareNetwork, ShareServer
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.openstack.client import OpenStack as Client
 from worker.systems.openstack.client import OpenStackOptions
 
@@ -98,7 +98,7 @@ def options(cloud: OpenStack, nodes: list[Node], private_key: Path) -> dict[str,
 
 
 def make_helper(options: dict[str, Any]) -> IronicComputeHelper:
-    setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"))
+    setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"))
     return IronicComputeHelper(setting, IronicOptions(**options))
 
 
@@ -144,7 +144,7 @@ def record(cloud: OpenStack, node_id: str, **columns: str | None) -> None:
 
 
 @pytest.fixture
-def outside(admin: Connection, nodes: list[Node], ports: list[Any]) -> Seen:
+def external(admin: Connection, nodes: list[Node], ports: list[Any]) -> Seen:
     return Seen(admin, nodes, ports)
 
 
@@ -246,25 +246,25 @@ class TestIronicComputeHelper(ComputeHelperContract):
         self.delete(helper, server)
 
     def test_no_node_is_free(
-        self, options: dict[str, Any], outside: Seen, new_server: Any, share_network: ShareNetwork
+        self, options: dict[str, Any], external: Seen, new_server: Any, share_network: ShareNetwork
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         helper, server = make_helper(options | {"resource_class": "none"}), new_server(0)
         with pytest.raises(Fatal, match="no available nodes match the resource class none"):
             self.get(helper, server, share_network)
         self.delete(helper, server)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_a_node_that_goes_into_maintenance_or_is_locked(
         self,
         helper: Any,
-        outside: Seen,
+        external: Seen,
         cloud: OpenStack,
         new_server: Any,
         share_network: ShareNetwork,
     ) -> None:
-        admin = outside.admin
-        empty = outside.state()
+        admin = external.admin
+        empty = external.state()
         server = new_server(0)
         with pytest.raises(LeaseLost):
             self.get(helper, server, share_network, context(GuardThatEnds(1)))
@@ -286,20 +286,20 @@ class TestIronicComputeHelper(ComputeHelperContract):
         assert failure.value.share_server_id == node
         self.delete(helper, server)
         admin.baremetal.unset_node_maintenance(node)
-        assert outside.state() == empty
+        assert external.state() == empty
 
     def test_a_node_that_can_be_neither_deployed_nor_undeployed(
         self,
         helper: Any,
-        outside: Seen,
+        external: Seen,
         cloud: OpenStack,
         new_server: Any,
         share_network: ShareNetwork,
     ) -> None:
-        empty = outside.state()
+        empty = external.state()
         server = new_server(0)
         node = self.get(helper, server, share_network).server_id
-        baremetal.settle(outside.admin, [outside.admin.baremetal.get_node(node)])
+        baremetal.settle(external.admin, [external.admin.baremetal.get_node(node)])
         record(cloud, node, provision_state="deploy failed", last_error="It burns.")
         with pytest.raises(Fatal, match=r"is deploy failed.* It burns\.") as failure:
             self.get(helper, server, share_network)
@@ -313,10 +313,10 @@ class TestIronicComputeHelper(ComputeHelperContract):
         assert left.value.share_server_id == node
         self.delete(helper, server)
         # Ironic had forgotten the port before it could unbind it: it goes with deallocate_network.
-        assert outside.state()[:2] == empty[:2]
+        assert external.state()[:2] == empty[:2]
         for port in server.network_info.ports:
-            outside.admin.network.update_port(port, binding_host_id="")
-        assert outside.state() == empty
+            external.admin.network.update_port(port, binding_host_id="")
+        assert external.state() == empty
 
 
 @pytest.mark.parametrize(

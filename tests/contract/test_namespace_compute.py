@@ -22,7 +22,7 @@ from tests.support.tenants import Machine, Tenant, run
 from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
 from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions, bridge_name
 from worker.model import DriverMode, NetworkInfo, NetworkKind, Outage, ShareNetwork, ShareServer
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.network.bridges import short
 
 
@@ -38,7 +38,7 @@ def network(number: int) -> NetworkInfo:
     )
 
 
-class Outside:
+class ExternalSystem:
     """Namespaces, ports, bridges, processes and files of this test's servers only."""
 
     def __init__(self, state_dir: Path) -> None:
@@ -58,21 +58,21 @@ class TestNamespaceComputeHelper(ComputeHelperContract):
     @pytest.fixture
     def helper(self, tmp_path: Path) -> NamespaceComputeHelper:
         require_root_datapath()
-        setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
+        setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
         return NamespaceComputeHelper(setting, NamespaceOptions())
 
     @pytest.fixture
-    def outside(self, tmp_path: Path, share_network: ShareNetwork) -> Outside:
-        outside = Outside(tmp_path)
-        outside.marks.append(bridge_name(share_network.id))
-        return outside
+    def external(self, tmp_path: Path, share_network: ShareNetwork) -> ExternalSystem:
+        external = ExternalSystem(tmp_path)
+        external.marks.append(bridge_name(share_network.id))
+        return external
 
     @pytest.fixture
     def new_server(
         self,
         network_for: NetworkFor,
         share_network: ShareNetwork,
-        outside: Outside,
+        external: ExternalSystem,
         helper: NamespaceComputeHelper,
     ) -> Iterator[Callable[[int], ShareServer]]:
         made: list[ShareServer] = []
@@ -80,7 +80,7 @@ class TestNamespaceComputeHelper(ComputeHelperContract):
         def new(number: int) -> ShareServer:
             server = a_server(network_for(number), share_network)
             made.append(server)
-            outside.marks += [server.id, short(server.id)]
+            external.marks += [server.id, short(server.id)]
             return server
 
         yield new
@@ -167,7 +167,7 @@ os.killpg(0, signal.SIGKILL)
         self, tmp_path: Path, new_server: Any, share_network: ShareNetwork
     ) -> None:
         bridge = f"swx{uuid.uuid4().hex[:8]}"
-        setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
+        setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
         flat = NamespaceComputeHelper(setting, NamespaceOptions(bridge=bridge))
         server = new_server(0)
         with pytest.raises(Fatal, match="does not exist"):
@@ -224,7 +224,7 @@ UDP_PORT = 20_000 + os.getpid() % 20_000
 
 
 def managed(tmp_path: Path, **options: Any) -> NamespaceComputeHelper:
-    setting = Setting("backend", DriverMode.MANAGED_MULTI_SVM, tmp_path)
+    setting = BackendContext("backend", DriverMode.MANAGED_MULTI_SVM, tmp_path)
     return NamespaceComputeHelper(setting, NamespaceOptions.model_validate(options))
 
 
@@ -247,10 +247,10 @@ class TestNamespacesOnVxlan(TestNamespaceComputeHelper):
         return managed(tmp_path, underlay_address="127.0.0.1", vxlan_port=UDP_PORT)
 
     @pytest.fixture
-    def outside(self, tmp_path: Path, share_network: ShareNetwork) -> Outside:
-        outside = Outside(tmp_path)
-        outside.marks += [bridge_name(share_network.id), f"swx{VNI}"]
-        return outside
+    def external(self, tmp_path: Path, share_network: ShareNetwork) -> ExternalSystem:
+        external = ExternalSystem(tmp_path)
+        external.marks += [bridge_name(share_network.id), f"swx{VNI}"]
+        return external
 
     def test_a_segment_that_is_taken_on_the_host_is_refused(
         self, helper: Any, new_server: Any, share_network: ShareNetwork

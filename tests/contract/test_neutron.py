@@ -14,23 +14,23 @@ from sqlalchemy import select
 from tests.contract.network_helper_suite import NetworkHelperContract
 from tests.openstack.cloud import OpenStack
 from worker.db.core.engine import engine_for, reading
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
 from worker.db.tables.main import addresses
 from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronOptions
 from worker.helpers.network.neutron.managed import DEVICE_OWNER
 from worker.model import DriverMode, NetworkKind, ShareNetwork
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)
 
 
 def make_helper(
-    openstack: OpenStack, book: DatabaseAddressBook, mode: DriverMode, **options: Any
+    openstack: OpenStack, store: DatabaseAddressStore, mode: DriverMode, **options: Any
 ) -> NeutronNetworkHelper:
-    setting = Setting("backend", mode, Path("/nonexistent"))
-    return NeutronNetworkHelper(setting, NeutronOptions(**openstack.auth(), **options), book)
+    setting = BackendContext("backend", mode, Path("/nonexistent"))
+    return NeutronNetworkHelper(setting, NeutronOptions(**openstack.auth(), **options), store)
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,9 @@ def tenant_network(admin: Connection) -> Iterator[tuple[str, str]]:
 
 
 @pytest.fixture
-def book(sqlite_url: str) -> DatabaseAddressBook:
+def store(sqlite_url: str) -> DatabaseAddressStore:
     metadata.create_all(engine_for(sqlite_url))
-    return DatabaseAddressBook(sqlite_url, rest=0.0)
+    return DatabaseAddressStore(sqlite_url, rest=0.0)
 
 
 class Held:
@@ -85,14 +85,14 @@ class Held:
 
 
 @pytest.fixture
-def outside(admin: Connection, sqlite_url: str) -> Held:
+def external(admin: Connection, sqlite_url: str) -> Held:
     return Held(admin, sqlite_url)
 
 
 class TestTenantsNetwork(NetworkHelperContract):
     @pytest.fixture
-    def helper(self, openstack: OpenStack, book: DatabaseAddressBook) -> NeutronNetworkHelper:
-        return make_helper(openstack, book, DriverMode.MANAGED_MULTI_SVM)
+    def helper(self, openstack: OpenStack, store: DatabaseAddressStore) -> NeutronNetworkHelper:
+        return make_helper(openstack, store, DriverMode.MANAGED_MULTI_SVM)
 
     @pytest.fixture
     def share_network(self, tenant_network: tuple[str, str]) -> ShareNetwork:
@@ -108,9 +108,9 @@ class TestTenantsNetwork(NetworkHelperContract):
 
 class TestManagedNetwork(NetworkHelperContract):
     @pytest.fixture
-    def helper(self, openstack: OpenStack, book: DatabaseAddressBook) -> NeutronNetworkHelper:
+    def helper(self, openstack: OpenStack, store: DatabaseAddressStore) -> NeutronNetworkHelper:
         return make_helper(
-            *(openstack, book, DriverMode.MANAGED_MULTI_SVM), managed_cidrs=("10.64.0.0/16",)
+            *(openstack, store, DriverMode.MANAGED_MULTI_SVM), managed_cidrs=("10.64.0.0/16",)
         )
 
     @pytest.fixture

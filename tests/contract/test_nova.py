@@ -24,7 +24,7 @@ from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
 from tests.support.nova import SETTING, Site, StandIn, a_network
 from tests.support.services import RedisServer, free_port, require_root, wait_until
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.errors import ErrorCode, Fatal, NotReady, RequestFailed, Retryable
 from worker.helpers.compute.base import ComputeHelper
 from worker.helpers.compute.nova.helper import NovaComputeHelper
@@ -70,7 +70,7 @@ def tenants(site: Site) -> ShareNetwork:
 
 @pytest.fixture
 def network_helper(site: Site) -> NeutronNetworkHelper:
-    unused = DatabaseAddressBook("sqlite://", rest=0)
+    unused = DatabaseAddressStore("sqlite://", rest=0)
     return NeutronNetworkHelper(SETTING, NeutronOptions(**site.cloud.auth()), unused)
 
 
@@ -101,7 +101,7 @@ def helper(site: Site) -> NovaComputeHelper:
 
 class TestNova(ComputeHelperContract):
     @pytest.fixture
-    def outside(self, site: Site) -> Site:
+    def external(self, site: Site) -> Site:
         return site
 
     @pytest.fixture

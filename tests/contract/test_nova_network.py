@@ -18,22 +18,22 @@ from tests.contract.share_driver_suite import GuardThatEnds, context
 from tests.contract.test_segmented_network import Held
 from tests.simulators.nova_network import PASSWORD, PROJECT, USER, NovaSimulator
 from worker.db.core.engine import engine_for, transaction
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
 from worker.db.tables.networks import segments
 from worker.errors import ConfigurationError, ErrorCode, Fatal, LeaseLost, Retryable
 from worker.helpers.network.nova_network import NovaNetworkHelper, NovaNetworkOptions
 from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 
 REST = 3600.0
 SUBNET = "10.60.0.0/25"
 
 
 @pytest.fixture
-def book(sqlite_url: str) -> DatabaseAddressBook:
+def store(sqlite_url: str) -> DatabaseAddressStore:
     metadata.create_all(engine_for(sqlite_url))
-    return DatabaseAddressBook(sqlite_url, rest=REST)
+    return DatabaseAddressStore(sqlite_url, rest=REST)
 
 
 @pytest.fixture
@@ -55,7 +55,9 @@ def managed(cidr: str | None = None) -> ShareNetwork:
     return ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.MANAGED, cidr=cidr)
 
 
-def helper_of(nova: NovaSimulator, book: DatabaseAddressBook, **options: Any) -> NovaNetworkHelper:
+def helper_of(
+    nova: NovaSimulator, store: DatabaseAddressStore, **options: Any
+) -> NovaNetworkHelper:
     given = {
         "auth_url": f"{nova.url}/v3",
         "username": USER,
@@ -66,8 +68,10 @@ def helper_of(nova: NovaSimulator, book: DatabaseAddressBook, **options: Any) ->
         "subnets": "10.61.0.0/16",
         "prefix_length": 25,
     }
-    setting = Setting("backend", DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
-    return NovaNetworkHelper(setting, NovaNetworkOptions.model_validate({**given, **options}), book)
+    setting = BackendContext("backend", DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
+    return NovaNetworkHelper(
+        setting, NovaNetworkOptions.model_validate({**given, **options}), store
+    )
 
 
 def allocate(
@@ -77,7 +81,7 @@ def allocate(
     return server, helper.allocate_network(context(), server, network, count)
 
 
-class Outside:
+class ExternalSystem:
     """Our rows, and what Nova has: networks and reservations."""
 
     def __init__(self, nova: NovaSimulator, url: str) -> None:
@@ -90,16 +94,16 @@ class Outside:
 
 class TestNamedNetwork(NetworkHelperContract):
     @pytest.fixture
-    def helper(self, nova: NovaSimulator, book: DatabaseAddressBook) -> NovaNetworkHelper:
-        return helper_of(nova, book)
+    def helper(self, nova: NovaSimulator, store: DatabaseAddressStore) -> NovaNetworkHelper:
+        return helper_of(nova, store)
 
     @pytest.fixture
     def share_network(self, named: ShareNetwork) -> ShareNetwork:
         return named
 
     @pytest.fixture
-    def outside(self, nova: NovaSimulator, sqlite_url: str) -> Outside:
-        return Outside(nova, sqlite_url)
+    def external(self, nova: NovaSimulator, sqlite_url: str) -> ExternalSystem:
+        return ExternalSystem(nova, sqlite_url)
 
 
 class TestMadeNetwork(TestNamedNetwork):
@@ -110,8 +114,8 @@ class TestMadeNetwork(TestNamedNetwork):
 
 class TestNovaNetwork:
     @pytest.fixture
-    def helper(self, nova: NovaSimulator, book: DatabaseAddressBook) -> NovaNetworkHelper:
-        return helper_of(nova, book)
+    def helper(self, nova: NovaSimulator, store: DatabaseAddressStore) -> NovaNetworkHelper:
+        return helper_of(nova, store)
 
     def test_the_answer_is_the_networks_own(
         self, helper: NovaNetworkHelper, named: ShareNetwork
@@ -188,14 +192,14 @@ class TestNovaNetwork:
         self, nova: NovaSimulator, helper: NovaNetworkHelper, sqlite_url: str
     ) -> None:
         nova.add_network({"label": "another", "cidr": "10.61.0.0/24"})
-        outside = Outside(nova, sqlite_url)
-        before = outside.state()
+        external = ExternalSystem(nova, sqlite_url)
+        before = external.state()
         server, network = a_server(managed()), managed()
         with pytest.raises(Fatal, match=r"could not make a network: .*conflicts") as refused:
             helper.allocate_network(context(), server, network, 1)
         assert refused.value.code is ErrorCode.NETWORK_FAILED
         helper.deallocate_network(context(), server)
-        assert outside.state() == before
+        assert external.state() == before
 
     def test_a_network_that_nova_does_not_have(self, helper: NovaNetworkHelper) -> None:
         network = ShareNetwork("n", "project", NetworkKind.NOVA, nova_network_id="absent")
@@ -203,17 +207,17 @@ class TestNovaNetwork:
             allocate(helper, network)
 
     def test_no_vlans_to_make_networks_with(
-        self, nova: NovaSimulator, book: DatabaseAddressBook
+        self, nova: NovaSimulator, store: DatabaseAddressStore
     ) -> None:
-        helper = helper_of(nova, book, vlan_ids=None)
+        helper = helper_of(nova, store, vlan_ids=None)
         with pytest.raises(Fatal, match="set the network helper's vlan_ids") as refused:
             allocate(helper, managed())
         assert refused.value.code is ErrorCode.CONFIGURATION
 
     def test_a_freed_vlan_rests(
-        self, nova: NovaSimulator, book: DatabaseAddressBook, sqlite_url: str
+        self, nova: NovaSimulator, store: DatabaseAddressStore, sqlite_url: str
     ) -> None:
-        helper = helper_of(nova, book, vlan_ids=(200, 200))
+        helper = helper_of(nova, store, vlan_ids=(200, 200))
         server, _ = allocate(helper, managed())
         helper.deallocate_network(context(), server)
         with pytest.raises(Fatal, match="200 to 200, are in use or rest"):
@@ -261,9 +265,9 @@ class TestNovaNetwork:
             allocate(helper, named)
 
     def test_a_wrong_password_is_told_without_it(
-        self, nova: NovaSimulator, book: DatabaseAddressBook, named: ShareNetwork
+        self, nova: NovaSimulator, store: DatabaseAddressStore, named: ShareNetwork
     ) -> None:
-        helper = helper_of(nova, book, password="wrong-secret")
+        helper = helper_of(nova, store, password="wrong-secret")
         with pytest.raises(Fatal, match="refuses the login") as refused:
             allocate(helper, named)
         assert "wrong-secret" not in str(refused.value)
@@ -278,10 +282,10 @@ class TestNovaNetwork:
         ],
     )
     def test_what_cannot_work_is_refused_at_start(
-        self, nova: NovaSimulator, book: DatabaseAddressBook, options: dict[str, Any], words: str
+        self, nova: NovaSimulator, store: DatabaseAddressStore, options: dict[str, Any], words: str
     ) -> None:
         with pytest.raises(ConfigurationError, match=words):
-            helper_of(nova, book, **options)
+            helper_of(nova, store, **options)
 
 
 class TestSimulator:

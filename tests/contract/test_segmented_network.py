@@ -14,7 +14,7 @@ from sqlalchemy import select, update
 from tests.contract.network_helper_suite import NetworkHelperContract, a_server
 from tests.contract.share_driver_suite import context
 from worker.db.core.engine import engine_for, reading, transaction
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
 from worker.db.tables.main import addresses
 from worker.db.tables.networks import segment_holders, segments
@@ -29,7 +29,7 @@ from worker.model import (
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 
 REST = 3600.0
 OPTIONS: dict[str, Any] = {"segment_ids": (5000, 5003), "subnets": "10.40.0.0/22"}
@@ -37,17 +37,17 @@ _fork = multiprocessing.get_context("fork")
 
 
 @pytest.fixture
-def book(database_url: str) -> DatabaseAddressBook:
+def store(database_url: str) -> DatabaseAddressStore:
     metadata.create_all(engine_for(database_url))
-    return DatabaseAddressBook(database_url, rest=REST)
+    return DatabaseAddressStore(database_url, rest=REST)
 
 
 def helper_of(
-    book: DatabaseAddressBook, backend: str = "backend", **options: Any
+    store: DatabaseAddressStore, backend: str = "backend", **options: Any
 ) -> SegmentedNetworkHelper:
-    setting = Setting(backend, DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
+    setting = BackendContext(backend, DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
     return SegmentedNetworkHelper(
-        setting, SegmentedNetworkOptions.model_validate({**OPTIONS, **options}), book
+        setting, SegmentedNetworkOptions.model_validate({**OPTIONS, **options}), store
     )
 
 
@@ -84,22 +84,22 @@ class Held:
 
 class TestSegmentedNetwork(NetworkHelperContract):
     @pytest.fixture
-    def helper(self, book: DatabaseAddressBook) -> SegmentedNetworkHelper:
-        return helper_of(book)
+    def helper(self, store: DatabaseAddressStore) -> SegmentedNetworkHelper:
+        return helper_of(store)
 
     @pytest.fixture
     def share_network(self) -> ShareNetwork:
         return managed()
 
     @pytest.fixture
-    def outside(self, database_url: str) -> Held:
+    def external(self, database_url: str) -> Held:
         return Held(database_url)
 
 
 class TestNamedSubnet(TestSegmentedNetwork):
     @pytest.fixture
-    def helper(self, book: DatabaseAddressBook) -> SegmentedNetworkHelper:
-        return helper_of(book, segment_type="vlan", segment_ids=(100, 101), subnets=None)
+    def helper(self, store: DatabaseAddressStore) -> SegmentedNetworkHelper:
+        return helper_of(store, segment_type="vlan", segment_ids=(100, 101), subnets=None)
 
     @pytest.fixture
     def share_network(self) -> ShareNetwork:
@@ -107,8 +107,8 @@ class TestNamedSubnet(TestSegmentedNetwork):
 
 
 class TestSegments:
-    def test_the_answer_says_what_to_build(self, book: DatabaseAddressBook) -> None:
-        _, info = allocate(helper_of(book), managed(), 2)
+    def test_the_answer_says_what_to_build(self, store: DatabaseAddressStore) -> None:
+        _, info = allocate(helper_of(store), managed(), 2)
         assert info == NetworkInfo(
             cidr="10.40.0.0/24",
             netmask="255.255.255.0",
@@ -124,29 +124,29 @@ class TestSegments:
         )
 
     def test_tenants_with_the_same_subnet_have_different_segments(
-        self, book: DatabaseAddressBook
+        self, store: DatabaseAddressStore
     ) -> None:
-        helper = helper_of(book)
+        helper = helper_of(store)
         answers = [allocate(helper, managed("10.0.0.0/24"))[1] for _ in range(3)]
         assert {info.addresses for info in answers} == {("10.0.0.2",)}
         assert [info.segmentation_id for info in answers] == [5000, 5001, 5002]
 
     def test_backends_of_one_underlay_agree_and_others_do_not(
-        self, book: DatabaseAddressBook
+        self, store: DatabaseAddressStore
     ) -> None:
-        blue = [helper_of(book, backend, name="blue") for backend in ("a", "b")]
+        blue = [helper_of(store, backend, name="blue") for backend in ("a", "b")]
         network, filler = managed(), managed()
         allocate(blue[0], filler)
         one, two = (allocate(helper, network)[1] for helper in blue)
         assert (one.segmentation_id, one.cidr) == (5001, "10.40.1.0/24")
         assert (two.segmentation_id, two.cidr) == (5001, "10.40.1.0/24")
         assert one.addresses != two.addresses
-        assert allocate(helper_of(book, "c"), network)[1].segmentation_id == 5000
+        assert allocate(helper_of(store, "c"), network)[1].segmentation_id == 5000
 
     def test_a_segment_stays_until_the_last_server_is_gone_and_then_rests(
-        self, book: DatabaseAddressBook, database_url: str
+        self, store: DatabaseAddressStore, database_url: str
     ) -> None:
-        helper = helper_of(book, segment_ids=(7, 7), subnets="10.40.0.0/24")
+        helper = helper_of(store, segment_ids=(7, 7), subnets="10.40.0.0/24")
         network, other = managed(), managed()
         servers = [allocate(helper, network)[0] for _ in range(2)]
         helper.deallocate_network(context(), servers[0])
@@ -167,9 +167,9 @@ class TestSegments:
             allocate(helper, network)
 
     def test_a_subnet_that_changed_while_the_segment_rested(
-        self, book: DatabaseAddressBook
+        self, store: DatabaseAddressStore
     ) -> None:
-        helper = helper_of(book)
+        helper = helper_of(store)
         network = managed("10.0.0.0/24")
         helper.deallocate_network(context(), allocate(helper, network)[0])
         for cidr, expected in (("10.1.0.0/24", "10.1.0.2"), (None, "10.40.0.2")):
@@ -178,36 +178,36 @@ class TestSegments:
             assert (info.segmentation_id, info.addresses) == (5000, (expected,))
             helper.deallocate_network(context(), server)
 
-    def test_subnets_that_we_choose_never_overlap(self, book: DatabaseAddressBook) -> None:
-        first = allocate(helper_of(book), managed())[1]
-        finer = allocate(helper_of(book, prefix_length=26), managed())[1]
-        coarser = allocate(helper_of(book, prefix_length=23), managed())[1]
+    def test_subnets_that_we_choose_never_overlap(self, store: DatabaseAddressStore) -> None:
+        first = allocate(helper_of(store), managed())[1]
+        finer = allocate(helper_of(store, prefix_length=26), managed())[1]
+        coarser = allocate(helper_of(store, prefix_length=23), managed())[1]
         assert [i.cidr for i in (first, finer, coarser)] == [
             "10.40.0.0/24",
             "10.40.1.0/26",
             "10.40.2.0/23",
         ]
         with pytest.raises(Fatal, match=r"all /23 of 10\.40\.0\.0/22 are in use or rest"):
-            allocate(helper_of(book, prefix_length=23), managed())
-        assert allocate(helper_of(book), managed("10.40.0.0/24"))[1].cidr == "10.40.0.0/24"
+            allocate(helper_of(store, prefix_length=23), managed())
+        assert allocate(helper_of(store), managed("10.40.0.0/24"))[1].cidr == "10.40.0.0/24"
 
-    def test_no_subnet_for_a_network_that_names_none(self, book: DatabaseAddressBook) -> None:
+    def test_no_subnet_for_a_network_that_names_none(self, store: DatabaseAddressStore) -> None:
         with pytest.raises(Fatal, match="names no cidr and its backend has no subnets"):
-            allocate(helper_of(book, subnets=None), managed())
+            allocate(helper_of(store, subnets=None), managed())
 
     def test_a_named_subnet_that_cannot_be_used(
-        self, book: DatabaseAddressBook, database_url: str
+        self, store: DatabaseAddressStore, database_url: str
     ) -> None:
         with pytest.raises(Fatal, match="host bits") as refused:
-            allocate(helper_of(book), managed("10.0.0.1/24"))
+            allocate(helper_of(store), managed("10.0.0.1/24"))
         assert refused.value.field == "cidr"
         assert Held(database_url).state() == [[], [], []]
 
     def test_routers_and_the_tenants_own_machines_are_left_out(
-        self, book: DatabaseAddressBook
+        self, store: DatabaseAddressStore
     ) -> None:
         helper = helper_of(
-            book,
+            store,
             gateway="none",
             next_hop="last",
             tenant_addresses=9,
@@ -224,28 +224,28 @@ class TestSegments:
         assert len(allocate(helper, managed("10.8.0.0/28"), 4)[1].addresses) == 4
 
     def test_nobody_joins_a_segment_that_is_being_dismantled(
-        self, book: DatabaseAddressBook
+        self, store: DatabaseAddressStore
     ) -> None:
         source = SegmentSource("outside", (1, 9), "10.0.0.0/8", 24)
-        segment = book.segments.take(source, "network", "first", None)
-        assert book.segments.held("first") == segment
-        assert book.segments.take(source, "network", "second", None) == segment
-        assert book.segments.close("second") is None
-        book.segments.release("second")
+        segment = store.segments.take(source, "network", "first", None)
+        assert store.segments.held("first") == segment
+        assert store.segments.take(source, "network", "second", None) == segment
+        assert store.segments.close("second") is None
+        store.segments.release("second")
         for _ in range(2):
-            assert book.segments.close("first") == segment
+            assert store.segments.close("first") == segment
         with pytest.raises(NotReady, match="being removed with its last share server"):
-            book.segments.take(source, "network", "third", None)
+            store.segments.take(source, "network", "third", None)
         for _ in range(2):
-            book.segments.release("first")
-        assert book.segments.held("first") is None
-        assert book.segments.close("first") is None
-        assert book.segments.take(source, "network", "third", None) == segment
+            store.segments.release("first")
+        assert store.segments.held("first") is None
+        assert store.segments.close("first") is None
+        assert store.segments.take(source, "network", "third", None) == segment
 
     def test_networks_that_come_at_once_get_different_segments(
-        self, book: DatabaseAddressBook
+        self, store: DatabaseAddressStore
     ) -> None:
-        helper = helper_of(book, segment_ids=(1, 40), subnets="10.0.0.0/8")
+        helper = helper_of(store, segment_ids=(1, 40), subnets="10.0.0.0/8")
         networks = [managed() for _ in range(10)]
         answers: Queue[list[Any]] = _fork.Queue()
         children = [
@@ -281,7 +281,7 @@ class TestSegments:
     def test_what_cannot_work_is_refused_at_start(
         self, options: dict[str, Any], words: str, tmp_path: Path
     ) -> None:
-        unused = DatabaseAddressBook(f"sqlite:///{tmp_path}/unused.db", rest=REST)
+        unused = DatabaseAddressStore(f"sqlite:///{tmp_path}/unused.db", rest=REST)
         with pytest.raises(ConfigurationError, match=words):
             helper_of(unused, **options)
 

@@ -194,7 +194,7 @@ def test_a_clock_is_wrong(made: ExitStack, tmp_path: Path, postgres_url: str, of
     wrong.start("ready", seconds=BOOT_SECONDS)
     with judged(site) as traffic:
         ended(traffic, 40)
-    steps = site.outside.rows("SELECT worker, outcome FROM operation_steps")
+    steps = site.external.rows("SELECT worker, outcome FROM operation_steps")
     pids = {str(pid) for pid in wrong.children()}
     assert pids & {step["worker"].rpartition(":")[2] for step in steps}
     # Each step was done at the first attempt: no lease was taken for run out.
@@ -218,7 +218,7 @@ def test_a_queue_is_stalled(made: ExitStack, tmp_path: Path, postgres_url: str) 
             )
         accepted = "SELECT id FROM operations WHERE verb = 'create_share'"
         wait_until(
-            lambda: len(site.outside.rows(accepted)) == STALLED,
+            lambda: len(site.external.rows(accepted)) == STALLED,
             "all are accepted",
             60 + STALLED / 10,
         )
@@ -226,10 +226,10 @@ def test_a_queue_is_stalled(made: ExitStack, tmp_path: Path, postgres_url: str) 
     client.close()
     site.settle(PATIENCE + STALLED / 5)
     assert list(site.findings(["p"])) == []
-    rows = site.outside.rows("SELECT state, dispatch FROM operations WHERE verb = 'create_share'")
+    rows = site.external.rows("SELECT state, dispatch FROM operations WHERE verb = 'create_share'")
     assert [row["state"] for row in rows] == ["succeeded"] * STALLED
     assert max(row["dispatch"] for row in rows) <= 2
-    attempts = site.outside.rows("SELECT sum(attempt) AS n FROM operation_steps")[0]["n"]
-    calls = site.outside.world_rows("SELECT id FROM calls WHERE name = 'create_share'")
+    attempts = site.external.rows("SELECT sum(attempt) AS n FROM operation_steps")[0]["n"]
+    calls = site.external.world_rows("SELECT id FROM calls WHERE name = 'create_share'")
     assert attempts <= STALLED * 1.2
     assert len(calls) <= STALLED * 1.2

@@ -65,7 +65,7 @@ def killed_creates(
             assert list(tokens.iterdir()) == [], "some kills never happened"
         assert forked.output().split("ended: ")[1:] == ["-9\n"] * len(networks)
         site.settle()
-        site.check_outside()
+        site.check_external()
         with ThreadPoolExecutor(4) as pool:
             list(pool.map(functools.partial(use, site), networks))
         site.clear()

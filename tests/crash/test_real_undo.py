@@ -78,48 +78,48 @@ def test_killed_in_every_other_verb(
     with killed(tmp_path, postgres_url, redis_server) as killing:
         made = killing.shares(len(STAGES))
         rules: list[str] = []
-        for act in ON_A_SHARE:
-            killing.arm([f"{act}.{stage}" for stage in STAGES])
-            if act == "extend_share":
-                asked = [killing.send(act, share_id=one, new_size=2) for one in made]
-            elif act == "update_access":
+        for action in ON_A_SHARE:
+            killing.arm([f"{action}.{stage}" for stage in STAGES])
+            if action == "extend_share":
+                asked = [killing.send(action, share_id=one, new_size=2) for one in made]
+            elif action == "update_access":
                 asked = [
                     killing.send("allow_access", share_id=one, access_to="10.79.0.200")
                     for one in made
                 ]
-            elif act == "create_snapshot":
-                asked = [killing.send(act, share_id=one) for one in made]
+            elif action == "create_snapshot":
+                asked = [killing.send(action, share_id=one) for one in made]
             else:
                 asked = [
-                    killing.send(act, snapshot_id=row.id) for row in killing.site.rows(snapshots)
+                    killing.send(action, snapshot_id=row.id) for row in killing.site.rows(snapshots)
                 ]
             answers = killing.ended(asked)
-            if act == "update_access":
+            if action == "update_access":
                 rules = [rule["id"] for rule in answers]
-            if act != "create_snapshot":  # a snapshot is a subvolume too
-                killing.site.check_outside()
+            if action != "create_snapshot":  # a snapshot is a subvolume too
+                killing.site.check_external()
         killing.arm([f"update_access.{stage}" for stage in STAGES])
         pairs = zip(made, rules, strict=True)
         killing.ended(
             [killing.send("deny_access", share_id=one, access_id=rule) for one, rule in pairs]
         )
         assert {row.size for row in killing.site.rows(shares)} == {2}
-        killing.site.check_outside()
+        killing.site.check_external()
         killing.site.servers()
-        for act in REMOVING:
-            stages = STAGES if act == "delete_share" else ("after_release", *STAGES[1:])
-            killing.arm([f"{act}.{stage}" for stage in stages])
+        for action in REMOVING:
+            stages = STAGES if action == "delete_share" else ("after_release", *STAGES[1:])
+            killing.arm([f"{action}.{stage}" for stage in stages])
         killing.ended([killing.send("delete_share", share_id=one) for one in made])
         killing.site.clear()
 
 
 def test_killed_in_every_undo(tmp_path: Path, postgres_url: str, redis_server: RedisServer) -> None:
     with killed(tmp_path, postgres_url, redis_server) as killing:
-        for act in REMOVING:
-            stages = STAGES if act == "delete_share" else ("after_release", *STAGES[1:])
+        for action in REMOVING:
+            stages = STAGES if action == "delete_share" else ("after_release", *STAGES[1:])
             networks = [killing.site.network() for _ in stages]
             killing.arm(["create_share.after_effect"] * len(stages), "fatal")
-            killing.arm([f"{act}.{stage}" for stage in stages])
+            killing.arm([f"{action}.{stage}" for stage in stages])
             asked = [killing.send("create_share", size=1, share_network_id=one) for one in networks]
             for operation_id in asked:
                 with pytest.raises(RequestFailed, match="failpoint create_share"):

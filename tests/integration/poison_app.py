@@ -10,7 +10,7 @@ from pathlib import Path
 from celery import Celery
 
 from worker.config import BrokerSettings
-from worker.db.dead_letters import PoisonMessage
+from worker.db.dead_letters import DeadLetter
 from worker.messaging.broker import transport_options
 from worker.messaging.dead_letters import install
 
@@ -23,10 +23,10 @@ def _append(name: str, line: str) -> None:
         file.write(line + "\n")
 
 
-def _quarantine(poison: PoisonMessage) -> None:
+def _keep_dead_letter(dead_letter: DeadLetter) -> None:
     if (_DIRECTORY / "broken").exists():
         raise RuntimeError("the quarantine is broken")
-    _append("quarantine", json.dumps(dataclasses.asdict(poison), default=str))
+    _append("quarantine", json.dumps(dataclasses.asdict(dead_letter), default=str))
 
 
 app = Celery("poison", broker=_BROKER.url)
@@ -37,7 +37,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     broker_transport_options=transport_options(_BROKER),
 )
-install(app, _quarantine, _BROKER.max_message_bytes)
+install(app, _keep_dead_letter, _BROKER.max_message_bytes)
 
 
 @app.task(name="good")  # type: ignore[untyped-decorator] # celery ships no types

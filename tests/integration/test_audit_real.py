@@ -161,7 +161,7 @@ def test_thirty_servers_and_thirty_subvolumes(host: Host) -> None:
     for name in strangers:
         run("ip", "netns", "add", name)
     for made in orphans:
-        host.bench.bury("share", made.id)
+        host.bench.add_tombstone("share", made.id)
     host.bench.forget(*servers)
     pool = host.state / "storage/pool/shares"
     assert len(list(pool.iterdir())) == 2 * PLANTED + 1
@@ -234,7 +234,7 @@ def test_ports_and_networks_of_a_real_neutron(
         foreign.append(_port(neutron, tenant.id, subnet.id, stranger))
         bench.forget(*gone, on_managed)
         for server_id in late:
-            bench.bury("share_server", server_id)
+            bench.add_tombstone("share_server", server_id)
         first = bench.audit(repair=True)
         assert first["removed"] == 0
         kinds = [row.kind for row in bench.findings() if row.part == "network neutron"]

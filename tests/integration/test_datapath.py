@@ -33,7 +33,7 @@ from worker.model import (
     ShareServer,
     Snapshot,
 )
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.shell.local import LocalShell
 
 SERVER = "10.73.0.10"
@@ -51,7 +51,7 @@ class Site:
     kind: str
 
     def __post_init__(self) -> None:
-        setting = Setting("site", DriverMode.FLAT_MULTI_SVM, self.state_dir)
+        setting = BackendContext("site", DriverMode.FLAT_MULTI_SVM, self.state_dir)
         self.helper = NamespaceComputeHelper(setting, NamespaceOptions())
         options = GenericOptions.model_validate({"storage": self.kind, "pool_size": 6})
         self.driver = GenericShareDriver(

@@ -18,7 +18,7 @@ from tests.support.dnsmasq import ENDPOINT, RELAY, Dnsmasq
 from tests.support.services import RedisServer, wait_until
 from worker.db.core.engine import db_now, engine_for, reading, transaction
 from worker.db.networks import dhcp_leases as leases
-from worker.db.networks.dhcp_leases import DatabaseLeaseBook
+from worker.db.networks.dhcp_leases import DatabaseLeaseStore
 from worker.db.tables.all import metadata
 from worker.db.tables.main import counters, share_servers
 from worker.db.tables.networks import dhcp_leases
@@ -239,13 +239,13 @@ def test_nobody_renews_what_is_being_released(rows: Connection) -> None:
 def test_nobody_releases_what_is_being_renewed(rows: Connection, database_url: str) -> None:
     assert leases.claim(rows, "used", 60)
     rows.commit()
-    book = DatabaseLeaseBook(database_url)
+    store = DatabaseLeaseStore(database_url)
     with pytest.raises(NotReady):
-        book.close("used")
+        store.close("used")
     with transaction(engine_for(database_url)) as connection:
         leases.renewed(connection, "used")
         assert not leases.claim(connection, "used", 60), "it is being released"
-    assert [lease.address for lease in book.close("used")] == ["10.77.0.0"]
+    assert [lease.address for lease in store.close("used")] == ["10.77.0.0"]
 
 
 def test_leases_without_a_server_are_forgotten_when_they_ran_out(rows: Connection) -> None:

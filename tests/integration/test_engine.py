@@ -52,7 +52,7 @@ def test_a_failed_create_is_undone(fakes: Fakes, kind: str) -> None:
     assert (share.status, share.allocated_gib) == ("error", 0)
     assert share.error["code"] == "storage_failed"
     assert share.error["message"] == failure.message
-    fakes.assert_nothing_outside()
+    fakes.assert_nothing_external()
     # The share in error can be deleted, and the next one works.
     assert fakes.ask("delete_share", share_id=share.id)["status"] == "deleted"
     assert fakes.client.result(fakes.create(network), timeout=30)["status"] == "available"
@@ -88,7 +88,7 @@ def test_a_failed_allocation_is_undone(fakes: Fakes) -> None:
         "allocate_network",
         "deallocate_network",
     ]
-    fakes.assert_nothing_outside()
+    fakes.assert_nothing_external()
 
 
 def test_what_fails_for_a_while_is_tried_again(fakes: Fakes) -> None:
@@ -117,7 +117,7 @@ def test_an_undo_that_fails_is_on_record_and_tried_on(
         while deployment.operation_states().get("failed") != 1:
             assert time.monotonic() < deadline, deployment.operation_states()
             time.sleep(0.1)
-        deployment.assert_nothing_outside()
+        deployment.assert_nothing_external()
     finally:
         deployment.close()
 
@@ -132,7 +132,7 @@ def test_a_delete_cancels_a_create(fakes: Fakes) -> None:
         ).scalar_one()
     assert fakes.ask("delete_share", share_id=share_id)["status"] == "deleted"
     assert fakes.failure(operation_id).code == "cancelled"
-    fakes.assert_nothing_outside()
+    fakes.assert_nothing_external()
     assert fakes.count(shares) == 0
 
 
@@ -149,7 +149,7 @@ def test_a_delete_meets_a_create_in_its_last_step(fakes: Fakes) -> None:
     assert fakes.ask("delete_share", share_id=share_id)["status"] == "deleted"
     assert fakes.failure(operation_id).code in {"cancelled", "conflict"}
     fakes.settle()
-    fakes.assert_nothing_outside()
+    fakes.assert_nothing_external()
 
 
 def test_a_share_whose_undo_failed_can_be_deleted(
@@ -172,7 +172,7 @@ def test_a_share_whose_undo_failed_can_be_deleted(
             lambda: deployment.operation_states().get("failed") == 1, "the undo has ended", 20
         )
         deployment.settle()
-        deployment.assert_nothing_outside()
+        deployment.assert_nothing_external()
         assert deployment.count(shares) == 0
     finally:
         deployment.close()
@@ -187,7 +187,7 @@ def test_an_idle_server_goes_with_its_last_share(fakes: Fakes) -> None:
     assert len(fakes.world.servers()) == 1
     fakes.ask("delete_share", share_id=made[1]["id"])
     fakes.settle()
-    fakes.assert_nothing_outside()
+    fakes.assert_nothing_external()
     assert fakes.ask("delete_share_network", share_network_id=network)["status"] == "deleted"
 
 

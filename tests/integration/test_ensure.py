@@ -93,7 +93,7 @@ def test_everything_destroyed_comes_back_with_the_command(site: RealDeployment) 
 
     code, said = ensure(site)
     assert (code, json.loads(said)) == (SUCCEEDED, {"share_servers": 2, "shares": 4})
-    site.check_outside()
+    site.check_external()
     with site.tenant(networks[0]) as client, site.tenant(networks[1]) as other:
         for share in served:
             assert client.nfs(path(share), "read", "file")["text"] == share["id"]
@@ -174,7 +174,7 @@ def test_what_died_serves_again_by_itself(site: RealDeployment) -> None:
     site.settle()
     with site.tenant(network) as client:
         assert client.nfs(path(share), "read", "file")["text"] == "kept"
-    site.check_outside()
+    site.check_external()
     found = {row.name: row.value for row in site.rows(counters)}
     assert found["share_server_outages_total:file_server"] == 3
     assert found["share_server_outages_total:server"] == 1

@@ -67,7 +67,7 @@ def test_a_delete_cancels_a_create(intake: Intake, project: str) -> None:
     )
     share = intake.operation(created).resource_id
     deleting = intake.accepted("delete_share", project, share_id=share)
-    assert intake.operation(created).verdict["code"] == "cancelled"
+    assert intake.operation(created).cancel_reason["code"] == "cancelled"
     assert intake.operation(deleting).state == "pending"
     assert intake.rows(shares, id=share)[0].status == "deleting"
 

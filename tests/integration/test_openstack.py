@@ -21,11 +21,11 @@ from tests.openstack.cloud import OpenStack as Cloud
 from tests.openstack.service import PASSWORD
 from worker.backends.assembly import assemble, check
 from worker.config import Config
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.errors import ConfigurationError, ErrorCode, Fatal, Retryable, StepError
 from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronOptions
 from worker.model import DriverMode, NetworkKind, ShareNetwork
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.openstack.client import Missing, OpenStack, OpenStackOptions, Taken
 
 # The first test of a checkout installs OpenStack and prepares its tables.
@@ -246,9 +246,9 @@ def named_networks(admin: Connection) -> Iterator[None]:
 def test_what_cannot_work_is_refused_at_start(
     openstack: Cloud, sqlite_url: str, mode: str, options: dict[str, Any], words: str
 ) -> None:
-    book = DatabaseAddressBook(sqlite_url, rest=0.0)
+    store = DatabaseAddressStore(sqlite_url, rest=0.0)
     with pytest.raises(ConfigurationError, match=words) as refusal:
-        check(assemble(configuration(openstack, DriverMode(mode), **options), "b", book))
+        check(assemble(configuration(openstack, DriverMode(mode), **options), "b", store))
     assert "not-it" not in refusal.value.message
 
 
@@ -257,9 +257,9 @@ def test_a_full_subnet(openstack: Cloud, admin: Connection, sqlite_url: str) -> 
     network = admin.network.create_network(name="small")
     subnet = admin.network.create_subnet(network_id=network.id, cidr="10.91.0.0/29", ip_version=4)
     helper = NeutronNetworkHelper(
-        Setting("b", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent")),
+        BackendContext("b", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent")),
         NeutronOptions(**openstack.auth(), neutron_net=network.id, neutron_subnet=subnet.id),
-        DatabaseAddressBook(sqlite_url, rest=0.0),
+        DatabaseAddressStore(sqlite_url, rest=0.0),
     )
     share_network = ShareNetwork(str(uuid.uuid4()), "p", NetworkKind.NEUTRON)
     first, second = a_server(share_network), a_server(share_network)

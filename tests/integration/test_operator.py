@@ -22,7 +22,7 @@ from worker.db.core.engine import reading, transaction
 from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
 from worker.db.tables.audits import audit_findings
-from worker.db.tables.main import operations, poison_messages, share_servers
+from worker.db.tables.main import dead_letters, operations, share_servers
 from worker.errors import Conflict, NotFound, RequestFailed
 from worker.failpoints import TOKENS_VARIABLE, VARIABLE
 
@@ -146,7 +146,7 @@ def test_cancel_retry_and_give_up_by_command(fakes: Fakes) -> None:
     assert (answer["id"], answer["cancelled"]) == (operation_id, True)
     assert fakes.failure(operation_id).code == "cancelled"
     fakes.settle()
-    fakes.assert_nothing_outside()
+    fakes.assert_nothing_external()
     assert "was cancelled" in command(fakes, "operation", "cancel", operation_id, code=3)
 
     fakes.world.arm("create_share", "fatal_after_effect")
@@ -160,7 +160,7 @@ def test_cancel_retry_and_give_up_by_command(fakes: Fakes) -> None:
     fakes.ask("audit_backend", admin=True, backend="fake")
     age(fakes)
     fakes.ask("audit_backend", admin=True, backend="fake", repair=True)
-    fakes.assert_nothing_outside()
+    fakes.assert_nothing_external()
 
 
 def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
@@ -176,13 +176,11 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
 
     def kept() -> list[Any]:
         with reading(fakes.engine) as connection:
-            return list(
-                connection.execute(select(poison_messages).order_by(poison_messages.c.size))
-            )
+            return list(connection.execute(select(dead_letters).order_by(dead_letters.c.size)))
 
     wait_until(lambda: len(kept()) == 2, "both are kept", 60)
     none, request = kept()
-    listed = command(fakes, "poison", "list")["poison_messages"]
+    listed = command(fakes, "dead-letter", "list")["dead_letters"]
     assert {one["id"]: one["replayable"] for one in listed} == {none.id: False, request.id: True}
     config = load(fakes.config_path)
     with pytest.raises(Conflict, match="not kept whole"):
@@ -198,7 +196,7 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
     fakes.processes["scheduler"].close()
     fakes.config_path.write_text(text)
     fakes.role("scheduler")
-    command(fakes, "poison", "replay", str(again.id))
+    command(fakes, "dead-letter", "replay", str(again.id))
     with pytest.raises(Conflict, match="replayed already"):
         replay(config, again.id)
     assert fakes.client.result("too-long", timeout=60)["status"] == "available"
@@ -207,7 +205,7 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
             select(operations.c.id).where(operations.c.verb == "create_share")
         ).all()
     assert [row.id for row in made] == ["too-long"]
-    command(fakes, "poison", "drop", str(none.id))
+    command(fakes, "dead-letter", "drop", str(none.id))
     assert none.id not in {row.id for row in kept()}
     with pytest.raises(NotFound, match="No message"):
         drop(config, none.id)
@@ -224,7 +222,7 @@ def test_a_step_that_kills_its_worker_is_stopped_and_undone(
         assert failed.code == "attempts_exhausted"
         assert "create_share" in failed.message
         deployment.settle()
-        deployment.assert_nothing_outside()
+        deployment.assert_nothing_external()
         assert len(deployment.world.calls("create_share")) == 2
     finally:
         deployment.close()

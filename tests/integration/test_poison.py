@@ -149,11 +149,11 @@ class Setup:
         with self.redis.client() as client:
             client.lpush(f"{queue}\x06\x165", item)
 
-    def quarantine(self) -> list[dict[str, Any]]:
+    def keep_dead_letter(self) -> list[dict[str, Any]]:
         return [json.loads(line) for line in self.lines("quarantine")]
 
     def has_kept(self, messages: int) -> bool:
-        return len(self.quarantine()) >= messages
+        return len(self.keep_dead_letter()) >= messages
 
     def lines(self, name: str) -> list[str]:
         file = self.directory / name
@@ -195,18 +195,18 @@ def test_every_kind_is_kept_and_the_worker_lives(setup: Setup) -> None:
     pid, children = setup.worker.pid, setup.worker.children()
     for kind, (item, reason) in KINDS.items():
         for queue in QUEUES:
-            before = len(setup.quarantine())
+            before = len(setup.keep_dead_letter())
             setup.push(queue, item(queue))
             setup.send_good(queue)
             wait_until(functools.partial(setup.has_kept, before + 1), f"{kind} is kept", 15)
-            (kept,) = setup.quarantine()[before:]
+            (kept,) = setup.keep_dead_letter()[before:]
             assert any(part in kept["reason"] for part in reason.split(" | ")), (kind, kept)
             assert kept["queue"] == queue, (kind, kept)
             assert len(kept["body"]) <= 4 * KEPT_BODY_BYTES, kind
     assert setup.worker.running
     assert (setup.worker.pid, setup.worker.children()) == (pid, children)
     wait_until(lambda: setup.unacknowledged() == 0, "everything is acknowledged")
-    fingerprints = [kept["fingerprint"] for kept in setup.quarantine()]
+    fingerprints = [kept["fingerprint"] for kept in setup.keep_dead_letter()]
     assert len(fingerprints) == len(QUEUES) * len(KINDS)
 
 
@@ -218,9 +218,9 @@ def test_a_broken_quarantine_loses_nothing(setup: Setup) -> None:
     setup.send_good("first")
     setup.send_good("second")
     (setup.directory / "broken").unlink()
-    wait_until(lambda: len(setup.quarantine()) > 0, "it is kept in the end", 20)
+    wait_until(lambda: len(setup.keep_dead_letter()) > 0, "it is kept in the end", 20)
     wait_until(lambda: setup.unacknowledged() == 0, "it is acknowledged", 20)
-    assert len({kept["fingerprint"] for kept in setup.quarantine()}) == 1
+    assert len({kept["fingerprint"] for kept in setup.keep_dead_letter()}) == 1
 
 
 def test_a_killed_worker_leaves_poison_to_the_next(
@@ -233,7 +233,7 @@ def test_a_killed_worker_leaves_poison_to_the_next(
     setup.worker.close()
     (setup.directory / "broken").unlink()
     start_process(setup.worker.command, env=setup.worker.env, ready=" ready.")
-    wait_until(lambda: len(setup.quarantine()) > 0, "the next worker keeps it")
-    (kept,) = setup.quarantine()
+    wait_until(lambda: len(setup.keep_dead_letter()) > 0, "the next worker keeps it")
+    (kept,) = setup.keep_dead_letter()
     assert (kept["queue"], kept["body"], kept["size"]) == ("second", "hello", 5)
     wait_until(lambda: setup.unacknowledged() == 0, "it is acknowledged", 10)

@@ -13,7 +13,7 @@ from tests.integration.test_poison import KINDS
 from tests.support.deployment import Deployment
 from tests.support.services import ROOT, RedisServer, python, wait_until
 from worker.db.core.engine import reading
-from worker.db.tables.main import poison_messages
+from worker.db.tables.main import dead_letters
 
 QUEUES = ("requests", "requests.admin", "steps.default.0")
 
@@ -34,7 +34,7 @@ def test_poison_on_every_queue(tmp_path: Path, sqlite_url: str, redis_server: Re
 
         def kept() -> int:
             with reading(deployment.engine) as connection:
-                count = connection.execute(select(func.count()).select_from(poison_messages))
+                count = connection.execute(select(func.count()).select_from(dead_letters))
                 return int(count.scalar_one())
 
         wait_until(lambda: kept() >= expected, "all poison is kept", 60)
@@ -46,7 +46,7 @@ def test_poison_on_every_queue(tmp_path: Path, sqlite_url: str, redis_server: Re
             assert process.running
             assert process.pid == pids[name]
         listed = subprocess.run(
-            python("scheduler.cli", "--json", "poison", "list", "--limit", "1000"),
+            python("scheduler.cli", "--json", "dead-letter", "list", "--limit", "1000"),
             check=True,
             capture_output=True,
             text=True,

@@ -25,7 +25,7 @@ from tests.support.plain import run_plain
 from tests.support.secret import AD, CORE, PASSWORD, leaks, sealed
 from tests.support.services import ROOT, Process, RedisServer, require, wait_until
 from worker.db.core.engine import reading
-from worker.db.tables.main import poison_messages, security_services, share_servers, shares
+from worker.db.tables.main import dead_letters, security_services, share_servers, shares
 from worker.errors import RequestFailed
 from worker.model import SecurityService, SecurityServiceType
 from worker.systems.fake_world import digest_of
@@ -311,15 +311,15 @@ def _careless(fakes: Fakes, command: Command, flower: int | None) -> None:
 
     def kept() -> list[Any]:
         with reading(fakes.engine) as connection:
-            return list(connection.execute(select(poison_messages)))
+            return list(connection.execute(select(dead_letters)))
 
     wait_until(lambda: len(kept()) == 2, "two messages are set aside")
     assert all("password" in message.body for message in kept()), "it is told why it is not there"
     with fakes.redis.client() as client:
         wait_until(lambda: not client.hlen("unacked"), "all is acknowledged")
-    listed = command("poison", "list")["poison_messages"]
+    listed = command("dead-letter", "list")["dead_letters"]
     for message in listed:
-        command("poison", "show", str(message["id"]))
+        command("dead-letter", "show", str(message["id"]))
     places = {
         "kept by Redis": keys_of_redis(fakes),
         "dump": dump(fakes),
@@ -351,7 +351,7 @@ def test_a_key_that_is_lost_fails_the_create_and_is_named(
         assert key in failed.message
         assert (failed.code, failed.object.split()[:2]) == ("configuration", ["share", "server"])
         fakes.settle()
-        fakes.assert_nothing_outside()
+        fakes.assert_nothing_external()
         # A worker that cannot open it does not begin.
         late = fakes.worker("late")
         assert late.wait(60) == 8

@@ -21,7 +21,7 @@ from worker.backends.assembly import assemble
 from worker.backends.manager import ShareManager
 from worker.config import from_document, this_host
 from worker.db.core.engine import engine_for
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
 from worker.model import (
     AccessRule,
@@ -62,14 +62,14 @@ class Site:
         self.served: list[Served] = []
         self.clients: list[Tenant] = []
         metadata.create_all(engine_for(database_url))
-        book = DatabaseAddressBook(database_url, rest=3600)
+        store = DatabaseAddressStore(database_url, rest=3600)
         document = {
             "state_dir": str(directory),
             "backends": {host.namespace: self._backend(host) for host in hosts},
         }
         config = from_document(document, "the test")
         for host in hosts:
-            self.managers[host] = ShareManager(assemble(config, host.namespace, book))
+            self.managers[host] = ShareManager(assemble(config, host.namespace, store))
 
     def _backend(self, host: Host) -> dict[str, Any]:
         return {

@@ -144,7 +144,7 @@ def test_clean_up_races_creates(
             thread.join()
         assert failures == []
         deployment.settle()
-        deployment.assert_nothing_outside()
+        deployment.assert_nothing_external()
         refused = [call for call in deployment.world.calls() if call.outcome == "Fatal"]
         assert refused == []  # the world refuses a share on a server that is gone
     finally:

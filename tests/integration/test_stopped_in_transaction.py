@@ -14,7 +14,7 @@ from tests.support.services import wait_until
 from worker.db.core.engine import is_passing, open_engine, reading, transaction
 from worker.db.schema import upgrade
 from worker.db.tables.main import counters
-from worker.engine.heartbeat import Keeper
+from worker.engine.heartbeat import Heartbeat
 
 
 @pytest.fixture
@@ -34,16 +34,16 @@ def value(engine: Engine) -> int:
 
 
 def test_a_counter_that_is_held_keeps_nobody_from_renewing(engine: Engine) -> None:
-    keeper = Keeper(engine, lease_seconds=1.0)
-    keeper.count("held", 5)
+    heartbeat = Heartbeat(engine, lease_seconds=1.0)
+    heartbeat.count("held", 5)
     with transaction(engine) as connection:
         connection.execute(text("UPDATE counters SET value = value + 1 WHERE name = 'held'"))
         began = time.monotonic()
-        keeper.flush()  # it waited for ever, and the reconciler's passes with it
+        heartbeat.flush()  # it waited for ever, and the reconciler's passes with it
         assert time.monotonic() - began < 5
         assert value(engine) == 1
     wait_until(lambda: value(engine) == 7, "what was kept is written", 10)
-    keeper.stop()
+    heartbeat.stop()
 
 
 def test_a_stopped_transaction_is_ended_and_the_engine_lives(engine: Engine) -> None:

@@ -48,7 +48,7 @@ class Site(Fakes):
         for row in self.rows(share_servers):
             self.admin("delete_share_server", share_server_id=row.id)
         assert self.rows(share_servers) == []
-        self.assert_nothing_outside()
+        self.assert_nothing_external()
 
     def rows(self, table: Any) -> list[Any]:
         with reading(self.engine) as connection:
@@ -145,7 +145,7 @@ def test_deleting_a_server(site: Site) -> None:
     assert [row.status for row in site.rows(share_servers)] == ["error_deleting"]
     done = site.admin("delete_share_server", share_server_id=server.id)
     assert done == {"id": server.id, "status": "deleted"}
-    site.assert_nothing_outside()
+    site.assert_nothing_external()
     assert site.rows(share_servers) == []
 
 
@@ -155,7 +155,7 @@ def test_a_failed_build_is_seen_until_it_is_deleted(site: Site) -> None:
     site.world.arm("allocate_network", "fatal", match=other)
     for one in (network, other):
         assert "was told" in site.failure(site.create(one)).message
-    site.assert_nothing_outside()
+    site.assert_nothing_external()
     listed = site.ask("list_share_servers", status="error")["share_servers"]
     assert [one["share_network_id"] for one in listed] == [network, other]
     assert all("was told" in one["error"]["message"] for one in listed)
@@ -180,7 +180,7 @@ def test_an_undo_that_failed_is_tried_again_by_deleting_the_server(site: Site) -
     (server,) = site.rows(share_servers)
     assert (server.status, len(site.world.servers())) == ("error", 1)
     site.admin("delete_share_server", share_server_id=server.id)
-    site.assert_nothing_outside()
+    site.assert_nothing_external()
     assert site.rows(share_servers) == []
 
 
@@ -269,7 +269,7 @@ def test_a_server_is_deleted_while_it_is_repaired(site: Site) -> None:
     done = site.admin("delete_share_server", share_server_id=server.id)
     assert done["status"] == "deleted"
     site.settle()
-    site.assert_nothing_outside()
+    site.assert_nothing_external()
 
 
 def test_an_undo_deletes_a_server_while_it_is_repaired(site: Site) -> None:
@@ -285,7 +285,7 @@ def test_an_undo_deletes_a_server_while_it_is_repaired(site: Site) -> None:
     site.ask("delete_share", share_id=share.id)
     assert site.failure(asked).code == "cancelled"
     site.settle()
-    site.assert_nothing_outside()
+    site.assert_nothing_external()
 
 
 @pytest.mark.parametrize("site", [SINGLE], indirect=True)

@@ -11,7 +11,7 @@ from netaddr import IPAddress, IPNetwork
 
 from worker.addressing import Pool, parse_pool
 from worker.db.core.engine import engine_for
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.schema import upgrade
 from worker.errors import ErrorCode, Fatal
 
@@ -22,12 +22,12 @@ fork = multiprocessing.get_context("fork")
 
 
 def _take_all(url: str, pool: Pool, name: str, results: Queue[list[str]]) -> None:
-    book = DatabaseAddressBook(url, rest=HOUR)
+    store = DatabaseAddressStore(url, rest=HOUR)
     taken: list[str] = []
     while True:
         server = f"{name}-{len(taken)}"
         try:
-            taken += book.take(DOMAIN, pool.ranges, pool.ip_version, server, 1)
+            taken += store.take(DOMAIN, pool.ranges, pool.ip_version, server, 1)
         except Fatal as refused:
             assert refused.code is ErrorCode.ADDRESSES_EXHAUSTED  # noqa: PT017 - in a child process
             results.put(taken)
@@ -61,9 +61,9 @@ def test_a_whole_pool(database_url: str, cidr: str, gateway: str, usable: int) -
         held_back.add(network.broadcast)
     assert len(taken) == len(set(taken)) == usable
     assert {IPAddress(address) for address in taken} == set(network) - held_back
-    book = DatabaseAddressBook(database_url, rest=HOUR)
+    store = DatabaseAddressStore(database_url, rest=HOUR)
     began = time.monotonic()
     with pytest.raises(Fatal) as refused:
-        book.take(DOMAIN, pool.ranges, pool.ip_version, "one-too-many", 1)
+        store.take(DOMAIN, pool.ranges, pool.ip_version, "one-too-many", 1)
     assert time.monotonic() - began < 1.0
     assert refused.value.code is ErrorCode.ADDRESSES_EXHAUSTED

@@ -31,7 +31,7 @@ from worker.model import (
 )
 from worker.tasks.audit import start_audit
 from worker.tasks.orphans import NAME
-from worker.tasks.sagas import ACTS
+from worker.tasks.sagas import ACTIONS
 
 GRACE = 900.0
 CONTEXT = RequestContext("p1")
@@ -51,7 +51,7 @@ class AuditBench:
         self.config = from_document(document, "test")
         self.engine = tables(url)
         self.runtime = make_app(self.config).sharewright_runtime()
-        self.runtime.publish = lambda _bell: None
+        self.runtime.publish = lambda _dispatch: None
         self.runtime.store_result = lambda *_: None
 
     @property
@@ -62,7 +62,7 @@ class AuditBench:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.runtime.keeper.stop()
+        self.runtime.heartbeat.stop()
         engine_for(self.config.database.url).dispose()
 
     def begin(self, *, repair: bool) -> Any:
@@ -72,12 +72,12 @@ class AuditBench:
 
     def audit(self, *, repair: bool = False) -> dict[str, Any]:
         """One whole audit; return its result."""
-        bell = self.begin(repair=repair)
-        assert bell is not None
-        run(self.runtime, ACTS[NAME], bell.operation_id, bell.dispatch)
+        dispatch = self.begin(repair=repair)
+        assert dispatch is not None
+        run(self.runtime, ACTIONS[NAME], dispatch.operation_id, dispatch.dispatch)
         with reading(self.engine) as connection:
             row = connection.execute(
-                select(operations).where(operations.c.id == bell.operation_id)
+                select(operations).where(operations.c.id == dispatch.operation_id)
             ).one()
         assert row.state == "succeeded", row.error
         return dict(row.result)
@@ -192,7 +192,7 @@ class AuditBench:
                 )
         return snapshot
 
-    def bury(self, kind: str, object_id: str) -> None:
+    def add_tombstone(self, kind: str, object_id: str) -> None:
         """A row that this database had, and whose things came later than its end."""
         with transaction(self.engine) as connection:
             connection.execute(

@@ -17,12 +17,12 @@ from tests.support.audits import AuditBench
 from tests.support.deployment import FAKE_BACKEND
 from tests.support.intake import share_network_of
 from worker.db.core.engine import db_now, reading, transaction
-from worker.db.operations import recovery as overdue
+from worker.db.operations import recovery
 from worker.db.operations.values import Dispatch
 from worker.db.tables.all import metadata
 from worker.db.tables.main import operation_steps, operations, share_networks, shares
 from worker.engine.runner import run
-from worker.engine.saga import Act
+from worker.engine.saga import Action
 from worker.model import Phase
 from worker.systems.fake_world import World
 from worker.tasks.periodic.pool_reports import report_pools
@@ -34,9 +34,9 @@ class EngineBench(AuditBench):
 
     def __init__(self, directory: Path, url: str, settings: str = "") -> None:
         super().__init__(directory, url, "fake", settings + FAKE_BACKEND)
-        self.bells: list[Dispatch] = []
+        self.dispatches: list[Dispatch] = []
         self.results: dict[str, Any] = {}
-        self.runtime.publish = self.bells.append
+        self.runtime.publish = self.dispatches.append
         self.runtime.store_result = self._store
         report_pools(self.runtime, ["fake"])
         values = share_network_of("p1")
@@ -78,17 +78,21 @@ class EngineBench(AuditBench):
 
     def drive(self, steps: int = 100) -> None:
         """Deliver the messages, oldest first, for at most so many steps in all."""
-        while self.bells and steps > 0:
-            bell = self.bells.pop(0)
-            saga = SAGAS[bell.saga]
-            chain = saga.undoing(bell.position) if bell.undoing else saga.doing(bell.position)
-            for act in chain:
+        while self.dispatches and steps > 0:
+            dispatch = self.dispatches.pop(0)
+            saga = SAGAS[dispatch.saga]
+            chain = (
+                saga.undoing(dispatch.position)
+                if dispatch.undoing
+                else saga.doing(dispatch.position)
+            )
+            for action in chain:
                 steps -= 1
-                if not self.deliver(act, bell) or steps == 0:
+                if not self.deliver(action, dispatch) or steps == 0:
                     break
 
-    def deliver(self, act: Act, bell: Dispatch) -> bool:
-        return run(self.runtime, act, bell.operation_id, bell.dispatch)
+    def deliver(self, action: Action, dispatch: Dispatch) -> bool:
+        return run(self.runtime, action, dispatch.operation_id, dispatch.dispatch)
 
     def pass_time(self) -> None:
         """Every wait is over: what the reconciler does with it."""
@@ -98,16 +102,16 @@ class EngineBench(AuditBench):
                 .where(operations.c.phase == Phase.WAITING.value)
                 .values(due_at=db_now() - 1)
             )
-            late = overdue.due(connection, (Phase.WAITING,), 10)
-            self.bells += overdue.redrive(connection, late, patience=30)
+            late = recovery.due(connection, (Phase.WAITING,), 10)
+            self.dispatches += recovery.redrive(connection, late, republish_after=30)
 
     def wake_due(self) -> int:
         """What is due at this very moment, without time passing."""
         with transaction(self.engine) as connection:
-            late = overdue.due(connection, (Phase.WAITING,), 10)
-            bells = overdue.redrive(connection, late, patience=30)
-        self.bells += bells
-        return len(bells)
+            late = recovery.due(connection, (Phase.WAITING,), 10)
+            dispatches = recovery.redrive(connection, late, republish_after=30)
+        self.dispatches += dispatches
+        return len(dispatches)
 
     def operation(self, operation_id: str) -> Any:
         with reading(self.engine) as connection:
@@ -131,7 +135,7 @@ class EngineBench(AuditBench):
         with reading(self.engine) as connection:
             return list(connection.execute(select(metadata.tables[table])).all())
 
-    def outside(self) -> dict[str, int]:
+    def external(self) -> dict[str, int]:
         world = self.world
         return {
             "shares": len(world.shares()),

@@ -78,7 +78,7 @@ class Fakes(Deployment):
                 ).scalars()
             )
 
-    def assert_nothing_outside(self) -> None:
+    def assert_nothing_external(self) -> None:
         world = self.world
         assert (world.shares(), world.servers(), world.ports()) == ([], [], [])
         assert self.left_servers() == []

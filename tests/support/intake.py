@@ -19,7 +19,7 @@ from worker.config import Config, load
 from worker.db.core.engine import db_now, engine_for, reading, transaction
 from worker.db.tables.all import metadata
 from worker.db.tables.main import backends, operations, share_networks, storage_pools
-from worker.engine.heartbeat import Keeper
+from worker.engine.heartbeat import Heartbeat
 from worker.engine.job import Runtime
 from worker.errors import RequestFailed
 from worker.model import NetworkKind
@@ -167,10 +167,10 @@ def take_in(config: Config, verb: str, asked: dict[str, Any], operation_id: str)
         engine=engine,
         sagas=SAGAS,
         manager=_nobody,
-        publish=lambda _bell: None,
+        publish=lambda _dispatch: None,
         store_result=store,
         worker="test",
-        keeper=Keeper(engine, config.engine.lease),
+        heartbeat=Heartbeat(engine, config.engine.lease),
     )
     known = VERBS[verb]
     request = parse(known, asked)
@@ -187,7 +187,7 @@ def take_in(config: Config, verb: str, asked: dict[str, Any], operation_id: str)
             heard=lambda: None,
         )
     finally:
-        runtime.keeper.stop()
+        runtime.heartbeat.stop()
     return stored
 
 

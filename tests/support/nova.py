@@ -14,9 +14,9 @@ from tests.openstack.cloud import OpenStack
 from tests.support.services import Process, require
 from worker.helpers.compute.nova.helper import NovaComputeHelper, NovaOptions
 from worker.model import DriverMode
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 
-SETTING: Final = Setting("vms", DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
+SETTING: Final = BackendContext("vms", DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
 
 
 @dataclass

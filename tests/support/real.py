@@ -26,7 +26,7 @@ from tests.support.tenants import Machine, Tenant, run
 from worker.backends.assembly import assemble
 from worker.config import load, this_host
 from worker.db.core.engine import reading
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.main import addresses, share_servers, shares
 from worker.drivers.base import Decommission
 from worker.helpers.compute.namespace import bridge_name
@@ -119,8 +119,8 @@ class RealDeployment(Deployment):
         for operation_id in asked:
             self.client.result(operation_id, timeout=60)
         self.settle()
-        book = DatabaseAddressBook(self.database_url, rest=0)
-        driver = assemble(load(self.config_path), "real", book).driver
+        store = DatabaseAddressStore(self.database_url, rest=0)
+        driver = assemble(load(self.config_path), "real", store).driver
         assert isinstance(driver, Decommission)
         driver.decommission(RequestContext(project_id=""))
 
@@ -147,7 +147,7 @@ class RealDeployment(Deployment):
         """What of this deployment is on the machine."""
         return Machine.look(self.marks)
 
-    def check_outside(self) -> None:
+    def check_external(self) -> None:
         """One namespace, daemon, address set and bridge port a server; one export a share.
 
         As many subvolumes as shares; and nothing that no row knows of.

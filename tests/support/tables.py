@@ -8,10 +8,10 @@ from typing import Any
 from sqlalchemy import Connection, Engine, select, update
 
 from worker.db.core.engine import db_now, engine_for, reading, transaction
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch, Operation
 from worker.db.tables.all import metadata
-from worker.db.tables.main import operations
+from worker.db.tables.main import operations as operations_table
 
 LEASE = 30.0
 
@@ -40,15 +40,17 @@ def accept(engine: Engine, *, running: bool = True, **values: Any) -> tuple[str,
         "task": "allocate_network",
     }
     with transaction(engine) as connection:
-        bell = journal.accept(connection, {**defaults, **values}, running=running, patience=LEASE)
-    return operation_id, bell
+        dispatch = operations.accept(
+            connection, {**defaults, **values}, running=running, republish_after=LEASE
+        )
+    return operation_id, dispatch
 
 
 def claim(
-    engine: Engine, operation_id: str, number: int = 1, act: str = "allocate_network"
+    engine: Engine, operation_id: str, number: int = 1, action: str = "allocate_network"
 ) -> Operation | None:
     with transaction(engine) as connection:
-        return journal.claim(connection, operation_id, number, act, worker="w", lease=LEASE)
+        return operations.claim(connection, operation_id, number, action, worker="w", lease=LEASE)
 
 
 def claimed(engine: Engine, operation_id: str, number: int = 1) -> Operation:
@@ -60,14 +62,16 @@ def claimed(engine: Engine, operation_id: str, number: int = 1) -> Operation:
 def row(engine: Engine, operation_id: str) -> Any:
     with reading(engine) as connection:
         return connection.execute(
-            select(operations, (operations.c.due_at - db_now()).label("left")).where(
-                operations.c.id == operation_id
+            select(operations_table, (operations_table.c.due_at - db_now()).label("left")).where(
+                operations_table.c.id == operation_id
             )
         ).one()
 
 
-def overdue(connection: Connection, operation_id: str, by: float = 1.0) -> None:
+def recovery(connection: Connection, operation_id: str, by: float = 1.0) -> None:
     """Let an operation's deadline have passed."""
     connection.execute(
-        update(operations).where(operations.c.id == operation_id).values(due_at=db_now() - by)
+        update(operations_table)
+        .where(operations_table.c.id == operation_id)
+        .values(due_at=db_now() - by)
     )

@@ -15,7 +15,7 @@ from worker.app import check_times
 from worker.config import Config
 from worker.db import audits
 from worker.db.core.engine import db_now, reading, transaction
-from worker.db.operations import recovery as overdue
+from worker.db.operations import recovery
 from worker.db.tables.audits import audit_findings, tombstones
 from worker.db.tables.main import backends, operations, share_servers, shares
 from worker.engine.runner import run
@@ -24,7 +24,7 @@ from worker.model import OwnerKind, Phase
 from worker.systems.fake_world import World
 from worker.tasks.audit import ask_for_audits
 from worker.tasks.orphans import NAME
-from worker.tasks.sagas import ACTS
+from worker.tasks.sagas import ACTIONS
 
 PLANTED = 30
 
@@ -173,7 +173,7 @@ def test_a_worker_killed_in_a_repair_leaves_the_rest_to_the_next_audit(
         orphan(bench)
     bench.audit()
     bench.age()
-    bell = bench.begin(repair=True)
+    dispatch = bench.begin(repair=True)
     passed: list[str] = []
 
     class Killed(BaseException):
@@ -186,7 +186,7 @@ def test_a_worker_killed_in_a_repair_leaves_the_rest_to_the_next_audit(
 
     monkeypatch.setattr("worker.tasks.orphans.failpoint", die)
     with pytest.raises(Killed):
-        run(bench.runtime, ACTS[NAME], bell.operation_id, bell.dispatch)
+        run(bench.runtime, ACTIONS[NAME], dispatch.operation_id, dispatch.dispatch)
     monkeypatch.undo()
     assert len(everything(world_of(bench))["servers"]) > 0
     assert bench.begin(repair=True) is None, "one audit of a backend at a time"
@@ -194,12 +194,12 @@ def test_a_worker_killed_in_a_repair_leaves_the_rest_to_the_next_audit(
     with transaction(bench.engine) as connection:
         connection.execute(
             update(operations)
-            .where(operations.c.id == bell.operation_id)
+            .where(operations.c.id == dispatch.operation_id)
             .values(due_at=db_now() - 1)
         )
-        late = overdue.due(connection, (Phase.LEASED,), 10)
-        (again,) = overdue.redrive(connection, late, patience=30)
-    run(bench.runtime, ACTS[NAME], again.operation_id, again.dispatch)
+        late = recovery.due(connection, (Phase.LEASED,), 10)
+        (again,) = recovery.redrive(connection, late, republish_after=30)
+    run(bench.runtime, ACTIONS[NAME], again.operation_id, again.dispatch)
     assert everything(world_of(bench)) == {
         kind: set() for kind in ("servers", "ports", "shares", "snapshots", "networks")
     }
@@ -302,13 +302,13 @@ def test_a_tombstone_is_kept_while_something_is_left(bench: AuditBench) -> None:
         connection.execute(audit_findings.delete())
         assert audits.forget_old(connection, 100, 10) == 1
         known = audits.standings(connection, "fake", OwnerKind.SHARE_SERVER, [server.id])
-    assert known == {server.id: audits.Standing.UNKNOWN}
+    assert known == {server.id: audits.RowState.UNKNOWN}
 
 
 @pytest.mark.parametrize("option", ["address_rest", "audit_grace"])
 def test_times_that_a_late_worker_would_beat_are_refused(option: str) -> None:
     check_times(Config())
-    longest = max(act.timeout for act in ACTS.values())
+    longest = max(action.timeout for action in ACTIONS.values())
     least = 20 + longest + 10
     check_times(Config.model_validate({"engine": {option: least}}))
     with pytest.raises(ConfigurationError, match=f"engine.{option}"):

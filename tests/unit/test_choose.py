@@ -10,16 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scheduler.placement.choose import candidates, no_capacity, refusals
-from scheduler.placement.filters import OFFER_FILTERS, POOL_FILTERS, Wanted
-from scheduler.placement.pool_cache import Snapshot
-from scheduler.placement.pools import Offer, Pool
+from scheduler.placement.filters import OFFER_FILTERS, POOL_FILTERS, PlacementRequest
+from scheduler.placement.pool_cache import PoolTable
+from scheduler.placement.pools import Pool, PoolSpec
 from scheduler.placement.weighers import (
     BACKEND_WEIGHERS,
     OFFER_WEIGHERS,
     POOL_WEIGHERS,
+    affinity,
     fewest_shares,
     free_capacity,
-    nearness,
     preference,
     serves_network,
     suitability,
@@ -27,7 +27,7 @@ from scheduler.placement.weighers import (
 )
 from worker.model import DriverMode, NetworkKind
 
-OFFER = Offer(
+OFFER = PoolSpec(
     enabled=True,
     mode=DriverMode.FLAT_MULTI_SVM,
     protocols=frozenset({"NFS"}),
@@ -44,7 +44,7 @@ POOL = Pool(
     allocated_gib=0,
     shares=0,
 )
-WANTED = Wanted(
+WANTED = PlacementRequest(
     size=10,
     share_proto="NFS",
     network_kind=NetworkKind.FLAT_POOL,
@@ -59,18 +59,18 @@ SINGLE = replace(
 )
 
 
-def chosen(wanted: Wanted, *pools: Pool) -> list[Pool]:
-    return list(candidates(wanted, Snapshot(pools)))
+def chosen(wanted: PlacementRequest, *pools: Pool) -> list[Pool]:
+    return list(candidates(wanted, PoolTable(pools)))
 
 
 def changed(**values: Any) -> Pool:
     """The pool with other numbers, or of another offer."""
-    offer = {name: values.pop(name) for name in Offer.__slots__ if name in values}
+    offer = {name: values.pop(name) for name in PoolSpec.__slots__ if name in values}
     return replace(POOL, offer=replace(OFFER, **offer), **values)
 
 
 def test_a_pool_that_fits() -> None:
-    assert refusals(WANTED, Snapshot([POOL])) == {}
+    assert refusals(WANTED, PoolTable([POOL])) == {}
     assert chosen(WANTED, POOL) == [POOL]
 
 
@@ -124,7 +124,7 @@ def test_a_pool_that_fits() -> None:
 )
 def test_each_reason(wanted: dict[str, Any], pool: dict[str, Any], reason: str) -> None:
     asked, found = replace(WANTED, **wanted), changed(**pool)
-    assert refusals(asked, Snapshot([found])) == {"b1#p1": reason}
+    assert refusals(asked, PoolTable([found])) == {"b1#p1": reason}
     assert chosen(asked, found) == []
 
 
@@ -200,7 +200,7 @@ def test_the_best_comes_first_and_equals_by_name() -> None:
 def test_the_reasons_are_kept_and_shown() -> None:
     off = changed(name="off", enabled=False)
     old = changed(name="old", reported_at=1.0)
-    error = no_capacity(WANTED, refusals(WANTED, Snapshot([off, old])))
+    error = no_capacity(WANTED, refusals(WANTED, PoolTable([off, old])))
     assert error.refusals == {
         "b1#off": "the backend is disabled",
         "b1#old": "the backend is down: its last report is 999 s old",
@@ -212,7 +212,7 @@ def test_the_reasons_are_kept_and_shown() -> None:
 
 def test_at_most_ten_reasons_are_shown() -> None:
     pools = [changed(name=f"p{number:02}", enabled=False) for number in range(13)]
-    error = no_capacity(WANTED, refusals(WANTED, Snapshot(pools)))
+    error = no_capacity(WANTED, refusals(WANTED, PoolTable(pools)))
     assert len(error.refusals) == 13
     assert error.message.count("disabled") == 10
     assert error.message.endswith("(and 3 more).")
@@ -220,12 +220,12 @@ def test_at_most_ten_reasons_are_shown() -> None:
 
 def test_nothing_to_choose_from() -> None:
     assert chosen(WANTED) == []
-    error = no_capacity(WANTED, refusals(WANTED, Snapshot()))
+    error = no_capacity(WANTED, refusals(WANTED, PoolTable()))
     assert "No backend has reported a storage pool yet" in error.message
 
 
 offers = st.builds(
-    Offer,
+    PoolSpec,
     enabled=st.booleans(),
     mode=st.sampled_from(DriverMode),
     protocols=st.frozensets(st.sampled_from(["NFS", "CIFS"])),
@@ -246,7 +246,7 @@ pools = st.builds(
     shares=st.integers(0, 10_000),
 )
 wanteds = st.builds(
-    Wanted,
+    PlacementRequest,
     size=st.integers(1, 10_000),
     share_proto=st.sampled_from(["NFS", "CIFS"]),
     network_kind=st.none() | st.sampled_from(NetworkKind),
@@ -259,13 +259,13 @@ wanteds = st.builds(
 
 
 @given(wanteds, pools)
-def test_each_weigher_stays_between_0_and_1(wanted: Wanted, pool: Pool) -> None:
+def test_each_weigher_stays_between_0_and_1(wanted: PlacementRequest, pool: Pool) -> None:
     assert all(0.0 <= weigh(pool) <= 1.0 for weigh, _ in POOL_WEIGHERS)
     assert all(0.0 <= weigh(wanted, pool.offer) <= 1.0 for weigh, _ in OFFER_WEIGHERS)
     assert all(0.0 <= weigh(wanted, pool.backend) <= 1.0 for weigh, _ in BACKEND_WEIGHERS)
 
 
-def fits(wanted: Wanted, pool: Pool) -> bool:
+def fits(wanted: PlacementRequest, pool: Pool) -> bool:
     return all(test(wanted, pool.offer) is None for test in OFFER_FILTERS) and all(
         test(wanted, pool) is None for test in POOL_FILTERS
     )
@@ -273,15 +273,15 @@ def fits(wanted: Wanted, pool: Pool) -> bool:
 
 @given(wanteds, st.lists(pools, max_size=8, unique_by=lambda pool: pool.key))
 def test_every_pool_is_either_chosen_or_refused_with_a_reason(
-    wanted: Wanted, choice: list[Pool]
+    wanted: PlacementRequest, choice: list[Pool]
 ) -> None:
     found = chosen(wanted, *choice)
-    refused = refusals(wanted, Snapshot(choice))
+    refused = refusals(wanted, PoolTable(choice))
     assert {pool.key for pool in found} == {pool.key for pool in choice if fits(wanted, pool)}
     assert refused.keys() == {pool.key for pool in choice if not fits(wanted, pool)}
     assert all(refused.values())
     weights = [
-        preference(pool) + (suitability(wanted, pool.offer) + nearness(wanted, pool.backend))
+        preference(pool) + (suitability(wanted, pool.offer) + affinity(wanted, pool.backend))
         for pool in found
     ]
     assert weights == sorted(weights, reverse=True)
@@ -297,25 +297,25 @@ def test_every_pool_is_either_chosen_or_refused_with_a_reason(
     st.lists(pools, max_size=3),
 )
 def test_a_snapshot_changed_pool_by_pool_is_the_same_as_one_read_whole(
-    wanted: Wanted, before: list[Pool], after: list[Pool], gone: list[Pool]
+    wanted: PlacementRequest, before: list[Pool], after: list[Pool], gone: list[Pool]
 ) -> None:
-    snapshot = Snapshot(before)
+    pool_table = PoolTable(before)
     known = {pool.key: pool for pool in before}
     for pool in after:
-        snapshot.put(pool)
+        pool_table.put(pool)
         known[pool.key] = pool
     for pool in gone:
-        snapshot.remove(pool)
+        pool_table.remove(pool)
         known.pop(pool.key, None)
-    whole = Snapshot(known.values())
-    assert list(candidates(wanted, snapshot)) == list(candidates(wanted, whole))
-    assert refusals(wanted, snapshot) == refusals(wanted, whole)
+    whole = PoolTable(known.values())
+    assert list(candidates(wanted, pool_table)) == list(candidates(wanted, whole))
+    assert refusals(wanted, pool_table) == refusals(wanted, whole)
 
 
 @given(wanteds, st.lists(pools, min_size=1, max_size=6, unique_by=lambda pool: pool.key), st.data())
 def test_the_order_of_the_reports_does_not_count(
-    wanted: Wanted, choice: list[Pool], data: st.DataObject
+    wanted: PlacementRequest, choice: list[Pool], data: st.DataObject
 ) -> None:
     other = data.draw(st.permutations(choice))
     assert chosen(wanted, *choice) == chosen(wanted, *other)
-    assert refusals(wanted, Snapshot(choice)) == refusals(wanted, Snapshot(other))
+    assert refusals(wanted, PoolTable(choice)) == refusals(wanted, PoolTable(other))

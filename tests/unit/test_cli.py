@@ -21,7 +21,7 @@ from scheduler.requests.verbs import VERBS
 from tests.support.services import ROOT, free_port, python
 from worker.db import schema
 from worker.db.core.engine import open_engine, transaction
-from worker.db.tables.main import operation_steps, operations, poison_messages, shares
+from worker.db.tables.main import dead_letters, operation_steps, operations, shares
 from worker.errors import Conflict, ErrorCode, Fatal, NotFound, RequestFailed
 
 
@@ -143,7 +143,7 @@ def test_a_list_of_one_project(environment: dict[str, str]) -> None:
         (("nonsense",), 2, "No such command"),
         (("schema", "nonsense"), 2, "there is no verb"),
         (("worker", "--group", "g"), 8, "No backend belongs to worker group"),
-        (("poison", "show", "7"), 5, "No message 7"),
+        (("dead-letter", "show", "7"), 5, "No message 7"),
     ],
 )
 def test_errors_are_a_sentence_and_an_exit_code(
@@ -201,7 +201,7 @@ def test_poison_is_listed_without_and_shown_with_its_body(environment: dict[str,
     for number in range(3):
         add(
             environment,
-            poison_messages,
+            dead_letters,
             fingerprint=str(number),
             queue="requests",
             reason="not JSON",
@@ -210,12 +210,12 @@ def test_poison_is_listed_without_and_shown_with_its_body(environment: dict[str,
             size=6,
             received_at=1.0,
         )
-    done = run(environment, "poison", "list", "--limit", "2", "--json")
+    done = run(environment, "dead-letter", "list", "--limit", "2", "--json")
     document = json.loads(done.stdout)
-    assert [one["id"] for one in document["poison_messages"]] == [1, 2]
+    assert [one["id"] for one in document["dead_letters"]] == [1, 2]
     assert document["next_marker"] == 2
     assert "a body" not in done.stdout
-    assert "a body" in run(environment, "poison", "show", "3").stdout
+    assert "a body" in run(environment, "dead-letter", "show", "3").stdout
 
 
 def test_schemas_of_every_verb(environment: dict[str, str]) -> None:

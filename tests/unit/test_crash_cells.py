@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 
 from tests.crash.matrix import cells
-from tests.crash.matrix.points import of_acts
-from worker.tasks.sagas import ACTS, SAGAS
+from tests.crash.matrix.points import of_actions
+from worker.tasks.sagas import ACTIONS, SAGAS
 
 
-@pytest.mark.parametrize("act", sorted(ACTS))
-def test_every_step_and_compensation_has_its_failpoints(act: str) -> None:
+@pytest.mark.parametrize("action", sorted(ACTIONS))
+def test_every_step_and_compensation_has_its_failpoints(action: str) -> None:
     wanted = {"before", "after_effect", "after_commit", "after_publish"}
-    assert wanted <= of_acts()[act]
+    assert wanted <= of_actions()[action]
 
 
 def test_every_failpoint_is_in_the_matrix_or_somewhere_else_by_name() -> None:
@@ -20,11 +20,13 @@ def test_every_failpoint_is_in_the_matrix_or_somewhere_else_by_name() -> None:
 
 
 def test_every_step_and_undo_of_every_saga_is_hit() -> None:
-    hit = {(cell.verb.undo_of is not None, cell.point.partition(".")[0]) for cell in cells.ALL}
+    hit = {
+        (cell.verb.compensation_of is not None, cell.point.partition(".")[0]) for cell in cells.ALL
+    }
     steps = [step for saga in SAGAS.values() for step in saga.steps]
     for step in steps:
         assert (False, step.do.name) in hit or cells.elsewhere(f"{step.do.name}.before")
-        assert step.undo is None or (True, step.undo.name) in hit
+        assert step.compensation is None or (True, step.compensation.name) in hit
 
 
 def test_there_are_enough_runs_and_each_is_named_once() -> None:

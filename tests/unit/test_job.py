@@ -32,9 +32,9 @@ def runtime(sqlite_url: str) -> Any:
 def test_a_broker_that_is_away_leaves_a_warning(
     runtime: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    _, bell = accept(runtime.engine)
+    _, dispatch = accept(runtime.engine)
     with caplog.at_level(logging.WARNING):
-        runtime.ring([bell])
+        runtime.publish_all([dispatch])
     assert "could not be published" in caplog.text
 
 

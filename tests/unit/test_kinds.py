@@ -10,13 +10,13 @@ from typing import Final
 import pytest
 
 from scheduler.placement.choose import refusal_of_offer
-from scheduler.placement.filters import Wanted
-from scheduler.placement.pools import Offer
+from scheduler.placement.filters import PlacementRequest
+from scheduler.placement.pools import PoolSpec
 from worker.backends.network_kinds import Use, served_kinds, service
-from worker.db.networks.addresses import DatabaseAddressBook
+from worker.db.networks.addresses import DatabaseAddressStore
 from worker.helpers.network.flat_network.helper import FlatNetworkHelper, FlatNetworkOptions
 from worker.model import DriverMode, NetworkKind
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,14 +196,14 @@ def test_a_cell(cell: Cell) -> None:
 def test_placement_decides_by_the_same_cell(cell: Cell) -> None:
     mode, brought, helpers, kind, expected = cell
     kinds = served_kinds(mode, parts(helpers), share_network_addresses=brought)
-    offer = Offer(
+    offer = PoolSpec(
         enabled=True,
         mode=mode,
         protocols=frozenset({"NFS"}),
         network_kinds=frozenset(str(served) for served in kinds),
         capabilities=frozenset(),
     )
-    wanted = Wanted(
+    wanted = PlacementRequest(
         size=1,
         share_proto="NFS",
         network_kind=kind,
@@ -220,9 +220,9 @@ def test_a_flat_helper_has_addresses_when_it_has_a_subnet(
     tmp_path: Path, options: dict[str, str], has_own: bool
 ) -> None:
     helper = FlatNetworkHelper(
-        Setting("b", DriverMode.FLAT_MULTI_SVM, tmp_path, share_network_addresses=True),
+        BackendContext("b", DriverMode.FLAT_MULTI_SVM, tmp_path, share_network_addresses=True),
         FlatNetworkOptions(**options),
-        DatabaseAddressBook("sqlite://", rest=0.0),
+        DatabaseAddressStore("sqlite://", rest=0.0),
     )
     assert helper.has_own_addresses is has_own
     assert service(

@@ -19,7 +19,7 @@ from worker.model import (
     ShareStatus,
     SnapshotStatus,
 )
-from worker.tasks.sagas import ACTS
+from worker.tasks.sagas import ACTIONS
 
 Transitions = Mapping[tuple[StrEnum, StrEnum], str]
 
@@ -103,4 +103,4 @@ def test_no_step_is_named_like_a_status() -> None:
         for kind in (ShareStatus, SnapshotStatus, AccessState, ServerStatus, OperationState)
         for status in kind
     }
-    assert not statuses & set(ACTS)
+    assert not statuses & set(ACTIONS)

@@ -10,9 +10,9 @@ import pytest
 
 from tests.support.engine import NOTHING, EngineBench
 from worker.db.core.engine import transaction
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.errors import Conflict, LeaseLost, NotFound
-from worker.tasks.sagas import ACTS
+from worker.tasks.sagas import ACTIONS
 
 STEPS = ("allocate_network", "get_share_server", "create_share")
 UNDOS = ("delete_share", "delete_share_server", "deallocate_network")
@@ -46,12 +46,12 @@ def at(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, Callable[[], Any]], No
 
 def assert_cancelled(bench: EngineBench, operation_id: str) -> None:
     row = bench.operation(operation_id)
-    assert (row.state, row.error["code"], row.phase, row.verdict) == (
+    assert (row.state, row.error["code"], row.phase, row.cancel_reason) == (
         *("cancelled", "cancelled"),
         *(None, None),
     )
     assert bench.results[operation_id]["code"] == "cancelled"
-    assert bench.outside() == NOTHING
+    assert bench.external() == NOTHING
     assert bench.rows("share_servers") == []
     assert bench.rows("share_server_refs") == []
     share = bench.share_row()
@@ -61,12 +61,12 @@ def assert_cancelled(bench: EngineBench, operation_id: str) -> None:
 @pytest.mark.parametrize("done", range(3))
 def test_a_cancel_between_steps_undoes_from_there(bench: EngineBench, done: int) -> None:
     operation_id = bench.create()
-    (bell,) = bench.bells
-    for act in STEPS[:done]:
-        assert bench.deliver(ACTS[act], bell)
+    (dispatch,) = bench.dispatches
+    for action in STEPS[:done]:
+        assert bench.deliver(ACTIONS[action], dispatch)
     answer = bench.operator("cancel", operation_id)
     assert (answer["id"], answer["cancelled"]) == (operation_id, True)
-    assert not bench.deliver(ACTS[STEPS[done]], bell)
+    assert not bench.deliver(ACTIONS[STEPS[done]], dispatch)
     bench.drive()
     assert_cancelled(bench, operation_id)
     assert [task for task, _ in bench.steps(operation_id)] == [
@@ -123,24 +123,24 @@ def test_a_cancel_ends_what_is_queued_behind_another(bench: EngineBench) -> None
     assert bench.operation(extend).state == "succeeded"
     assert bench.operation(snapshot).state == "cancelled"
     assert bench.results[snapshot]["code"] == "cancelled"
-    assert bench.outside()["snapshots"] == 0
+    assert bench.external()["snapshots"] == 0
     assert [row.status for row in bench.rows("snapshots")] == ["error"]
 
 
 def test_a_cancel_of_the_builder_lets_a_waiter_build(bench: EngineBench) -> None:
     builder = bench.create()
-    (first,) = bench.bells
-    bench.deliver(ACTS["allocate_network"], first)
-    bench.bells.clear()
+    (first,) = bench.dispatches
+    bench.deliver(ACTIONS["allocate_network"], first)
+    bench.dispatches.clear()
     waiter = bench.create()
     bench.drive()
     assert bench.operation(waiter).phase == "waiting"
     bench.operator("cancel", builder)
-    bench.deliver(ACTS["get_share_server"], first)
+    bench.deliver(ACTIONS["get_share_server"], first)
     bench.drive()
     assert bench.operation(builder).state == "cancelled"
     assert bench.operation(waiter).state == "succeeded"
-    assert bench.outside() == {"shares": 1, "snapshots": 0, "servers": 1, "ports": 1}
+    assert bench.external() == {"shares": 1, "snapshots": 0, "servers": 1, "ports": 1}
 
 
 def refused(bench: EngineBench, verb: str, operation_id: str) -> str:
@@ -176,19 +176,19 @@ def test_what_has_ended_or_cannot_be_undone_is_refused(bench: EngineBench) -> No
             bench.operator(verb, "nothing")
 
 
-def stuck(bench: EngineBench, undo: str) -> str:
+def stuck(bench: EngineBench, compensation: str) -> str:
     """A create whose undo fails for good at one of its acts."""
     bench.world.arm("create_share", "fatal_after_effect")
-    bench.world.arm(undo, "retryable", times=1000)
+    bench.world.arm(compensation, "retryable", times=1000)
     operation_id = bench.create()
     bench.drive()
     assert bench.operation(operation_id).state == "compensation_failed"
     return operation_id
 
 
-@pytest.mark.parametrize("undo", UNDOS)
-def test_a_retry_tries_what_could_not_be_undone_now(bench: EngineBench, undo: str) -> None:
-    operation_id = stuck(bench, undo)
+@pytest.mark.parametrize("compensation", UNDOS)
+def test_a_retry_tries_what_could_not_be_undone_now(bench: EngineBench, compensation: str) -> None:
+    operation_id = stuck(bench, compensation)
     assert bench.wake_due() == 0, "it would wait for its pause"
     assert "retry it, or give it up" in refused(bench, "cancel", operation_id)
     bench.operator("retry", operation_id)
@@ -199,7 +199,7 @@ def test_a_retry_tries_what_could_not_be_undone_now(bench: EngineBench, undo: st
     bench.operator("retry", operation_id)
     bench.drive()
     assert bench.operation(operation_id).state == "failed"
-    assert bench.outside() == NOTHING
+    assert bench.external() == NOTHING
     assert bench.rows("share_servers") == []
 
 
@@ -213,9 +213,11 @@ def test_a_retry_ends_a_pause_between_attempts(bench: EngineBench) -> None:
     assert bench.operation(operation_id).state == "succeeded"
 
 
-@pytest.mark.parametrize("undo", UNDOS)
-def test_what_is_given_up_is_on_record_and_the_audits(bench: EngineBench, undo: str) -> None:
-    operation_id = stuck(bench, undo)
+@pytest.mark.parametrize("compensation", UNDOS)
+def test_what_is_given_up_is_on_record_and_the_audits(
+    bench: EngineBench, compensation: str
+) -> None:
+    operation_id = stuck(bench, compensation)
     answer = bench.operator("give_up", operation_id)
     assert answer["state"] == "given_up"
     assert any("share server" in thing for thing in answer["may_be_left"])
@@ -225,12 +227,12 @@ def test_what_is_given_up_is_on_record_and_the_audits(bench: EngineBench, undo: 
     assert bench.steps(operation_id)[-1][1] == "given up"
     assert "was given up" in refused(bench, "give_up", operation_id)
     assert (bench.rows("share_servers"), bench.rows("share_server_refs")) == ([], [])
-    assert bench.outside() != NOTHING
+    assert bench.external() != NOTHING
     bench.world.disarm()
     bench.audit()
     bench.age()
     bench.audit(repair=True)
-    assert bench.outside() == NOTHING
+    assert bench.external() == NOTHING
     # The share in error can be deleted, and the next create works.
     bench.ask("delete_share", share_id=bench.share_row().id)
     bench.drive()
@@ -273,7 +275,7 @@ def test_a_deletion_that_is_given_up_leaves_its_row(bench: EngineBench, what: st
     bench.pass_time()
     bench.drive()
     left = {**NOTHING, "shares": 1, "servers": 1, "ports": 1} if what == "snapshot" else NOTHING
-    assert bench.outside() == left
+    assert bench.external() == left
 
 
 def test_a_worker_that_is_on_it_when_it_is_given_up_writes_nothing(
@@ -291,21 +293,28 @@ def test_a_worker_that_is_on_it_when_it_is_given_up_writes_nothing(
 def test_a_condemned_step_finishes_only_backwards(bench: EngineBench) -> None:
     """What the journal promises to the runner: the verdict, not a lost lease."""
     operation_id = bench.create()
-    (bell,) = bench.bells
+    (dispatch,) = bench.dispatches
     with transaction(bench.engine) as connection:
-        held = journal.claim(
-            *(connection, operation_id, bell.dispatch, "allocate_network"), worker="w", lease=30
+        held = operations.claim(
+            *(connection, operation_id, dispatch.dispatch, "allocate_network"), worker="w", lease=30
         )
     assert held is not None
-    verdict = {"code": "cancelled", "message": "No.", "object": "", "field": ""}
+    cancel_reason = {"code": "cancelled", "message": "No.", "object": "", "field": ""}
     with transaction(bench.engine) as connection:
-        assert journal.condemn(connection, operation_id, verdict, patience=30) == []
+        assert (
+            operations.request_cancel(connection, operation_id, cancel_reason, republish_after=30)
+            == []
+        )
     with pytest.raises(Exception, match=r"No\.") as caught, transaction(bench.engine) as connection:
-        journal.advance(connection, held, task="get_share_server", position=1, patience=30)
+        operations.advance(
+            connection, held, task="get_share_server", position=1, republish_after=30
+        )
     assert not isinstance(caught.value, LeaseLost)
     with transaction(bench.engine) as connection:
-        journal.begin_undo(connection, held, task="deallocate_network", error=verdict, patience=30)
-    assert bench.operation(operation_id).verdict is None
+        operations.start_compensation(
+            connection, held, task="deallocate_network", error=cancel_reason, republish_after=30
+        )
+    assert bench.operation(operation_id).cancel_reason is None
 
 
 def test_all_of_it_on_postgresql(tmp_path: Path, postgres_url: str, at: Any) -> None:
@@ -322,4 +331,4 @@ def test_all_of_it_on_postgresql(tmp_path: Path, postgres_url: str, at: Any) -> 
         bench.audit()
         bench.age()
         bench.audit(repair=True)
-        assert bench.outside() == NOTHING
+        assert bench.external() == NOTHING

@@ -17,7 +17,7 @@ from worker.db.core.engine import db_now, transaction
 from worker.db.tables.main import operations, shares
 from worker.engine.runner import run
 from worker.errors import Fatal
-from worker.tasks.sagas import ACTS
+from worker.tasks.sagas import ACTIONS
 
 
 @pytest.mark.parametrize("during", ["extend_share", "share_size"])
@@ -67,9 +67,9 @@ def test_a_delete_during_an_extend_does_not_wait_for_its_lease(
     for power in ("extend_share", "share_size"):
         monkeypatch.setattr(type(runtime.manager("small")), power, overtaken(power))
     try:
-        run(runtime, ACTS["extend_share"], "extend", 1)
+        run(runtime, ACTIONS["extend_share"], "extend", 1)
     finally:
-        runtime.keeper.stop()
+        runtime.heartbeat.stop()
     with transaction(engine) as connection:
         states = {
             row.id: row.state

@@ -25,7 +25,7 @@ from worker.db.core.prepared import Prepared
 from worker.db.operations import statements
 from worker.db.share_servers import store as servers
 from worker.db.tables.all import metadata
-from worker.engine import heartbeat as keeper
+from worker.engine import heartbeat
 from worker.model import ShareStatus
 
 MODULES = (
@@ -39,7 +39,7 @@ MODULES = (
     statuses,
     servers,
     statements,
-    keeper,
+    heartbeat,
 )
 STATEMENTS = {
     f"{module.__name__}.{name}": statement

@@ -8,10 +8,10 @@ from typing import Final
 import pytest
 
 from scheduler.placement.choose import candidates, refusals
-from scheduler.placement.filters import Wanted
-from scheduler.placement.pool_cache import Snapshot
-from scheduler.placement.pools import Offer, Pool
-from scheduler.placement.share_network import Named, Standing, resolve
+from scheduler.placement.filters import PlacementRequest
+from scheduler.placement.pool_cache import PoolTable
+from scheduler.placement.pools import Pool, PoolSpec
+from scheduler.placement.share_network import Named, RowState, resolve
 from worker.errors import Conflict, NotFound
 from worker.model import DriverMode, NetworkKind
 
@@ -35,7 +35,7 @@ missing  any         any         any            any      -> not found
 """
 """Written by hand. ``any``: whatever is there does not count; ``-``: nothing is named."""
 
-STANDINGS: Final = ("-", *(str(standing) for standing in Standing))
+STANDINGS: Final = ("-", *(str(standing) for standing in RowState))
 SETTINGS: Final = {
     ("The extra spec share_network_id of the share type", "share_type"): "refused: share_type",
     (
@@ -66,7 +66,7 @@ def expected(case: tuple[str, ...]) -> str:
 
 
 def named(source: str, standing: str) -> Named | None:
-    return None if standing == "-" else Named(f"net-of-{source}", Standing(standing))
+    return None if standing == "-" else Named(f"net-of-{source}", RowState(standing))
 
 
 def outcome(case: tuple[str, ...]) -> str:
@@ -112,7 +112,7 @@ def test_nobody_lands_where_they_could_not_ask_to_be() -> None:
 
 
 def test_another_projects_network_and_none_at_all_look_the_same() -> None:
-    def said(standing: Standing) -> str:
+    def said(standing: RowState) -> str:
         with pytest.raises(NotFound) as caught:
             resolve(
                 request=Named("n", standing),
@@ -123,14 +123,14 @@ def test_another_projects_network_and_none_at_all_look_the_same() -> None:
             )
         return str(caught.value.to_json())
 
-    assert said(Standing.FOREIGN) == said(Standing.MISSING)
+    assert said(RowState.FOREIGN) == said(RowState.MISSING)
 
 
 def pool(mode: DriverMode) -> Pool:
     return Pool(
         backend=str(mode),
         name="p",
-        offer=Offer(
+        offer=PoolSpec(
             enabled=True,
             mode=mode,
             protocols=frozenset({"NFS"}),
@@ -145,11 +145,11 @@ def pool(mode: DriverMode) -> Pool:
     )
 
 
-POOLS: Final = Snapshot([pool(mode) for mode in DriverMode])
+POOLS: Final = PoolTable([pool(mode) for mode in DriverMode])
 
 
-def wanted(kind: NetworkKind | None, **extra_specs: str) -> Wanted:
-    return Wanted(
+def wanted(kind: NetworkKind | None, **extra_specs: str) -> PlacementRequest:
+    return PlacementRequest(
         size=1,
         share_proto="NFS",
         network_kind=kind,

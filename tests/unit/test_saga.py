@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 
 from worker.engine.job import Job
-from worker.engine.saga import Act, Commit, Saga, Step, forward_only, undoable
+from worker.engine.saga import Action, OnCommit, Saga, Step, forward_only, undoable
 from worker.errors import StepError
-from worker.tasks.sagas import ACTS, ALL
+from worker.tasks.sagas import ACTIONS, ALL
 
 
-def act(name: str) -> Act:
-    return Act(name, lambda _job: None, timeout=1)
+def action(name: str) -> Action:
+    return Action(name, lambda _job: None, timeout=1)
 
 
-def on_failure(_job: Job, _error: StepError) -> Commit | None:
+def on_failure(_job: Job, _error: StepError) -> OnCommit | None:
     return None
 
 
@@ -26,19 +26,19 @@ def failed(_writing: Any, _error: dict[str, str]) -> None:
 
 
 def forward(name: str) -> Step:
-    return forward_only(act(name), because="gone is gone", on_failure=on_failure)
+    return forward_only(action(name), because="gone is gone", on_failure=on_failure)
 
 
 def way_back(name: str) -> Step:
-    return undoable(act(name), act(f"un{name}"))
+    return undoable(action(name), action(f"un{name}"))
 
 
 @pytest.mark.parametrize(
     ("define", "complaint"),
     [
-        (lambda: Step(act("make")), "make needs either an undo or the reason"),
+        (lambda: Step(action("make")), "make needs either an undo or the reason"),
         (
-            lambda: Step(act("make"), undo=act("unmake"), because="both"),
+            lambda: Step(action("make"), compensation=action("unmake"), because="both"),
             "make needs either an undo or the reason",
         ),
         (lambda: Saga("s", ()), "s has no steps"),
@@ -57,12 +57,12 @@ def test_a_wrong_definition_is_a_type_error(define: Callable[[], object], compla
 
 def test_a_missing_undo_is_a_type_error() -> None:
     with pytest.raises(TypeError):
-        undoable(act("make"))  # type: ignore[call-arg] # what is tested
+        undoable(action("make"))  # type: ignore[call-arg] # what is tested
 
 
 def test_a_missing_reason_is_a_type_error() -> None:
     with pytest.raises(TypeError):
-        forward_only(act("drop"), on_failure=on_failure)  # type: ignore[call-arg] # what is tested
+        forward_only(action("drop"), on_failure=on_failure)  # type: ignore[call-arg] # what is tested
 
 
 def test_forward_only_may_follow_undoable() -> None:
@@ -89,8 +89,8 @@ def test_what_cannot_be_undone_is_left_out_of_the_undo() -> None:
 
 
 def test_every_name_stands_for_one_act() -> None:
-    every = [one for saga in ALL for one in saga.acts()]
-    assert all(ACTS[one.name] is one for one in every)
+    every = [one for saga in ALL for one in saga.actions()]
+    assert all(ACTIONS[one.name] is one for one in every)
     assert len({saga.name for saga in ALL}) == len(ALL)
 
 

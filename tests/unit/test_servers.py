@@ -11,7 +11,7 @@ from sqlalchemy import Engine, func, insert, select, update
 
 from tests.support.tables import tables
 from worker.db.core.engine import db_now, transaction
-from worker.db.share_servers import health as upkeep
+from worker.db.share_servers import health
 from worker.db.share_servers import store as servers
 from worker.db.share_servers.limits import Limits
 from worker.db.share_servers.store import Joined, ServerKey
@@ -190,10 +190,12 @@ def test_an_idle_server_waits_and_may_be_joined_until_it_is_doomed(engine: Engin
     assert write(engine, servers.idle, 3600.0, 10) == [server]
     assert joined(engine, "s2").server.id == server
     assert write(engine, servers.idle, 3600.0, 10) == []
-    assert write(engine, servers.doom, server, "d1") is None, "somebody joined at the last moment"
+    assert write(engine, servers.mark_deleting, server, "d1") is None, (
+        "somebody joined at the last moment"
+    )
     write(engine, servers.release, "s2", deleter_id=None, idle_after=True)
-    assert write(engine, servers.doom, server, "d2").status == "deleting"
-    assert write(engine, servers.doom, server, "d3") is None
+    assert write(engine, servers.mark_deleting, server, "d2").status == "deleting"
+    assert write(engine, servers.mark_deleting, server, "d3") is None
     assert joined(engine, "s3").server.id != server
 
 
@@ -201,12 +203,12 @@ def test_a_builder_that_gives_up_takes_the_references_with_it(engine: Engine) ->
     builder = joined(engine, "s1", operation="o1")
     joined(engine, "s2", operation="o2")
     write(engine, servers.remember, "o1", "vm-7")
-    gone = write(engine, servers.abandon, "o1")
+    gone = write(engine, servers.fail_build, "o1")
     assert (gone.status, gone.deleter_id, gone.shares, gone.gib) == ("deleting", "o1", 0, 0)
     assert gone.server_id == "vm-7"
     assert references(engine, builder.server.id) == (0, 0)
-    assert write(engine, servers.abandon, "o1") is None
-    assert write(engine, servers.abandon, "o2") is None, "it built nothing"
+    assert write(engine, servers.fail_build, "o1") is None
+    assert write(engine, servers.fail_build, "o2") is None, "it built nothing"
     anew = joined(engine, "s2", operation="o2")
     assert anew.is_builder
     assert anew.server.id != builder.server.id
@@ -215,21 +217,21 @@ def test_a_builder_that_gives_up_takes_the_references_with_it(engine: Engine) ->
 def test_a_server_that_serves_is_not_abandoned(engine: Engine) -> None:
     server = joined(engine, "s1", operation="o1").server.id
     build(engine, server)
-    assert write(engine, servers.abandon, "o1") is None
+    assert write(engine, servers.fail_build, "o1") is None
     (row,) = rows(engine)
     assert (row.status, row.shares) == ("active", 1)
 
 
 def test_a_deleted_server_is_never_built(engine: Engine) -> None:
     server = joined(engine, "s1", operation="o1").server.id
-    write(engine, servers.abandon, "o1")
+    write(engine, servers.fail_build, "o1")
     write(engine, servers.allocated, server, INFO)
     assert rows(engine)[0].status == ServerStatus.DELETING
 
 
 def test_a_late_builder_does_not_revive_a_deleted_server(engine: Engine) -> None:
     server = joined(engine, "s1", operation="o1").server.id
-    write(engine, servers.abandon, "o1")
+    write(engine, servers.fail_build, "o1")
     with pytest.raises(Fatal, match="not being built any more"):
         write(engine, servers.built, server, ShareServerDetails("vm", ("10.0.0.2",)))
     assert rows(engine)[0].status == ServerStatus.DELETING
@@ -274,8 +276,8 @@ def test_what_was_written_is_read_back(engine: Engine) -> None:
 def test_a_failed_build_is_kept_for_a_while_and_is_nobodys(engine: Engine) -> None:
     server = joined(engine, "s1", operation="o1").server.id
     write(engine, servers.allocated, server, INFO)
-    write(engine, servers.abandon, "o1")
-    write(engine, servers.built_in_vain, server, ERROR)
+    write(engine, servers.fail_build, "o1")
+    write(engine, servers.mark_build_failed, server, ERROR)
     (row,) = rows(engine)
     assert (row.status, row.error, row.network_info, row.shares) == ("error", ERROR, None, 0)
     assert write(engine, servers.deleted_by, "o1") is None
@@ -291,11 +293,13 @@ def test_a_failed_build_is_kept_for_a_while_and_is_nobodys(engine: Engine) -> No
 @pytest.mark.parametrize("status", [ServerStatus.ERROR, ServerStatus.ERROR_DELETING])
 def test_a_failed_deletion_is_taken_over(engine: Engine, status: ServerStatus) -> None:
     server = joined(engine, "s1", operation="o1").server.id
-    write(engine, servers.abandon, "o1")
+    write(engine, servers.fail_build, "o1")
     write(engine, servers.mark, server, status, ERROR)
-    assert write(engine, servers.doom, server, "d1") is None, "only who is asked to may do that"
-    assert write(engine, servers.doom, server, "d1", among=(status,)).status == "deleting"
-    assert write(engine, servers.doom, server, "d2", among=(status,)) is None
+    assert write(engine, servers.mark_deleting, server, "d1") is None, (
+        "only who is asked to may do that"
+    )
+    assert write(engine, servers.mark_deleting, server, "d1", among=(status,)).status == "deleting"
+    assert write(engine, servers.mark_deleting, server, "d2", among=(status,)) is None
     assert write(engine, servers.deleted_by, "o1") is None
     assert write(engine, servers.deleted_by, "d1").id == server
 
@@ -303,18 +307,18 @@ def test_a_failed_deletion_is_taken_over(engine: Engine, status: ServerStatus) -
 def test_only_an_active_server_is_looked_after(engine: Engine) -> None:
     server = joined(engine, "s1").server.id
     details = ShareServerDetails("vm-new", ("10.0.0.2",))
-    assert write(engine, upkeep.active, "b1") == []
+    assert write(engine, health.active, "b1") == []
     build(engine, server)
-    assert [one.id for one in write(engine, upkeep.active, "b1")] == [server]
-    assert write(engine, upkeep.hold_active, server).id == server
-    write(engine, upkeep.not_ensured, server, ERROR)
+    assert [one.id for one in write(engine, health.active, "b1")] == [server]
+    assert write(engine, health.hold_active, server).id == server
+    write(engine, health.not_ensured, server, ERROR)
     assert rows(engine)[0].error == ERROR
-    write(engine, upkeep.ensured, server, details)
+    write(engine, health.ensured, server, details)
     assert (rows(engine)[0].error, rows(engine)[0].server_id) == (None, "vm-new")
     write(engine, servers.release, "s1", deleter_id="d1")
-    assert write(engine, upkeep.hold_active, server) is None
-    write(engine, upkeep.not_ensured, server, ERROR)
-    write(engine, upkeep.ensured, server, ShareServerDetails("late", ("10.0.0.2",)))
+    assert write(engine, health.hold_active, server) is None
+    write(engine, health.not_ensured, server, ERROR)
+    write(engine, health.ensured, server, ShareServerDetails("late", ("10.0.0.2",)))
     assert (rows(engine)[0].status, rows(engine)[0].error) == ("deleting", None)
     assert rows(engine)[0].server_id == "vm-new"
 
@@ -325,10 +329,10 @@ def test_a_look_is_asked_for_once_and_placement_sees_no_change(engine: Engine) -
             connection.execute(
                 insert(backends).values(name=name, report={}, check_at=due, changed_at=7.0)
             )
-    assert write(engine, upkeep.ask, again_after=60.0, limit=10) == ["due"]
-    assert write(engine, upkeep.ask, again_after=60.0, limit=10) == []
-    write(engine, upkeep.looked_at, "due", again_after=-1.0)
-    write(engine, upkeep.looked_at, "never", again_after=-1.0)
-    assert write(engine, upkeep.ask, again_after=60.0, limit=10) == ["due"]
+    assert write(engine, health.ask, again_after=60.0, limit=10) == ["due"]
+    assert write(engine, health.ask, again_after=60.0, limit=10) == []
+    write(engine, health.looked_at, "due", again_after=-1.0)
+    write(engine, health.looked_at, "never", again_after=-1.0)
+    assert write(engine, health.ask, again_after=60.0, limit=10) == ["due"]
     with transaction(engine) as connection:
         assert set(connection.execute(select(backends.c.changed_at)).scalars()) == {7.0}

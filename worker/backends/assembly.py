@@ -21,9 +21,9 @@ from worker.config import BackendSettings, Config, describe, this_host
 from worker.drivers.base import ShareDriver
 from worker.errors import ConfigurationError, Fatal, Retryable
 from worker.helpers.compute.base import ComputeHelper, Reachable
-from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.helpers.network.base import AddressStore, NetworkHelper
 from worker.model import DriverMode, NetworkKind, ShareServer
-from worker.plugin import Checked, Options, Setting
+from worker.plugin import BackendContext, Checked, Options
 from worker.systems.shell.base import Shell
 from worker.systems.shell.local import LocalShell
 
@@ -91,7 +91,7 @@ def plugin_class(group: str, name: str, backend: str) -> Any:
     return found.load()
 
 
-def assemble(config: Config, name: str, addresses: AddressBook) -> Backend:
+def assemble(config: Config, name: str, addresses: AddressStore) -> Backend:
     """Put a backend together, or say in a sentence why it cannot work."""
     settings = config.backends.get(name)
     if settings is None:
@@ -104,7 +104,7 @@ def assemble(config: Config, name: str, addresses: AddressBook) -> Backend:
         plugin_class(NETWORK, helper, name) for helper in settings.network_helpers
     ]
     check_parts(name, settings, driver_class, compute_class, network_classes)
-    setting = Setting(
+    setting = BackendContext(
         backend=name,
         mode=settings.mode,
         state_dir=config.state_dir / "backends" / name,

@@ -20,7 +20,7 @@ from worker.model import (
     ExportLocation,
     NetworkInfo,
     Outage,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     SecurityService,
@@ -48,7 +48,7 @@ class Report:
 
 
 @dataclass(frozen=True, slots=True)
-class Audited:
+class AuditTarget:
     """A part of a backend that can be audited.
 
     ``role`` is ``driver``, ``compute`` or ``network``: of ``covers``, each live row has something
@@ -58,8 +58,8 @@ class Audited:
     part: str
     role: str
     covers: frozenset[OwnerKind]
-    owned: Callable[[RequestContext], Iterable[Owned]]
-    remove: Callable[[RequestContext, Owned], None]
+    owned: Callable[[RequestContext], Iterable[OwnedResource]]
+    remove: Callable[[RequestContext, OwnedResource], None]
 
 
 _COVERS: Mapping[str, frozenset[OwnerKind]] = {
@@ -230,7 +230,7 @@ class ShareManager:
             },
         )
 
-    def audited(self, servers: Sequence[ShareServer]) -> Iterator[Audited]:
+    def audit_targets(self, servers: Sequence[ShareServer]) -> Iterator[AuditTarget]:
         """The parts that can be audited, in the order in which their orphans go.
 
         What is on a server goes before the server, and that before its addresses. ``servers`` are
@@ -239,7 +239,7 @@ class ShareManager:
         driver = self.backend.driver
         if isinstance(driver, AuditOnServers):
             for server in servers:
-                yield Audited(
+                yield AuditTarget(
                     f"driver on {server.id}",
                     "driver",
                     frozenset(),
@@ -251,7 +251,7 @@ class ShareManager:
             covers = _COVERS[role] if whole else frozenset[OwnerKind]()
             for name, part in parts.items():
                 if isinstance(part, Audit):
-                    yield Audited(name, role, covers, part.owned, part.remove_orphan)
+                    yield AuditTarget(name, role, covers, part.owned, part.remove_orphan)
 
     def cannot_tell(self) -> list[str]:
         """The parts that lack the power to be audited."""
@@ -273,6 +273,6 @@ class ShareManager:
 
 
 def _remove_on(
-    driver: AuditOnServers, server: ShareServer, context: RequestContext, owned: Owned
+    driver: AuditOnServers, server: ShareServer, context: RequestContext, owned: OwnedResource
 ) -> None:
     driver.remove_orphan_on(context, server, owned)

@@ -65,7 +65,7 @@ class Problem(StrEnum):
     installation's, or from after the backup that the database was restored from."""
 
 
-class Standing(StrEnum):
+class RowState(StrEnum):
     """What the database says of a row's id."""
 
     LIVE = "live"
@@ -88,7 +88,7 @@ class Finding:
     created_at: float | None = None
 
 
-def bury(connection: Connection, kind: OwnerKind, object_id: str) -> None:
+def add_tombstone(connection: Connection, kind: OwnerKind, object_id: str) -> None:
     """Leave a tombstone for a row that is about to be deleted; none is left where there is none."""
     source: Select[Any]
     match kind:
@@ -127,28 +127,28 @@ def forget_old(connection: Connection, older_than: float, limit: int) -> int:
 
 def standings(
     connection: Connection, backend: str, kind: OwnerKind, ids: Iterable[str]
-) -> dict[str, Standing]:
+) -> dict[str, RowState]:
     """Say of each id whether its row is live; of one that is gone, whether it was this backend's.
 
     A share or snapshot whose create failed and was undone is gone outside, and its row is kept
     for its owner to read: it is not live; nor is that of a build which failed. A share network's
     things live as long as a share server on it has a row.
     """
-    found: dict[str, Standing] = {}
+    found: dict[str, RowState] = {}
     wanted = sorted(set(ids))
     for first in range(0, len(wanted), _AT_ONCE):
         some = wanted[first : first + _AT_ONCE]
         for row in connection.execute(_rows(kind, some)):
             mine = row.backend in {"", backend}
-            gone = Standing.GONE if mine else Standing.ELSEWHERE
-            found[row.id] = Standing.LIVE if row.is_live else gone
+            gone = RowState.GONE if mine else RowState.ELSEWHERE
+            found[row.id] = RowState.LIVE if row.is_live else gone
         for row in connection.execute(
             select(_t.id, _t.backend).where(_t.kind == str(kind), _t.id.in_(some))
         ):
             mine = row.backend in {"", backend}
-            found.setdefault(row.id, Standing.GONE if mine else Standing.ELSEWHERE)
+            found.setdefault(row.id, RowState.GONE if mine else RowState.ELSEWHERE)
         for one in some:
-            found.setdefault(one, Standing.UNKNOWN)
+            found.setdefault(one, RowState.UNKNOWN)
     return found
 
 
@@ -214,7 +214,7 @@ def expected(connection: Connection, backend: str, kind: OwnerKind) -> set[str]:
 
 
 def note(
-    connection: Connection, backend: str, audited: Sequence[str], found: Sequence[Finding]
+    connection: Connection, backend: str, audit_targets: Sequence[str], found: Sequence[Finding]
 ) -> None:
     """Write what an audit found, and forget what it did not find any more.
 
@@ -245,7 +245,7 @@ def note(
             )
         )
     seen = {(one.part, str(one.problem), one.kind, one.thing) for one in found}
-    known = select(audit_findings).where(_f.backend == backend, _f.part.in_(audited))
+    known = select(audit_findings).where(_f.backend == backend, _f.part.in_(audit_targets))
     for row in connection.execute(known).all():
         if (row.part, row.problem, row.kind, row.thing) not in seen:
             connection.execute(delete(audit_findings).where(_same(row)))

@@ -10,13 +10,13 @@ from typing import Any, Final
 from sqlalchemy import Connection, Row, delete, select, update
 
 from worker.db.core.engine import db_now, insert_into
-from worker.db.tables.main import poison_messages
+from worker.db.tables.main import dead_letters
 
-_m: Final = poison_messages.c
+_m: Final = dead_letters.c
 
 
 @dataclass(frozen=True, slots=True)
-class PoisonMessage:
+class DeadLetter:
     """What is kept of a message that no task could be run for.
 
     ``fingerprint`` is the same when the broker delivers the message again, so a quarantine that
@@ -36,22 +36,22 @@ class PoisonMessage:
     message: str | None = None
 
 
-def keep(connection: Connection, poison: PoisonMessage) -> None:
+def keep(connection: Connection, dead_letter: DeadLetter) -> None:
     """Keep a message; one that was delivered twice is kept once, as if it were new."""
-    statement = insert_into(connection, poison_messages).values(
-        fingerprint=poison.fingerprint,
-        queue=poison.queue[:255],
-        reason=poison.reason,
-        headers=dict(poison.headers),
-        body=poison.body,
-        size=poison.size,
-        message=poison.message,
+    statement = insert_into(connection, dead_letters).values(
+        fingerprint=dead_letter.fingerprint,
+        queue=dead_letter.queue[:255],
+        reason=dead_letter.reason,
+        headers=dict(dead_letter.headers),
+        body=dead_letter.body,
+        size=dead_letter.size,
+        message=dead_letter.message,
         received_at=db_now(),
     )
     connection.execute(
         statement.on_conflict_do_update(
             index_elements=[_m.fingerprint],
-            set_={"replayed_at": None, "reason": poison.reason},
+            set_={"replayed_at": None, "reason": dead_letter.reason},
             where=_m.replayed_at.is_not(None),
         )
     )
@@ -60,7 +60,7 @@ def keep(connection: Connection, poison: PoisonMessage) -> None:
 def begin_replay(connection: Connection, message_id: int) -> Row[Any] | None:
     """Note that a message is published again; None when it was already, or cannot be."""
     return connection.execute(
-        update(poison_messages)
+        update(dead_letters)
         .where(_m.id == message_id, _m.replayed_at.is_(None), _m.message.is_not(None))
         .values(replayed_at=db_now())
         .returning(_m.queue, _m.message)
@@ -69,14 +69,14 @@ def begin_replay(connection: Connection, message_id: int) -> Row[Any] | None:
 
 def replay_failed(connection: Connection, message_id: int) -> None:
     """The broker did not take it: it may be published again."""
-    connection.execute(update(poison_messages).where(_m.id == message_id).values(replayed_at=None))
+    connection.execute(update(dead_letters).where(_m.id == message_id).values(replayed_at=None))
 
 
 def find(connection: Connection, message_id: int) -> Row[Any] | None:
     """Return a message that was kept aside."""
-    return connection.execute(select(poison_messages).where(_m.id == message_id)).first()
+    return connection.execute(select(dead_letters).where(_m.id == message_id)).first()
 
 
 def drop(connection: Connection, message_id: int) -> bool:
     """Forget a message; False when there is none."""
-    return connection.execute(delete(poison_messages).where(_m.id == message_id)).rowcount == 1
+    return connection.execute(delete(dead_letters).where(_m.id == message_id)).rowcount == 1

@@ -200,7 +200,7 @@ _REMOVE_SHARE = Prepared(
 
 def remove_share(connection: Connection, share_id: str) -> None:
     """Nothing of the share is left: its row, its rules and its reservation go."""
-    audits.bury(connection, OwnerKind.SHARE, share_id)
+    audits.add_tombstone(connection, OwnerKind.SHARE, share_id)
     _REMOVE_RULES.run(connection, share=share_id)
     removed = _REMOVE_SHARE.first(connection, share=share_id)
     if removed is not None and removed.allocated_gib:

@@ -64,7 +64,7 @@ def snapshot_failed(connection: Connection, snapshot_id: str, error: Mapping[str
 
 def remove_snapshot(connection: Connection, snapshot_id: str) -> None:
     """Nothing of the snapshot is left: its row goes."""
-    audits.bury(connection, OwnerKind.SNAPSHOT, snapshot_id)
+    audits.add_tombstone(connection, OwnerKind.SNAPSHOT, snapshot_id)
     connection.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
 
 

@@ -14,14 +14,14 @@ from worker.model import (
     AccessRule,
     DriverMode,
     ExportLocation,
-    Owned,
+    OwnedResource,
     RequestContext,
     Share,
     ShareServer,
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import BackendContext, Options
 from worker.systems.shell.base import ShellFor
 
 
@@ -43,7 +43,7 @@ class ShareDriver(ABC):
     ports_per_server: ClassVar[int] = 1
     """How many addresses it wants a server to have; the larger of helper's and driver's wins."""
 
-    def __init__(self, setting: Setting, options: Options, shell_for: ShellFor) -> None:
+    def __init__(self, setting: BackendContext, options: Options, shell_for: ShellFor) -> None:
         self.setting = setting
         self.options = options
         self.shell_for = shell_for
@@ -120,11 +120,13 @@ class AuditOnServers(ABC):
     """
 
     @abstractmethod
-    def owned_on(self, context: RequestContext, server: ShareServer) -> Iterable[Owned]:
+    def owned_on(self, context: RequestContext, server: ShareServer) -> Iterable[OwnedResource]:
         """List what there is on a share server, as :meth:`~worker.plugin.Audit.owned`."""
 
     @abstractmethod
-    def remove_orphan_on(self, context: RequestContext, server: ShareServer, owned: Owned) -> None:
+    def remove_orphan_on(
+        self, context: RequestContext, server: ShareServer, owned: OwnedResource
+    ) -> None:
         """Remove it there, as :meth:`~worker.plugin.Audit.remove_orphan`."""
 
 

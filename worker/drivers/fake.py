@@ -18,7 +18,7 @@ from worker.model import (
     AccessRule,
     DriverMode,
     ExportLocation,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     Share,
@@ -26,7 +26,7 @@ from worker.model import (
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Audit, Options, Setting
+from worker.plugin import Audit, BackendContext, Options
 from worker.systems.fake_world import Change, Fake, FakeOptions
 from worker.systems.shell.base import ShellFor
 
@@ -53,17 +53,20 @@ class FakeDriverOptions(FakeOptions):
 class FakeDriverAudit(Audit):
     """Shares and snapshots of the world."""
 
-    def owned(self: Fake, context: RequestContext) -> Iterable[Owned]:
+    def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List the backend's shares, and the snapshots of all."""
         with self.world.call("owned_by_driver", self.setting.backend, context) as change:
             shares = change.all("SELECT id FROM shares WHERE backend = ?", self.setting.backend)
             snapshots = change.all("SELECT id FROM snapshots")
         return [
-            *(Owned("share", row["id"], OwnerKind.SHARE, row["id"]) for row in shares),
-            *(Owned("snapshot", row["id"], OwnerKind.SNAPSHOT, row["id"]) for row in snapshots),
+            *(OwnedResource("share", row["id"], OwnerKind.SHARE, row["id"]) for row in shares),
+            *(
+                OwnedResource("snapshot", row["id"], OwnerKind.SNAPSHOT, row["id"])
+                for row in snapshots
+            ),
         ]
 
-    def remove_orphan(self: Fake, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
         """Remove it, and give its capacity back."""
         with self.world.call("remove_orphan", owned.id, context) as change:
             if owned.kind == "snapshot":
@@ -85,7 +88,9 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     protocols: ClassVar[frozenset[str]] = frozenset({"NFS", "CIFS"})
     options: FakeDriverOptions
 
-    def __init__(self, setting: Setting, options: FakeDriverOptions, shell_for: ShellFor) -> None:
+    def __init__(
+        self, setting: BackendContext, options: FakeDriverOptions, shell_for: ShellFor
+    ) -> None:
         super().__init__(setting, options, shell_for)
         self.world = options.world_of(setting)
 

@@ -27,7 +27,7 @@ from worker.model import (
     AccessRule,
     DriverMode,
     ExportLocation,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     Share,
@@ -35,7 +35,7 @@ from worker.model import (
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Audit, Options, Setting
+from worker.plugin import Audit, BackendContext, Options
 from worker.systems.exports.ganesha import Ganesha
 from worker.systems.shell.base import Guarded, Shell, ShellFor
 from worker.systems.shell.local import LocalShell
@@ -105,7 +105,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     protocols: ClassVar[frozenset[str]] = frozenset({"NFS"})
     needs_shell: ClassVar[bool] = True
 
-    def __init__(self, setting: Setting, options: Options, shell_for: ShellFor) -> None:
+    def __init__(self, setting: BackendContext, options: Options, shell_for: ShellFor) -> None:
         super().__init__(setting, options, shell_for)
         self._options = cast("GenericOptions", options)
         single = setting.mode is DriverMode.SINGLE_SVM
@@ -259,26 +259,28 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         storage.close()
         shell.remove_file(record)
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:
         """As :meth:`Audit.owned`: what the storage has, and what the predefined server exports."""
         if not self.setting.servers_elsewhere:
             yield from _stored(self._storage(context, None))
         if self.setting.mode is DriverMode.SINGLE_SVM:
             yield from _exported(self._ganesha(context, None))
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """As :meth:`Audit.remove_orphan`: all of the share, or the snapshot."""
         if self.setting.mode is DriverMode.SINGLE_SVM and owned.owner_kind is OwnerKind.SHARE:
             self._unexport(self._ganesha(context, None), owned.owner_id)
         _remove_stored(self._storage(context, None), owned)
 
-    def owned_on(self, context: RequestContext, server: ShareServer) -> Iterator[Owned]:
+    def owned_on(self, context: RequestContext, server: ShareServer) -> Iterator[OwnedResource]:
         """As :meth:`AuditOnServers.owned_on`: exports, and storage that lies on the server."""
         if self.setting.servers_elsewhere:
             yield from _stored(self._storage(context, server))
         yield from _exported(self._ganesha(context, server))
 
-    def remove_orphan_on(self, context: RequestContext, server: ShareServer, owned: Owned) -> None:
+    def remove_orphan_on(
+        self, context: RequestContext, server: ShareServer, owned: OwnedResource
+    ) -> None:
         """As :meth:`AuditOnServers.remove_orphan_on`."""
         if owned.owner_kind is OwnerKind.SHARE:
             self._unexport(self._ganesha(context, server), owned.owner_id)
@@ -408,18 +410,18 @@ def _in_path(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
-def _stored(storage: Storage) -> Iterator[Owned]:
+def _stored(storage: Storage) -> Iterator[OwnedResource]:
     for kind, thing in storage.found():
         owner = OwnerKind.SNAPSHOT if kind == "snapshots" else OwnerKind.SHARE
-        yield Owned(_FOUND[kind], thing, owner, thing)
+        yield OwnedResource(_FOUND[kind], thing, owner, thing)
 
 
-def _exported(ganesha: Ganesha) -> Iterator[Owned]:
+def _exported(ganesha: Ganesha) -> Iterator[OwnedResource]:
     for share_id in ganesha.exported():
-        yield Owned("export", share_id, OwnerKind.SHARE, share_id)
+        yield OwnedResource("export", share_id, OwnerKind.SHARE, share_id)
 
 
-def _remove_stored(storage: Storage, owned: Owned) -> None:
+def _remove_stored(storage: Storage, owned: OwnedResource) -> None:
     if owned.owner_kind is OwnerKind.SNAPSHOT:
         storage.delete_snapshot(owned.owner_id)
         return

@@ -20,8 +20,9 @@ from sqlalchemy.exc import DBAPIError
 
 from worker.db.core.engine import db_now, statement, transaction, wait_for_locks
 from worker.db.core.prepared import Prepared
-from worker.db.operations import store as journal
-from worker.db.tables.main import counters, operations
+from worker.db.operations import store as operations
+from worker.db.tables.main import counters
+from worker.db.tables.main import operations as operations_table
 from worker.errors import LeaseLost
 
 FLUSH_SECONDS: Final = 1.0
@@ -62,7 +63,7 @@ class Lease:
 
 
 @dataclass(slots=True)
-class Keeper:
+class Heartbeat:
     """The thread and what it keeps; starts with the first of it, after the fork."""
 
     engine: Engine
@@ -134,11 +135,11 @@ class Keeper:
                         _FIRST.run(connection, name=name, value=counts[name])
                 if stored:
                     connection.execute(
-                        update(operations)
+                        update(operations_table)
                         .where(
-                            operations.c.id.in_(sorted(stored)),
+                            operations_table.c.id.in_(sorted(stored)),
                             # What is due already may be newer than what was stored.
-                            operations.c.result_due_at > db_now(),
+                            operations_table.c.result_due_at > db_now(),
                         )
                         .values(result_due_at=None)
                     )
@@ -165,7 +166,7 @@ class Keeper:
             return
         try:
             with statement(self.engine) as connection:
-                kept = journal.renew(
+                kept = operations.renew(
                     connection, lease.operation_id, lease.fence, self.lease_seconds
                 )
         except DBAPIError as error:

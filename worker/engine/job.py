@@ -13,9 +13,9 @@ from sqlalchemy import Connection, Engine
 from worker.backends.manager import ShareManager
 from worker.config import Config
 from worker.db.core.engine import patiently, reading, transaction
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch, Operation
-from worker.engine.heartbeat import Keeper
+from worker.engine.heartbeat import Heartbeat
 from worker.engine.saga import Saga
 from worker.errors import ErrorCode, Fatal
 from worker.messaging.broker import UNREACHABLE
@@ -35,23 +35,23 @@ class Runtime:
     publish: Callable[[Dispatch], None]
     store_result: Callable[[str, Mapping[str, Any] | None, Mapping[str, str] | None], None]
     worker: str
-    keeper: Keeper
+    heartbeat: Heartbeat
 
-    def ring(self, bells: list[Dispatch]) -> None:
+    def publish_all(self, dispatches: list[Dispatch]) -> None:
         """Publish what was committed; a failure is logged, the reconciler heals it."""
-        for number, bell in enumerate(bells):
+        for number, dispatch in enumerate(dispatches):
             try:
-                self.publish(bell)
+                self.publish(dispatch)
             except UNREACHABLE as error:
-                left = len(bells) - number  # each further try would wait for the same broker
+                left = len(dispatches) - number  # each further try would wait for the same broker
                 _log.warning(
                     "Operation %s%s is committed, its message could not be published (%s); "
                     "the reconciler publishes it again.",
-                    bell.operation_id,
+                    dispatch.operation_id,
                     f" (and {left - 1} more)" if left > 1 else "",
                     type(error).__name__,
                 )
-                self.keeper.count("publish_failures_total", left)
+                self.heartbeat.count("publish_failures_total", left)
                 return
 
     def deliver(
@@ -69,7 +69,7 @@ class Runtime:
         others: list[str] = []
         if aliased:
             with reading(self.engine) as connection:
-                others = journal.aliases(connection, operation_id)
+                others = operations.aliases(connection, operation_id)
         try:
             for request_id in (operation_id, *others):
                 self.store_result(request_id, result, error)
@@ -80,27 +80,27 @@ class Runtime:
                 type(failure).__name__,
             )
         else:
-            self.keeper.stored(operation_id)
+            self.heartbeat.stored(operation_id)
 
 
 Outcome = tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None, bool]
 """An operation that ended: its id, its result or its error, whether it has an idempotency key."""
 
 
-class Parked(Exception):
+class StepWaiting(Exception):
     """The wait of a step is written and committed: nothing more to do."""
 
 
-class Finished(Exception):
+class StepCommitted(Exception):
     """The step's end is written and committed; what is left is to announce it."""
 
-    def __init__(self, writing: Writing) -> None:
+    def __init__(self, tx: StepTransaction) -> None:
         super().__init__()
-        self.writing = writing
+        self.tx = tx
 
 
 @dataclass(slots=True)
-class Writing:
+class StepTransaction:
     """An open, fenced transaction of an operation.
 
     What must be published once it is committed is collected in ``bells``; ``result`` is what the
@@ -110,32 +110,36 @@ class Writing:
     connection: Connection
     operation: Operation
     config: Config
-    bells: list[Dispatch] = field(default_factory=list)
+    dispatches: list[Dispatch] = field(default_factory=list)
     result: dict[str, Any] | None = None
     ended: list[Outcome] = field(default_factory=list)
-    parked: bool = False
+    waiting: bool = False
     finished: bool = False
 
     @property
-    def patience(self) -> float:
+    def republish_after(self) -> float:
         """After how long a missing message may be taken for lost."""
         return self.config.engine.lease
 
     def wake(
-        self, key: str, *, limit: int | None = None, verdict: Mapping[str, str] | None = None
+        self, key: str, *, limit: int | None = None, cancel_reason: Mapping[str, str] | None = None
     ) -> int:
         """Make due what waits for a key; return how many."""
-        woken = journal.wake(
-            self.connection, key, patience=self.patience, limit=limit, verdict=verdict
+        woken = operations.wake(
+            self.connection,
+            key,
+            republish_after=self.republish_after,
+            limit=limit,
+            cancel_reason=cancel_reason,
         )
-        self.bells.extend(woken)
+        self.dispatches.extend(woken)
         return len(woken)
 
-    def park(self, message: str, *, waits_for: str, recheck: float) -> None:
+    def wait(self, message: str, *, waits_for: str, recheck: float) -> None:
         """Let the step wait, written in this very transaction: no wake-up is missed."""
-        check_patience(self.operation, self.config, message)
-        journal.wait(self.connection, self.operation, seconds=recheck, waits_for=waits_for)
-        self.parked = True
+        check_wait_limit(self.operation, self.config, message)
+        operations.wait(self.connection, self.operation, seconds=recheck, waits_for=waits_for)
+        self.waiting = True
 
     def finish(self) -> None:
         """Let the step end with this very transaction: there is nothing to do outside."""
@@ -149,7 +153,7 @@ class Job:
     runtime: Runtime
     operation: Operation
     context: RequestContext
-    write_end: Callable[[Writing], None]
+    write_end: Callable[[StepTransaction], None]
 
     @property
     def manager(self) -> ShareManager:
@@ -158,19 +162,19 @@ class Job:
         return self.runtime.manager(self.operation.backend)
 
     @contextmanager
-    def transaction(self) -> Iterator[Writing]:
+    def transaction(self) -> Iterator[StepTransaction]:
         """A fenced transaction of its own, before or between outside calls."""
         with transaction(self.runtime.engine) as connection:
-            journal.hold(connection, self.operation)
-            writing = Writing(connection, self.operation, self.runtime.config)
-            yield writing
-            if writing.finished:
-                self.write_end(writing)
-        if writing.finished:
-            raise Finished(writing)
-        self.runtime.ring(writing.bells)
-        if writing.parked:
-            raise Parked
+            operations.hold(connection, self.operation)
+            tx = StepTransaction(connection, self.operation, self.runtime.config)
+            yield tx
+            if tx.finished:
+                self.write_end(tx)
+        if tx.finished:
+            raise StepCommitted(tx)
+        self.runtime.publish_all(tx.dispatches)
+        if tx.waiting:
+            raise StepWaiting
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -179,7 +183,7 @@ class Job:
             yield connection
 
 
-def check_patience(operation: Operation, config: Config, message: str) -> None:
+def check_wait_limit(operation: Operation, config: Config, message: str) -> None:
     """Raise :class:`~worker.errors.Fatal` when a step has waited for as long as it may."""
     since = operation.waiting_since
     limit = config.engine.wait_limit
@@ -193,9 +197,9 @@ def check_patience(operation: Operation, config: Config, message: str) -> None:
 
 def write(
     job: Job,
-    body: Callable[[Writing], None],
+    body: Callable[[StepTransaction], None],
     begin: Callable[[Engine], AbstractContextManager[Connection]] = transaction,
-) -> Writing:
+) -> StepTransaction:
     """The transaction that ends an attempt; its statements are checked on the fence.
 
     An outage of seconds is waited for: what was done outside is worth it. A longer one ends in
@@ -203,6 +207,6 @@ def write(
     """
     for attempt in patiently():
         with attempt, begin(job.runtime.engine) as connection:
-            writing = Writing(connection, job.operation, job.runtime.config)
-            body(writing)
-    return writing
+            tx = StepTransaction(connection, job.operation, job.runtime.config)
+            body(tx)
+    return tx

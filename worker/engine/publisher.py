@@ -21,22 +21,24 @@ def publisher(app: Celery, sagas: Mapping[str, Saga]) -> Callable[[Dispatch], No
     """Return the function that publishes an operation's chain."""
     levels: Priorities = priorities(app.conf.broker_url)
 
-    def publish(bell: Dispatch) -> None:
-        saga = sagas[bell.saga]
-        acts = saga.undoing(bell.position) if bell.undoing else saga.doing(bell.position)
+    def publish(dispatch: Dispatch) -> None:
+        saga = sagas[dispatch.saga]
+        actions = (
+            saga.undoing(dispatch.position) if dispatch.undoing else saga.doing(dispatch.position)
+        )
         # What was begun goes ahead of what was not: a backlog would otherwise be all begun.
-        begun = bell.position > 0 or bell.undoing
+        begun = dispatch.position > 0 or dispatch.undoing
         links = [
             app.signature(
-                PREFIX + act.name,
-                args=(bell.operation_id, bell.dispatch),
+                PREFIX + action.name,
+                args=(dispatch.operation_id, dispatch.dispatch),
                 immutable=True,
-                queue=bell.queue,
+                queue=dispatch.queue,
                 priority=levels.next_step if begun or number else levels.first_step,
             )
-            for number, act in enumerate(acts)
+            for number, action in enumerate(actions)
         ]
         task = links[0] if len(links) == 1 else chain(*links, app=app)
-        task.apply_async(root_id=bell.operation_id, retry=False)
+        task.apply_async(root_id=dispatch.operation_id, retry=False)
 
     return publish

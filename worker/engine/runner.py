@@ -16,21 +16,21 @@ from typing import Any
 
 from worker.config import Config
 from worker.db.core.engine import is_passing, reading, statement, transaction
-from worker.db.operations import store as journal
-from worker.db.operations.values import Operation, condemned
+from worker.db.operations import store as operations
+from worker.db.operations.values import Operation, cancelled
 from worker.db.share_servers import store as servers
 from worker.engine.heartbeat import Lease
 from worker.engine.job import (
-    Finished,
     Job,
     Outcome,
-    Parked,
     Runtime,
-    Writing,
-    check_patience,
+    StepCommitted,
+    StepTransaction,
+    StepWaiting,
+    check_wait_limit,
     write,
 )
-from worker.engine.saga import Act, Commit, Saga, Step
+from worker.engine.saga import Action, OnCommit, Saga, Step
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable, StepError
 from worker.failpoints import failpoint
 from worker.logs import about
@@ -42,57 +42,61 @@ PARKED_SECONDS = 30.0
 """How long a step waits that this worker's version does not know."""
 
 
-def run(runtime: Runtime, act: Act, operation_id: str, number: int) -> bool:
+def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool:
     """Do one act for one message; True when the chain's next link is due."""
     before = time.monotonic()
     with statement(runtime.engine) as connection:
-        operation = journal.claim(
+        operation = operations.claim(
             connection,
             operation_id,
             number,
-            act.name,
+            action.name,
             worker=runtime.worker,
             lease=runtime.config.engine.lease,
         )
     if operation is None:
-        return _unclaimed(runtime, act, operation_id, number)
+        return _unclaimed(runtime, action, operation_id, number)
     with (
         about(operation=operation.id, request=operation.request_id, project=operation.project_id),
-        runtime.keeper.holding(operation.id, operation.fence, before, act.timeout) as lease,
+        runtime.heartbeat.holding(operation.id, operation.fence, before, action.timeout) as lease,
     ):
         try:
-            return _run_claimed(runtime, act, operation, lease)
+            return _run_claimed(runtime, action, operation, lease)
         except LeaseLost as lost:
-            _log.warning("%s of operation %s stops: %s", act.name, operation_id, lost.message)
-            runtime.keeper.count(f"steps_total:{act.name}:lease_lost")
+            _log.warning("%s of operation %s stops: %s", action.name, operation_id, lost.message)
+            runtime.heartbeat.count(f"steps_total:{action.name}:lease_lost")
             return False
 
 
-def _unclaimed(runtime: Runtime, act: Act, operation_id: str, number: int) -> bool:
+def _unclaimed(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool:
     """Why a message found nothing to claim; only a finished step's goes on."""
     with reading(runtime.engine) as connection:
-        operation = journal.find(connection, operation_id)
+        operation = operations.find(connection, operation_id)
     if operation is None:
-        _log.warning("%s: there is no operation %s; the message ends here.", act.name, operation_id)
-        runtime.keeper.count("unknown_operations_total")
+        _log.warning(
+            "%s: there is no operation %s; the message ends here.", action.name, operation_id
+        )
+        runtime.heartbeat.count("unknown_operations_total")
         return False
-    runtime.keeper.count(f"steps_total:{act.name}:duplicate")
+    runtime.heartbeat.count(f"steps_total:{action.name}:duplicate")
     if operation.dispatch != number or operation.phase is not Phase.QUEUED:
         return False
     # The worker died after the finish and before the next link was published: go on from here.
     saga = runtime.sagas.get(operation.saga)
     previous = _previous(saga, operation) if saga else None
-    return previous is not None and previous.name == act.name
+    return previous is not None and previous.name == action.name
 
 
-def _previous(saga: Saga, operation: Operation) -> Act | None:
+def _previous(saga: Saga, operation: Operation) -> Action | None:
     if operation.undoing:
-        later = [step.undo for step in saga.steps[operation.position + 1 :] if step.undo]
+        later = [
+            step.compensation for step in saga.steps[operation.position + 1 :] if step.compensation
+        ]
         return later[0] if later else None
     return saga.steps[operation.position - 1].do if operation.position else None
 
 
-def _run_claimed(runtime: Runtime, act: Act, operation: Operation, lease: Lease) -> bool:
+def _run_claimed(runtime: Runtime, action: Action, operation: Operation, lease: Lease) -> bool:
     job = Job(
         runtime,
         operation,
@@ -103,36 +107,36 @@ def _run_claimed(runtime: Runtime, act: Act, operation: Operation, lease: Lease)
             operation_id=operation.id,
             guard=lease.guard,
         ),
-        write_end=partial(_write_act_end, runtime, act),
+        write_end=partial(_write_action_end, runtime, action),
     )
     try:
         step = _step(runtime, operation)
-        _check_verdict(operation)
+        _check_cancelled(operation)
         _check_attempts(runtime.config, operation, step)
-        failpoint(f"{act.name}.before")
-        commit = act.run(job)
-        failpoint(f"{act.name}.after_effect")
-    except Finished as finished:
-        return _finished(runtime, act, finished.writing)
-    except Parked:
-        runtime.keeper.count(f"steps_total:{act.name}:waited")
+        failpoint(f"{action.name}.before")
+        commit = action.run(job)
+        failpoint(f"{action.name}.after_effect")
+    except StepCommitted as finished:
+        return _finished(runtime, action, finished.tx)
+    except StepWaiting:
+        runtime.heartbeat.count(f"steps_total:{action.name}:waited")
         return False
     except NotReady as wait:
-        return _wait(job, act, wait)
+        return _wait(job, action, wait)
     except StepError as error:
-        return _failed(job, act, error)
+        return _failed(job, action, error)
     except LeaseLost:
         raise
     except Exception as error:
         if is_passing(error):
             raise  # the database is away: the lease runs out, and the step is taken up again
-        _log.exception("%s of operation %s raised what it should not", act.name, operation.id)
+        _log.exception("%s of operation %s raised what it should not", action.name, operation.id)
         defect = Retryable(
-            f"{act.name} met a defect ({type(error).__name__}); the worker's log has it in full.",
+            f"{action.name} met a defect ({type(error).__name__}); see the worker's log.",
             code=ErrorCode.INTERNAL,
         )
-        return _failed(job, act, defect)
-    return _finish(job, act, commit)
+        return _failed(job, action, defect)
+    return _finish(job, action, commit)
 
 
 def _step(runtime: Runtime, operation: Operation) -> Step:
@@ -146,13 +150,13 @@ def _step(runtime: Runtime, operation: Operation) -> Step:
     return saga.steps[operation.position]
 
 
-def _check_verdict(operation: Operation) -> None:
-    if operation.verdict and not operation.undoing:
-        raise condemned(operation.verdict)
+def _check_cancelled(operation: Operation) -> None:
+    if operation.cancel_reason and not operation.undoing:
+        raise cancelled(operation.cancel_reason)
 
 
 def _attempts(config: Config, operation: Operation, step: Step) -> int:
-    forward = operation.undoing or step.undo is None
+    forward = operation.undoing or step.compensation is None
     return config.engine.undo_attempts if forward else config.engine.attempts
 
 
@@ -168,101 +172,101 @@ def _check_attempts(config: Config, operation: Operation, step: Step) -> None:
         )
 
 
-def _wait(job: Job, act: Act, wait: NotReady) -> bool:
+def _wait(job: Job, action: Action, wait: NotReady) -> bool:
     operation, runtime = job.operation, job.runtime
     try:
-        check_patience(operation, runtime.config, wait.message)
+        check_wait_limit(operation, runtime.config, wait.message)
     except Fatal as error:
         error.share_server_id = wait.share_server_id
-        return _failed(job, act, error)
+        return _failed(job, action, error)
 
-    def body(writing: Writing) -> None:
-        _remember_server(writing, wait)
-        journal.wait(
-            writing.connection, operation, seconds=wait.retry_after, waits_for=wait.waits_for
+    def body(tx: StepTransaction) -> None:
+        _remember_server(tx, wait)
+        operations.wait(
+            tx.connection, operation, seconds=wait.retry_after, waits_for=wait.waits_for
         )
 
     write(job, body)
-    runtime.keeper.count(f"steps_total:{act.name}:waited")
+    runtime.heartbeat.count(f"steps_total:{action.name}:waited")
     return False
 
 
-def _finish(job: Job, act: Act, commit: Commit | None) -> bool:
+def _finish(job: Job, action: Action, commit: OnCommit | None) -> bool:
     """Write step, object and next deadline; end the operation after its last step."""
     runtime = job.runtime
     alone = commit is None and _following(runtime, job.operation) is not None
 
-    def body(writing: Writing) -> None:
+    def body(tx: StepTransaction) -> None:
         if commit is not None:
-            commit(writing)
-        _write_end(runtime, writing)
+            commit(tx)
+        _write_end(runtime, tx)
 
-    failpoint(f"{act.name}.before_commit")
+    failpoint(f"{action.name}.before_commit")
     try:
-        writing = write(job, body, statement if alone else transaction)
+        tx = write(job, body, statement if alone else transaction)
     except StepError as error:  # cancelled meanwhile, or the object moved on
-        return _failed(job, act, error)
-    return _finished(runtime, act, writing)
+        return _failed(job, action, error)
+    return _finished(runtime, action, tx)
 
 
-def _write_act_end(runtime: Runtime, act: Act, writing: Writing) -> None:
-    failpoint(f"{act.name}.after_effect")
-    failpoint(f"{act.name}.before_commit")
-    _write_end(runtime, writing)
+def _write_action_end(runtime: Runtime, action: Action, tx: StepTransaction) -> None:
+    failpoint(f"{action.name}.after_effect")
+    failpoint(f"{action.name}.before_commit")
+    _write_end(runtime, tx)
 
 
-def _write_end(runtime: Runtime, writing: Writing) -> None:
+def _write_end(runtime: Runtime, tx: StepTransaction) -> None:
     """The step is done: on to the next one, or the operation ends. One statement in the former."""
-    operation = writing.operation
+    operation = tx.operation
     following = _following(runtime, operation)
     if following is None:
-        _end(writing, runtime.sagas[operation.saga])
+        _end(tx, runtime.sagas[operation.saga])
         return
-    journal.advance(
-        writing.connection,
+    operations.advance(
+        tx.connection,
         operation,
         task=following[1].name,
         position=following[0],
-        patience=writing.patience,
+        republish_after=tx.republish_after,
     )
 
 
-def _finished(runtime: Runtime, act: Act, writing: Writing) -> bool:
+def _finished(runtime: Runtime, action: Action, tx: StepTransaction) -> bool:
     """The step's end is committed; whether another follows."""
-    runtime.keeper.count(f"steps_total:{act.name}:done")
-    failpoint(f"{act.name}.after_commit")
-    _announce(runtime, writing)
-    failpoint(f"{act.name}.after_publish")
-    return _following(runtime, writing.operation) is not None
+    runtime.heartbeat.count(f"steps_total:{action.name}:done")
+    failpoint(f"{action.name}.after_commit")
+    _announce(runtime, tx)
+    failpoint(f"{action.name}.after_publish")
+    return _following(runtime, tx.operation) is not None
 
 
-def _following(runtime: Runtime, operation: Operation) -> tuple[int, Act] | None:
+def _following(runtime: Runtime, operation: Operation) -> tuple[int, Action] | None:
     """The position and act after the one in hand, in the direction that the operation goes."""
     saga = runtime.sagas[operation.saga]
     if not operation.undoing:
         position = operation.position + 1
         return (position, saga.steps[position].do) if position < len(saga.steps) else None
     for position in range(operation.position - 1, -1, -1):
-        undo = saga.steps[position].undo
-        if undo is not None:
-            return position, undo
+        compensation = saga.steps[position].compensation
+        if compensation is not None:
+            return position, compensation
     return None
 
 
-def _end(writing: Writing, saga: Saga) -> None:
-    operation = writing.operation
+def _end(tx: StepTransaction, saga: Saga) -> None:
+    operation = tx.operation
     error = operation.error if operation.undoing else None
     state = OperationState.SUCCEEDED
     if error is not None:
         cancelled = error["code"] == ErrorCode.CANCELLED
         state = OperationState.CANCELLED if cancelled else OperationState.FAILED
         if saga.failed is not None:
-            saga.failed(writing, dict(error), True)
-    close(writing, state, error)
+            saga.failed(tx, dict(error), True)
+    close(tx, state, error)
 
 
 def close(
-    writing: Writing,
+    tx: StepTransaction,
     state: OperationState,
     error: Mapping[str, str] | None,
     *,
@@ -273,122 +277,122 @@ def close(
 
     ``outcome`` and ``message`` are of its last act, for the timeline.
     """
-    operation = writing.operation
-    journal.end(
-        writing.connection,
+    operation = tx.operation
+    operations.end(
+        tx.connection,
         operation,
         state,
-        result=writing.result,
+        result=tx.result,
         error=error,
-        store_again=writing.patience,
+        store_again=tx.republish_after,
         outcome=outcome,
         message=message,
     )
-    _promote(writing)
-    writing.ended.append(_outcome(operation, writing.result, error))
+    _promote(tx)
+    tx.ended.append(_outcome(operation, tx.result, error))
 
 
-def _promote(writing: Writing) -> None:
-    operation = writing.operation
-    following = journal.promote(
-        writing.connection,
+def _promote(tx: StepTransaction) -> None:
+    operation = tx.operation
+    following = operations.promote(
+        tx.connection,
         operation.resource_kind,
         operation.resource_id,
-        patience=writing.patience,
+        republish_after=tx.republish_after,
     )
-    writing.bells.extend(following)
+    tx.dispatches.extend(following)
 
 
-def _announce(runtime: Runtime, writing: Writing) -> None:
+def _announce(runtime: Runtime, tx: StepTransaction) -> None:
     """After the commit: results first, for somebody waits for them, then the doorbells."""
-    for operation_id, result, error, aliased in writing.ended:
+    for operation_id, result, error, aliased in tx.ended:
         runtime.deliver(operation_id, result, error, aliased=aliased)
-    runtime.ring(writing.bells)
+    runtime.publish_all(tx.dispatches)
 
 
-def _failed(job: Job, act: Act, error: StepError) -> bool:
+def _failed(job: Job, action: Action, error: StepError) -> bool:
     """Another attempt later, or undo, or (forward-only) what the step says of its failure."""
     operation, runtime = job.operation, job.runtime
     saga = runtime.sagas[operation.saga]
     step = saga.steps[operation.position]
     engine = runtime.config.engine
-    failpoint(f"{act.name}.failed")
-    _log.info("%s of operation %s failed: %s", act.name, operation.id, error.message)
+    failpoint(f"{action.name}.failed")
+    _log.info("%s of operation %s failed: %s", action.name, operation.id, error.message)
     if operation.state is OperationState.COMPENSATION_FAILED:
         _try_later(job, error, engine.failed_undo_pause)
-        runtime.keeper.count(f"steps_total:{act.name}:failed")
+        runtime.heartbeat.count(f"steps_total:{action.name}:failed")
         return False
     exhausted = operation.attempts >= _attempts(runtime.config, operation, step)
     hopeless = isinstance(error, Fatal) and not operation.undoing
     if not exhausted and not hopeless:
         _try_later(job, error, _pause(operation.attempts, runtime.config))
-        runtime.keeper.count(f"steps_total:{act.name}:retried")
+        runtime.heartbeat.count(f"steps_total:{action.name}:retried")
         return False
-    runtime.keeper.count(f"steps_total:{act.name}:failed")
-    if operation.undoing or step.undo is None:
-        _failed_forward(job, act, step, error)
+    runtime.heartbeat.count(f"steps_total:{action.name}:failed")
+    if operation.undoing or step.compensation is None:
+        _failed_forward(job, action, step, error)
     else:
-        _turn_round(job, step.undo, error)
+        _start_compensation(job, step.compensation, error)
     return False
 
 
 def _try_later(job: Job, error: StepError, pause: float) -> None:
-    def body(writing: Writing) -> None:
-        _remember_server(writing, error)
-        journal.record(writing.connection, job.operation, "retry", error.message)
-        journal.retry(writing.connection, job.operation, seconds=pause)
+    def body(tx: StepTransaction) -> None:
+        _remember_server(tx, error)
+        operations.record(tx.connection, job.operation, "retry", error.message)
+        operations.retry(tx.connection, job.operation, seconds=pause)
 
     write(job, body)
 
 
-def _turn_round(job: Job, undo: Act, error: StepError) -> None:
+def _start_compensation(job: Job, compensation: Action, error: StepError) -> None:
     """Undo from the failed step backwards: it may have got half-way."""
 
-    def body(writing: Writing) -> None:
-        _remember_server(writing, error)
-        journal.record(writing.connection, job.operation, "failed", error.message)
-        bell = journal.begin_undo(
-            writing.connection,
+    def body(tx: StepTransaction) -> None:
+        _remember_server(tx, error)
+        operations.record(tx.connection, job.operation, "failed", error.message)
+        dispatch = operations.start_compensation(
+            tx.connection,
             job.operation,
-            task=undo.name,
+            task=compensation.name,
             error=error.to_json(),
-            patience=writing.patience,
+            republish_after=tx.republish_after,
         )
-        writing.bells.append(bell)
+        tx.dispatches.append(dispatch)
 
-    writing = write(job, body)
-    failpoint(f"{undo.name}.turned_round")
-    _announce(job.runtime, writing)
+    tx = write(job, body)
+    failpoint(f"{compensation.name}.compensation_started")
+    _announce(job.runtime, tx)
 
 
-def _failed_forward(job: Job, act: Act, step: Step, error: StepError) -> None:
+def _failed_forward(job: Job, action: Action, step: Step, error: StepError) -> None:
     """There is no way back: the object shows it, and what destroys is tried on, slowly."""
     operation, runtime = job.operation, job.runtime
     saga = runtime.sagas[operation.saga]
     commit = None if operation.undoing else _on_failure(job, step, error)
     document = dict(operation.error or error.to_json())
     if operation.undoing:
-        document["message"] += f" Undoing it failed as well, at {act.name}: {error.message}"
+        document["message"] += f" Undoing it failed as well, at {action.name}: {error.message}"
 
-    def body(writing: Writing) -> None:
+    def body(tx: StepTransaction) -> None:
         if commit is not None:
-            commit(writing)
+            commit(tx)
         if operation.undoing and saga.failed is not None:
-            saga.failed(writing, document, False)
+            saga.failed(tx, document, False)
         if operation.undoing or step.keeps_trying:
-            journal.record(writing.connection, operation, "failed", error.message)
-            give_up(writing, document)
+            operations.record(tx.connection, operation, "failed", error.message)
+            give_up(tx, document)
         else:
             failed, message = OperationState.FAILED, error.message
-            close(writing, failed, document, outcome="failed", message=message)
+            close(tx, failed, document, outcome="failed", message=message)
 
-    writing = write(job, body)
+    tx = write(job, body)
     if operation.undoing or step.keeps_trying:
-        runtime.keeper.count("compensations_failed_total")
-    _announce(runtime, writing)
+        runtime.heartbeat.count("compensations_failed_total")
+    _announce(runtime, tx)
 
 
-def _on_failure(job: Job, step: Step, error: StepError) -> Commit | None:
+def _on_failure(job: Job, step: Step, error: StepError) -> OnCommit | None:
     """What the failure means for the object, if there still is one."""
     if step.on_failure is None:
         return None
@@ -404,18 +408,18 @@ def _on_failure(job: Job, step: Step, error: StepError) -> Commit | None:
         return None
 
 
-def give_up(writing: Writing, error: Mapping[str, str]) -> None:
+def give_up(tx: StepTransaction, error: Mapping[str, str]) -> None:
     """Let the object go with its error; the act is still tried, at a slow pace."""
-    operation = writing.operation
-    journal.give_up(
-        writing.connection,
+    operation = tx.operation
+    operations.give_up(
+        tx.connection,
         operation,
         error=error,
-        pause=writing.config.engine.failed_undo_pause,
-        store_again=writing.patience,
+        pause=tx.config.engine.failed_undo_pause,
+        store_again=tx.republish_after,
     )
-    _promote(writing)
-    writing.ended.append(_outcome(operation, None, error))
+    _promote(tx)
+    tx.ended.append(_outcome(operation, None, error))
 
 
 def _outcome(
@@ -424,10 +428,10 @@ def _outcome(
     return operation.id, result, error, operation.idempotency_key is not None
 
 
-def _remember_server(writing: Writing, end: StepError | NotReady) -> None:
+def _remember_server(tx: StepTransaction, end: StepError | NotReady) -> None:
     """Keep the outside id that a failure or a wait carries, so that the undo finds the server."""
     if end.share_server_id is not None:
-        servers.remember(writing.connection, writing.operation.id, end.share_server_id)
+        servers.remember(tx.connection, tx.operation.id, end.share_server_id)
 
 
 def _pause(attempts: int, config: Config) -> float:

@@ -12,16 +12,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-Commit = Callable[[Any], None]
+OnCommit = Callable[[Any], None]
 """What an act wants written in the transaction that finishes it; it gets the open writing."""
-Run = Callable[[Any], Commit | None]
+Run = Callable[[Any], OnCommit | None]
 """An act's body: gets the runner's job, does its work outside, returns what to write."""
-OnFailure = Callable[[Any, Any], Commit | None]
+OnFailure = Callable[[Any, Any], OnCommit | None]
 """What to do when a forward-only act fails for good: gets the job and the error."""
 
 
 @dataclass(frozen=True, slots=True)
-class Act:
+class Action:
     """One thing that is done by one Celery task, ``sharewright.<name>``.
 
     ``timeout`` in seconds is how long it may take at most; its lease is renewed no longer.
@@ -36,26 +36,26 @@ class Act:
 class Step:
     """An act in its place in a saga; made by :func:`undoable` or :func:`forward_only`."""
 
-    do: Act
-    undo: Act | None = None
+    do: Action
+    compensation: Action | None = None
     because: str | None = None
     on_failure: OnFailure | None = None
     keeps_trying: bool = False
 
     def __post_init__(self) -> None:
-        if (self.undo is None) == (self.because is None):
+        if (self.compensation is None) == (self.because is None):
             raise TypeError(
                 f"step {self.do.name} needs either an undo or the reason why it has none"
             )
 
 
-def undoable(do: Act, undo: Act) -> Step:
+def undoable(do: Action, compensation: Action) -> Step:
     """A step with a way back."""
-    return Step(do, undo=undo)
+    return Step(do, compensation=compensation)
 
 
 def forward_only(
-    do: Act, *, because: str, on_failure: OnFailure, keeps_trying: bool = False
+    do: Action, *, because: str, on_failure: OnFailure, keeps_trying: bool = False
 ) -> Step:
     """A step with no way back, and the reason.
 
@@ -88,7 +88,7 @@ class Saga:
             raise TypeError(f"saga {self.name} has a step twice")
         forward = False
         for step in self.steps:
-            if step.undo is None:
+            if step.compensation is None:
                 forward = True
             elif forward:
                 raise TypeError(
@@ -97,16 +97,18 @@ class Saga:
         if self.failed is None and not forward:
             raise TypeError(f"saga {self.name} does not say what its failure means")
 
-    def doing(self, position: int = 0) -> tuple[Act, ...]:
+    def doing(self, position: int = 0) -> tuple[Action, ...]:
         """The acts from ``position`` to the end."""
         return tuple(step.do for step in self.steps[position:])
 
-    def undoing(self, position: int) -> tuple[Act, ...]:
+    def undoing(self, position: int) -> tuple[Action, ...]:
         """The acts that undo the step at ``position`` and all before it, backwards."""
         return tuple(
-            step.undo for step in reversed(self.steps[: position + 1]) if step.undo is not None
+            step.compensation
+            for step in reversed(self.steps[: position + 1])
+            if step.compensation is not None
         )
 
-    def acts(self) -> tuple[Act, ...]:
+    def actions(self) -> tuple[Action, ...]:
         """Every act that may be done for this saga."""
         return self.doing() + self.undoing(len(self.steps) - 1)

@@ -24,7 +24,7 @@ from celery.worker import consumer
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from worker.config import describe
-from worker.db.dead_letters import PoisonMessage
+from worker.db.dead_letters import DeadLetter
 from worker.messaging.broker import our_transport
 from worker.messaging.redis_transport import FAULT_HEADER, KEPT_BODY_BYTES, SIZE_HEADER
 
@@ -57,15 +57,15 @@ REQUEST_TASKS: Final = "sharewright.request."
 log = logging.getLogger(__name__)
 
 
-Quarantine = Callable[[PoisonMessage], None]
+KeepDeadLetter = Callable[[DeadLetter], None]
 """Keeps a message for good, or raises. Runs in the worker's main process, whose event loop waits
 for it: it must be short and have a timeout."""
 
 
-def install(app: Celery, quarantine: Quarantine, max_message_bytes: int) -> None:
+def install(app: Celery, keep_dead_letter: KeepDeadLetter, max_message_bytes: int) -> None:
     """Make the workers of this app set poisonous messages aside."""
     app.conf.worker_consumer = functools.partial(
-        Consumer, quarantine=quarantine, max_message_bytes=max_message_bytes
+        Consumer, keep_dead_letter=keep_dead_letter, max_message_bytes=max_message_bytes
     )
 
 
@@ -188,7 +188,7 @@ def _size(message: Any) -> int:
     return len(_body(message)) + len(repr(message.headers)) + len(repr(message.properties))
 
 
-def describe_message(message: Any, reason: str) -> PoisonMessage:
+def describe_message(message: Any, reason: str) -> DeadLetter:
     """What is kept of a kombu message."""
     body = _body(message)
     queue = str(message.delivery_info.get("routing_key") or "")
@@ -200,7 +200,7 @@ def describe_message(message: Any, reason: str) -> PoisonMessage:
     # On Redis the tag stays with the message; on AMQP it is a number of the channel's own.
     tag = message.delivery_tag if isinstance(message.delivery_tag, str) else ""
     seen = repr((queue, tag, sorted(headers.items()))).encode() + body
-    return PoisonMessage(
+    return DeadLetter(
         fingerprint=hashlib.sha256(seen).hexdigest(),
         queue=queue,
         reason=reason,
@@ -280,9 +280,9 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     """Celery's consumer, which looks at a message before it acts on it."""
 
     def __init__(
-        self, *args: Any, quarantine: Quarantine, max_message_bytes: int, **kwargs: Any
+        self, *args: Any, keep_dead_letter: KeepDeadLetter, max_message_bytes: int, **kwargs: Any
     ) -> None:
-        self._quarantine = quarantine
+        self._keep_dead_letter = keep_dead_letter
         self._max_message_bytes = max_message_bytes
         self._flushed_by = 0.0
         super().__init__(*args, **kwargs)
@@ -325,19 +325,19 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     def _set_aside(self, message: Any, reason: str) -> None:
         self._keep(message, describe_message(message, reason))
 
-    def _keep(self, message: Any, poison: PoisonMessage) -> None:
+    def _keep(self, message: Any, dead_letter: DeadLetter) -> None:
         try:
-            self._quarantine(poison)
+            self._keep_dead_letter(dead_letter)
         # Whatever the quarantine meets, the message stays unacknowledged and is tried again; the
         # worker has other work.
         except Exception:
             log.exception(
                 "A message of queue %s that no task can be run for could not be set aside; it "
                 "stays unacknowledged and is tried again in %g s.",
-                poison.queue,
+                dead_letter.queue,
                 RETRY_PAUSE,
             )
-            self.timer.call_after(RETRY_PAUSE, self._keep, (message, poison))
+            self.timer.call_after(RETRY_PAUSE, self._keep, (message, dead_letter))
             return
-        log.warning("Set aside a message of queue %s: %s.", poison.queue, poison.reason)
+        log.warning("Set aside a message of queue %s: %s.", dead_letter.queue, dead_letter.reason)
         message.ack_log_error(log, self.connection_errors)

@@ -35,7 +35,7 @@ from worker.model import (
     RequestContext,
     SecurityService,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import BackendContext, Options
 
 BUSY_TIMEOUT_SECONDS: Final = 60.0
 HANG_SECONDS: Final = 3600.0
@@ -445,7 +445,7 @@ class FakeOptions(Options):
     )
     log_calls: bool = Field(True, description="Whether every call is logged in the world.")
 
-    def world_of(self, setting: Setting) -> World:
+    def world_of(self, setting: BackendContext) -> World:
         """Return the world that the options name."""
         return World(self.world or setting.state_dir / "world.db", log_calls=self.log_calls)
 
@@ -458,4 +458,4 @@ class Fake(Protocol):
     """A driver or helper of the fakes: it has a world and knows its backend."""
 
     world: World
-    setting: Setting
+    setting: BackendContext

@@ -10,24 +10,23 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from worker.db import access_rules as rulebook
-from worker.db import shares
+from worker.db import access_rules, shares
 from worker.db.documents import shown
-from worker.engine.job import Job, Writing
-from worker.engine.saga import Act, Commit
+from worker.engine.job import Job, StepTransaction
+from worker.engine.saga import Action, OnCommit
 from worker.errors import Fatal, StepError
 from worker.tasks.shares import share_and_server
 
 _log = logging.getLogger(__name__)
 
 
-def _update_access(job: Job) -> Commit:
+def _update_access(job: Job) -> OnCommit:
     asked = int(job.operation.payload["generation"])
-    with job.transaction() as writing:
-        row, server = share_and_server(job, writing.connection, job.operation.resource_id)
+    with job.transaction() as tx:
+        row, server = share_and_server(job, tx.connection, job.operation.resource_id)
         pending = row.applied_generation < asked or job.operation.error is not None
         if pending:
-            rules, generation = rulebook.begin_access(writing.connection, row.id)
+            rules, generation = access_rules.begin_access(tx.connection, row.id)
     if not pending:
         return _answer
     share = shares.share_of(row)
@@ -37,37 +36,37 @@ def _update_access(job: Job) -> Commit:
         if generation <= asked:
             raise
         # A rule that was asked for later may be what the driver refuses: that is not ours.
-        with job.transaction() as writing:
-            rules, generation = rulebook.begin_access(writing.connection, row.id, up_to=asked)
+        with job.transaction() as tx:
+            rules, generation = access_rules.begin_access(tx.connection, row.id, up_to=asked)
             # The refused set may have got half-way: what replaces it must be newer.
-            newer = rulebook.next_generation(writing.connection, row.id)
+            newer = access_rules.next_generation(tx.connection, row.id)
         job.manager.update_access(job.context, share, server, rules, newer)
 
-    def commit(writing: Writing) -> None:
-        rulebook.end_access(writing.connection, row.id, generation)
-        _answer(writing)
+    def commit(tx: StepTransaction) -> None:
+        access_rules.end_access(tx.connection, row.id, generation)
+        _answer(tx)
 
     return commit
 
 
-def _answer(writing: Writing) -> None:
-    payload = writing.operation.payload
+def _answer(tx: StepTransaction) -> None:
+    payload = tx.operation.payload
     rule_id = payload["access_id"]
-    if writing.operation.verb == "deny_access":
+    if tx.operation.verb == "deny_access":
         # Also a rule in error, whose deny had used up its attempts.
-        rulebook.remove_access(writing.connection, rule_id)
-        writing.result = {"id": rule_id, "state": "deleted"}
+        access_rules.remove_access(tx.connection, rule_id)
+        tx.result = {"id": rule_id, "state": "deleted"}
         return
-    row = rulebook.access_row(writing.connection, rule_id)
+    row = access_rules.access_row(tx.connection, rule_id)
     rule: dict[str, Any] = (
         shown(row)
         if row is not None
         else {"id": rule_id, "state": "deleted"}  # denied again in the meantime
     )
-    writing.result = rule
+    tx.result = rule
 
 
-def access_failed(job: Job, error: StepError) -> Commit:
+def access_failed(job: Job, error: StepError) -> OnCommit:
     """The driver refused the set for good: what was new in it is in error.
 
     It may enforce that all the same, having got half-way: a failed allow is taken back outside.
@@ -84,16 +83,16 @@ def access_failed(job: Job, error: StepError) -> Commit:
                 share_id,
                 second.message,
             )
-    return lambda writing: rulebook.access_failed(writing.connection, share_id, generation)
+    return lambda tx: access_rules.access_failed(tx.connection, share_id, generation)
 
 
 def _take_back(job: Job, share_id: str) -> None:
     """Hand the driver the rules that are active, and no other."""
-    with job.transaction() as writing:
-        row, server = share_and_server(job, writing.connection, share_id)
-        rules = rulebook.active_access(writing.connection, share_id)
-        generation = rulebook.next_generation(writing.connection, share_id)
+    with job.transaction() as tx:
+        row, server = share_and_server(job, tx.connection, share_id)
+        rules = access_rules.active_access(tx.connection, share_id)
+        generation = access_rules.next_generation(tx.connection, share_id)
     job.manager.update_access(job.context, shares.share_of(row), server, rules, generation)
 
 
-update_access = Act("update_access", _update_access, timeout=120)
+update_access = Action("update_access", _update_access, timeout=120)

@@ -14,22 +14,22 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, select
 
-from worker.backends.manager import Audited
+from worker.backends.manager import AuditTarget
 from worker.config import Config
 from worker.db import audits
-from worker.db.audits import Finding, Problem, Standing
+from worker.db.audits import Finding, Problem, RowState
 from worker.db.core.engine import transaction
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
 from worker.db.share_servers import store as servers
 from worker.db.tables.main import share_servers
-from worker.engine.job import Job, Runtime, Writing
-from worker.engine.saga import Act, Commit
+from worker.engine.job import Job, Runtime, StepTransaction
+from worker.engine.saga import Action, OnCommit
 from worker.errors import NotReady, StepError
 from worker.failpoints import failpoint
 from worker.messaging.queues import queue_for
-from worker.model import Owned, OwnerKind, ServerStatus, ShareServer
-from worker.tasks.orphans import NAME, Done, Look, repair
+from worker.model import OwnedResource, OwnerKind, ServerStatus, ShareServer
+from worker.tasks.orphans import NAME, AuditScan, Done, repair
 
 SYSTEM_PROJECT: Final = "sharewright"
 """Whose the operations are that nobody asked for."""
@@ -37,13 +37,13 @@ SYSTEM_PROJECT: Final = "sharewright"
 _log = logging.getLogger(__name__)
 
 
-def _audit(job: Job) -> Commit:
+def _audit(job: Job) -> OnCommit:
     backend = job.operation.resource_id
     with job.reading() as connection:
         serving = _serving(connection, backend)
         before = _expected(connection, backend)
-    look = Look()
-    for part in job.manager.audited(serving):
+    look = AuditScan()
+    for part in job.manager.audit_targets(serving):
         try:
             look.listed.append((part, list(part.owned(job.context))))
         except (StepError, NotReady) as error:
@@ -54,8 +54,8 @@ def _audit(job: Job) -> Commit:
         found = list(_orphans(connection, backend, look))
         after = _expected(connection, backend)
     found += _missing(look, {kind: before[kind] & after[kind] for kind in before})
-    with job.transaction() as writing:
-        audits.note(writing.connection, backend, [part.part for part, _ in look.listed], found)
+    with job.transaction() as tx:
+        audits.note(tx.connection, backend, [part.part for part, _ in look.listed], found)
     failpoint("audit_backend.after_note")
     done = Done()
     if job.operation.payload["repair"]:
@@ -74,15 +74,15 @@ def _audit(job: Job) -> Commit:
     }
     _announce(job, backend, result)
 
-    def commit(writing: Writing) -> None:
-        writing.result = result
+    def commit(tx: StepTransaction) -> None:
+        tx.result = result
 
     return commit
 
 
 def _announce(job: Job, backend: str, result: Mapping[str, Any]) -> None:
-    keeper = job.runtime.keeper
-    keeper.count(f"audits_total:{'incomplete' if result['not_listed'] else 'complete'}")
+    heartbeat = job.runtime.heartbeat
+    heartbeat.count(f"audits_total:{'incomplete' if result['not_listed'] else 'complete'}")
     level = logging.WARNING if any(result[problem] for problem in Problem) else logging.INFO
     _log.log(
         level,
@@ -108,7 +108,7 @@ def _expected(connection: Connection, backend: str) -> dict[OwnerKind, set[str]]
     return {kind: audits.expected(connection, backend, kind) for kind in kinds}
 
 
-def _orphans(connection: Connection, backend: str, look: Look) -> Iterator[Finding]:
+def _orphans(connection: Connection, backend: str, look: AuditScan) -> Iterator[Finding]:
     everything = [owned for _, things in look.listed for owned in things]
     standings = {
         kind: audits.standings(
@@ -119,7 +119,7 @@ def _orphans(connection: Connection, backend: str, look: Look) -> Iterator[Findi
         )
         for kind in OwnerKind
     }
-    problems = {Standing.GONE: Problem.ORPHAN, Standing.UNKNOWN: Problem.UNKNOWN}
+    problems = {RowState.GONE: Problem.ORPHAN, RowState.UNKNOWN: Problem.UNKNOWN}
     for part, things in look.listed:
         for owned in things:
             problem = problems.get(standings[owned.owner_kind][owned.owner_id])
@@ -131,9 +131,9 @@ def _orphans(connection: Connection, backend: str, look: Look) -> Iterator[Findi
                 )
 
 
-def _missing(look: Look, expected: Mapping[OwnerKind, set[str]]) -> Iterator[Finding]:
+def _missing(look: AuditScan, expected: Mapping[OwnerKind, set[str]]) -> Iterator[Finding]:
     """Rows of which no part of a role has anything, where all its parts could tell."""
-    roles: dict[str, list[tuple[Audited, list[Owned]]]] = {}
+    roles: dict[str, list[tuple[AuditTarget, list[OwnedResource]]]] = {}
     for part, things in look.listed:
         roles.setdefault(part.role, []).append((part, things))
     for role, parts in roles.items():
@@ -159,7 +159,7 @@ def start_audit(
     connection: Connection, config: Config, backend: str, *, repair: bool
 ) -> Dispatch | None:
     """Accept an audit that nobody asked for; None while another one of the backend is live."""
-    return journal.accept(
+    return operations.accept(
         connection,
         {
             "id": str(uuid.uuid4()),
@@ -175,7 +175,7 @@ def start_audit(
             "task": NAME,
         },
         running=True,
-        patience=config.engine.lease,
+        republish_after=config.engine.lease,
     )
 
 
@@ -184,15 +184,15 @@ def ask_for_audits(runtime: Runtime) -> None:
     engine = runtime.config.engine
     if not engine.audit_interval:
         return
-    bells = []
+    dispatches = []
     with transaction(runtime.engine) as connection:
         for backend in audits.due(connection, engine.audit_interval):
             if backend not in runtime.config.backends:
                 continue  # it reported before it was taken out of the configuration
-            bell = start_audit(connection, runtime.config, backend, repair=engine.audit_repair)
-            if bell is not None:
-                bells.append(bell)
-    runtime.ring(bells)
+            dispatch = start_audit(connection, runtime.config, backend, repair=engine.audit_repair)
+            if dispatch is not None:
+                dispatches.append(dispatch)
+    runtime.publish_all(dispatches)
 
 
-audit_backend = Act(NAME, _audit, timeout=300)
+audit_backend = Action(NAME, _audit, timeout=300)

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Row
 
 from worker.config import Config
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
 from worker.messaging.queues import queue_for
 from worker.tasks import repairs
@@ -25,9 +25,9 @@ def start_clean_up(
     """
     resource = ("share_server", server.id)
     because = f"The share server {server.id} is being deleted."
-    bells = repairs.cancel(connection, config, resource, because)
-    busy = journal.is_busy(connection, *resource)
-    bell = journal.accept(
+    dispatches = repairs.cancel(connection, config, resource, because)
+    busy = operations.is_busy(connection, *resource)
+    dispatch = operations.accept(
         connection,
         {
             "id": operation_id,
@@ -43,7 +43,7 @@ def start_clean_up(
             "task": FIRST_TASK,
         },
         running=not busy,
-        patience=config.engine.lease,
+        republish_after=config.engine.lease,
     )
-    assert bell is not None, "the operation's id is new"
-    return bells if busy else [bell]
+    assert dispatch is not None, "the operation's id is new"
+    return dispatches if busy else [dispatch]

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import uuid
 
-from worker.db import access_rules as rulebook
-from worker.db import shares
+from worker.db import access_rules, shares
 from worker.db.documents import plain, shown
-from worker.db.share_servers import health as upkeep
+from worker.db.share_servers import health
 from worker.db.share_servers import store as servers
-from worker.engine.job import Job, Writing
-from worker.engine.saga import Act, Commit
+from worker.engine.job import Job, StepTransaction
+from worker.engine.saga import Action, OnCommit
 from worker.errors import StepError
 from worker.failpoints import failpoint
 from worker.model import ServerStatus, ShareServer, ShareStatus
@@ -34,30 +33,30 @@ def _server(job: Job) -> ShareServer | None:
         return servers.get(connection, job.operation.resource_id)
 
 
-def _ensure_share_server(job: Job) -> Commit | None:
+def _ensure_share_server(job: Job) -> OnCommit | None:
     server = _server(job)
     if server is None or server.status is not ServerStatus.ACTIVE:
         return _answer_nothing
     details = served_by(job, server)
 
-    def commit(writing: Writing) -> None:
-        upkeep.ensured(writing.connection, server.id, details)
-        _answer_nothing(writing)
+    def commit(tx: StepTransaction) -> None:
+        health.ensured(tx.connection, server.id, details)
+        _answer_nothing(tx)
 
     return commit
 
 
-def _answer_nothing(writing: Writing) -> None:
+def _answer_nothing(tx: StepTransaction) -> None:
     """What a restart answers: no operations followed."""
-    writing.result = _answer(writing, [])
+    tx.result = _answer(tx, [])
 
 
-def _answer(writing: Writing, started: list[str]) -> dict[str, object]:
-    operation = writing.operation
+def _answer(tx: StepTransaction, started: list[str]) -> dict[str, object]:
+    operation = tx.operation
     return {f"{operation.resource_kind}_id": operation.resource_id, "operations": started}
 
 
-def _ensure_shares(job: Job) -> Commit | None:
+def _ensure_shares(job: Job) -> OnCommit | None:
     """Start what brings the exports back; repeated, it finds what it started."""
     server = _server(job)
     operation = job.operation
@@ -72,41 +71,39 @@ def _ensure_shares(job: Job) -> Commit | None:
     asker = Asker(operation.project_id, operation.user_id, operation.request_id)
     started = []
     for share_id in made:
-        with job.transaction() as writing:
-            if not shares.hold_share(writing.connection, share_id):
+        with job.transaction() as tx:
+            if not shares.hold_share(tx.connection, share_id):
                 continue
             one = start(
-                writing.connection,
-                writing.config,
+                tx.connection,
+                tx.config,
                 ENSURE_SHARE,
                 ("share", share_id),
                 backend=operation.backend,
                 asker=asker,
                 operation_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{operation.id} {share_id}")),
             )
-            writing.bells.extend(one.bells)
+            tx.dispatches.extend(one.dispatches)
         started.append(one.operation_id)
 
-    def commit(writing: Writing) -> None:
-        writing.result = _answer(writing, started)
+    def commit(tx: StepTransaction) -> None:
+        tx.result = _answer(tx, started)
 
     return commit
 
 
-def server_not_ensured(job: Job, error: StepError) -> Commit:
+def server_not_ensured(job: Job, error: StepError) -> OnCommit:
     """The server does not serve: it shows why, and stays active to be tried again."""
-    return lambda writing: upkeep.not_ensured(
-        writing.connection, job.operation.resource_id, error.to_json()
-    )
+    return lambda tx: health.not_ensured(tx.connection, job.operation.resource_id, error.to_json())
 
 
-def _ensure_share(job: Job) -> Commit | None:
-    with job.transaction() as writing:
-        row, server = share_and_server(job, writing.connection, job.operation.resource_id)
+def _ensure_share(job: Job) -> OnCommit | None:
+    with job.transaction() as tx:
+        row, server = share_and_server(job, tx.connection, job.operation.resource_id)
         served = row.status in _SERVED and bool(row.export_locations)
         # What was asked for later has an operation of its own behind this one.
         rules, generation = (
-            rulebook.begin_access(writing.connection, row.id, up_to=row.applied_generation)
+            access_rules.begin_access(tx.connection, row.id, up_to=row.applied_generation)
             if served
             else ([], 0)
         )
@@ -117,24 +114,24 @@ def _ensure_share(job: Job) -> Commit | None:
     failpoint("ensure_share.after_export")
     job.manager.update_access(job.context, share, server, rules, generation)
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         ensured = shares.ensured(
-            writing.connection, share.id, locations=[plain(location) for location in locations]
+            tx.connection, share.id, locations=[plain(location) for location in locations]
         )
-        writing.result = None if ensured is None else shown(ensured)
+        tx.result = None if ensured is None else shown(ensured)
 
     return commit
 
 
-def share_not_ensured(job: Job, error: StepError) -> Commit:
+def share_not_ensured(job: Job, error: StepError) -> OnCommit:
     """The share is not served, and shows why."""
 
-    def commit(writing: Writing) -> None:
-        shares.ensured(writing.connection, job.operation.resource_id, error=error.to_json())
+    def commit(tx: StepTransaction) -> None:
+        shares.ensured(tx.connection, job.operation.resource_id, error=error.to_json())
 
     return commit
 
 
-ensure_share_server = Act("ensure_share_server", _ensure_share_server, timeout=300)
-ensure_shares = Act("ensure_shares", _ensure_shares, timeout=300)
-ensure_share = Act("ensure_share", _ensure_share, timeout=120)
+ensure_share_server = Action("ensure_share_server", _ensure_share_server, timeout=300)
+ensure_shares = Action("ensure_shares", _ensure_shares, timeout=300)
+ensure_share = Action("ensure_share", _ensure_share, timeout=120)

@@ -7,32 +7,32 @@ from __future__ import annotations
 
 from worker.db import shares, snapshots
 from worker.db.share_servers import store as servers
-from worker.engine.job import Writing
+from worker.engine.job import StepTransaction
 from worker.errors import Fatal
-from worker.tasks.servers import give_back
+from worker.tasks.servers import release_reference
 from worker.tasks.shares import forget
 
 
-def let_go(writing: Writing) -> list[str]:
+def force_close(tx: StepTransaction) -> list[str]:
     """Let go of what only this operation kept; return what may be left outside."""
-    operation = writing.operation
-    left = [] if operation.verb == "deny_access" else _objects(writing)
+    operation = tx.operation
+    left = [] if operation.verb == "deny_access" else _objects(tx)
     if operation.verb == "create_share" or operation.resource_kind == "share_server":
-        row = give_back(writing)
+        row = release_reference(tx)
         if row is not None:
-            servers.remove(writing.connection, row.id)
+            servers.remove(tx.connection, row.id)
             known = f" ({row.server_id})" if row.server_id else ""
             left.append(f"share server {row.id}{known} with its addresses")
     if operation.verb == "create_share":
         shares.share_failed(
-            writing.connection, operation.resource_id, dict(operation.error or {}), undone=True
+            tx.connection, operation.resource_id, dict(operation.error or {}), undone=True
         )
     return left
 
 
-def _objects(writing: Writing) -> list[str]:
+def _objects(tx: StepTransaction) -> list[str]:
     """The share or snapshot; a row that was to be deleted goes."""
-    operation, connection = writing.operation, writing.connection
+    operation, connection = tx.operation, tx.connection
     snapshot_id = operation.payload.get("snapshot_id")
     if operation.verb in {"create_snapshot", "delete_snapshot"} and snapshot_id:
         if not operation.undoing:
@@ -42,7 +42,7 @@ def _objects(writing: Writing) -> list[str]:
         return []
     if operation.verb == "delete_share":
         try:
-            forget(writing, shares.share_row(connection, operation.resource_id))
+            forget(tx, shares.share_row(connection, operation.resource_id))
         except Fatal:
             return []  # another delete went through meanwhile
     return [f"share {operation.resource_id}"]

@@ -13,13 +13,13 @@ from typing import Any, Final
 
 from sqlalchemy import Row
 
-from worker.backends.manager import Audited
+from worker.backends.manager import AuditTarget
 from worker.db import audits
-from worker.db.audits import Standing
+from worker.db.audits import RowState
 from worker.engine.job import Job
 from worker.errors import NotReady, StepError
 from worker.failpoints import failpoint
-from worker.model import Owned, OwnerKind
+from worker.model import OwnedResource, OwnerKind
 
 NAME: Final = "audit_backend"
 REPAIR_SECONDS: Final = 200.0
@@ -29,10 +29,10 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
-class Look:
+class AuditScan:
     """What an audit has seen: what each part listed, and why others could not."""
 
-    listed: list[tuple[Audited, list[Owned]]] = field(default_factory=list)
+    listed: list[tuple[AuditTarget, list[OwnedResource]]] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
 
 
@@ -47,8 +47,8 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class _Orphan:
-    part: Audited
-    owned: Owned
+    part: AuditTarget
+    owned: OwnedResource
     row: Row[Any]
     rank: tuple[int, bool]
 
@@ -58,7 +58,7 @@ class _Orphan:
         return f"{owned.kind} {owned.id} of {owned.owner_kind} {owned.owner_id}"
 
 
-def repair(job: Job, look: Look) -> Done:
+def repair(job: Job, look: AuditScan) -> Done:
     """Remove the orphans that may be removed."""
     backend, ends = job.operation.resource_id, time.monotonic() + REPAIR_SECONDS
     with job.reading() as connection:
@@ -82,7 +82,7 @@ def repair(job: Job, look: Look) -> Done:
     return Done(removed, failed, len(todo) - failed)
 
 
-def _orphans(look: Look, rows: list[Row[Any]]) -> list[_Orphan]:
+def _orphans(look: AuditScan, rows: list[Row[Any]]) -> list[_Orphan]:
     wanted = {(row.part, row.kind, row.thing): row for row in rows}
     return [
         # A network goes after the ports on it.
@@ -93,7 +93,7 @@ def _orphans(look: Look, rows: list[Row[Any]]) -> list[_Orphan]:
     ]
 
 
-def _is_needed(job: Job, look: Look, orphan: _Orphan) -> bool:
+def _is_needed(job: Job, look: AuditScan, orphan: _Orphan) -> bool:
     """Whether it is an address, or the like, that a left-over server may still use."""
     if orphan.part.role != "network":
         return False
@@ -106,13 +106,11 @@ def _is_needed(job: Job, look: Look, orphan: _Orphan) -> bool:
 def _is_orphan(job: Job, orphan: _Orphan) -> bool:
     """Whether the row is still gone: looked at again in the same breath as the removal."""
     owned, backend = orphan.owned, job.operation.resource_id
-    with job.transaction() as writing:
-        standings = audits.standings(
-            writing.connection, backend, owned.owner_kind, [owned.owner_id]
-        )
-        if standings[owned.owner_id] is Standing.GONE:
+    with job.transaction() as tx:
+        standings = audits.standings(tx.connection, backend, owned.owner_kind, [owned.owner_id])
+        if standings[owned.owner_id] is RowState.GONE:
             return True
-        audits.removed(writing.connection, orphan.row)
+        audits.removed(tx.connection, orphan.row)
     _log.warning("Backend %s: %s is live again and stays.", backend, orphan.name)
     return False
 
@@ -128,14 +126,14 @@ def _remove(job: Job, orphan: _Orphan) -> bool:
     except (StepError, NotReady) as error:
         problem = error.message
     failpoint("audit_backend.after_remove")
-    with job.transaction() as writing:
+    with job.transaction() as tx:
         if problem is None:
-            audits.removed(writing.connection, orphan.row)
+            audits.removed(tx.connection, orphan.row)
         else:
-            audits.not_removed(writing.connection, orphan.row, problem)
+            audits.not_removed(tx.connection, orphan.row, problem)
     if problem is not None:
         _log.warning("Backend %s: %s could not be removed: %s", backend, orphan.name, problem)
         return False
     _log.warning("Backend %s: removed the orphan %s.", backend, orphan.name)
-    job.runtime.keeper.count(f"audit_removed_total:{orphan.owned.kind}")
+    job.runtime.heartbeat.count(f"audit_removed_total:{orphan.owned.kind}")
     return True

@@ -10,7 +10,7 @@ from typing import Final
 from sqlalchemy import Connection
 
 from worker.config import Config
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
 from worker.errors import ErrorCode
 from worker.messaging.queues import queue_for
@@ -41,7 +41,7 @@ class Started:
     """The operation that does it, and what to ring once it is committed (nothing: it is known)."""
 
     operation_id: str
-    bells: list[Dispatch]
+    dispatches: list[Dispatch]
 
 
 def start(
@@ -59,12 +59,12 @@ def start(
     One that has not ended yet is as good as a new one, and so is one of the same ``operation_id``.
     """
     kind, object_id = resource
-    known = journal.unfinished(connection, kind, object_id, saga)
+    known = operations.unfinished(connection, kind, object_id, saga)
     if known is not None:
         return Started(known, [])
     chosen = operation_id or str(uuid.uuid4())
-    busy = journal.is_busy(connection, kind, object_id)
-    bell = journal.accept(
+    busy = operations.is_busy(connection, kind, object_id)
+    dispatch = operations.accept(
         connection,
         {
             "id": chosen,
@@ -82,9 +82,9 @@ def start(
             "task": _FIRST_TASK[saga],
         },
         running=not busy,
-        patience=config.engine.lease,
+        republish_after=config.engine.lease,
     )
-    return Started(chosen, [] if busy or bell is None else [bell])
+    return Started(chosen, [] if busy or dispatch is None else [dispatch])
 
 
 def cancel(
@@ -92,13 +92,15 @@ def cancel(
 ) -> list[Dispatch]:
     """Let a repair that is under way on an object end soon: it is to be deleted."""
     kind, object_id = resource
-    live = journal.live(connection, kind, object_id)
+    live = operations.live(connection, kind, object_id)
     if live is None or live.verb not in _FIRST_TASK:
         return []
-    verdict: Mapping[str, str] = {
+    cancel_reason: Mapping[str, str] = {
         "code": str(ErrorCode.CANCELLED),
         "message": because,
         "object": f"{kind} {object_id}",
         "field": "",
     }
-    return journal.condemn(connection, live.id, verdict, patience=config.engine.lease)
+    return operations.request_cancel(
+        connection, live.id, cancel_reason, republish_after=config.engine.lease
+    )

@@ -9,17 +9,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from worker.engine.saga import Act, Saga, forward_only, undoable
+from worker.engine.saga import Action, Saga, forward_only, undoable
 from worker.tasks import access, audit, ensure, servers, shares, snapshots
 from worker.tasks.clean_up import SAGA as CLEAN_UP
 from worker.tasks.orphans import NAME as AUDIT
 from worker.tasks.repairs import ENSURE_SERVER, RESTART_SERVER
 from worker.tasks.repairs import ENSURE_SHARE as ENSURE_ONE
 
-ALLOCATE_NETWORK: Final = undoable(servers.allocate_network, undo=servers.deallocate_network)
-GET_SHARE_SERVER: Final = undoable(servers.get_share_server, undo=servers.delete_share_server)
-CREATE_SHARE: Final = undoable(shares.create_share, undo=shares.delete_share)
-CREATE_SNAPSHOT: Final = undoable(snapshots.create_snapshot, undo=snapshots.delete_snapshot)
+ALLOCATE_NETWORK: Final = undoable(
+    servers.allocate_network, compensation=servers.deallocate_network
+)
+GET_SHARE_SERVER: Final = undoable(
+    servers.get_share_server, compensation=servers.delete_share_server
+)
+CREATE_SHARE: Final = undoable(shares.create_share, compensation=shares.delete_share)
+CREATE_SNAPSHOT: Final = undoable(snapshots.create_snapshot, compensation=snapshots.delete_snapshot)
 DELETE_SHARE: Final = forward_only(
     shares.delete_share,
     because="deleted data cannot be brought back",
@@ -101,4 +105,6 @@ ALL: Final = (
     Saga(ENSURE_ONE, (ENSURE_SHARE,)),
 )
 SAGAS: Final[Mapping[str, Saga]] = {saga.name: saga for saga in ALL}
-ACTS: Final[Mapping[str, Act]] = {act.name: act for saga in ALL for act in saga.acts()}
+ACTIONS: Final[Mapping[str, Action]] = {
+    action.name: action for saga in ALL for action in saga.actions()
+}

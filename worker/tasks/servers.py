@@ -13,12 +13,12 @@ from sqlalchemy import Row
 
 from worker.config import Config
 from worker.db import share_networks, shares
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.share_servers import store as servers
 from worker.db.share_servers.limits import Limits
 from worker.db.share_servers.store import ServerKey
-from worker.engine.job import Job, Writing
-from worker.engine.saga import Act, Commit
+from worker.engine.job import Job, StepTransaction
+from worker.engine.saga import Action, OnCommit
 from worker.errors import ErrorCode, Fatal, StepError
 from worker.failpoints import failpoint
 from worker.model import ServerStatus, ShareServer, ShareServerDetails
@@ -37,49 +37,49 @@ def limits_of(config: Config, backend: str) -> Limits:
     return Limits(settings.max_shares_per_share_server, settings.max_share_server_size)
 
 
-def _allocate_network(job: Job) -> Commit:
+def _allocate_network(job: Job) -> OnCommit:
     share_id = job.operation.resource_id
-    with job.transaction() as writing:
-        share = shares.share_row(writing.connection, share_id)
-        network = share_networks.network(writing.connection, share.share_network_id)
+    with job.transaction() as tx:
+        share = shares.share_row(tx.connection, share_id)
+        network = share_networks.network(tx.connection, share.share_network_id)
         key = ServerKey(
             share.project_id, share.share_network_id, share.backend, network.security_key
         )
         joined = servers.join(
-            writing.connection,
+            tx.connection,
             key,
             share_id=share_id,
             gib=share.size,
             operation_id=job.operation.id,
             accepted_at=job.operation.accepted_at,
-            limits=limits_of(writing.config, share.backend),
-            tolerated_failures=writing.config.engine.builder_failures,
+            limits=limits_of(tx.config, share.backend),
+            tolerated_failures=tx.config.engine.builder_failures,
         )
         if joined is None or (
             not joined.is_builder and joined.server.status is not ServerStatus.ACTIVE
         ):
-            writing.park(
+            tx.wait(
                 f"The share server for share network {share.share_network_id} is being built.",
                 waits_for=key.waits_for,
                 recheck=RECHECK_SECONDS,
             )
         elif not joined.is_builder:
-            shares.attach_server(writing.connection, share_id, joined.server.id)
-            writing.finish()
+            shares.attach_server(tx.connection, share_id, joined.server.id)
+            tx.finish()
     assert joined is not None, "parked otherwise"
     assert joined.is_builder, "parked or finished otherwise"
     server = joined.server
     failpoint("allocate_network.after_join")
     info = job.manager.allocate_network(job.context, server, network)
 
-    def commit(writing: Writing) -> None:
-        servers.allocated(writing.connection, server.id, info)
-        shares.attach_server(writing.connection, share_id, server.id)
+    def commit(tx: StepTransaction) -> None:
+        servers.allocated(tx.connection, server.id, info)
+        shares.attach_server(tx.connection, share_id, server.id)
 
     return commit
 
 
-def _get_share_server(job: Job) -> Commit | None:
+def _get_share_server(job: Job) -> OnCommit | None:
     with job.reading() as connection:
         row = servers.referred(connection, job.operation.resource_id)
     if row is None:
@@ -89,9 +89,9 @@ def _get_share_server(job: Job) -> Commit | None:
         return None
     details = served_by(job, server)
 
-    def commit(writing: Writing) -> None:
-        key = servers.built(writing.connection, server.id, details)
-        writing.wake(key.waits_for)
+    def commit(tx: StepTransaction) -> None:
+        key = servers.built(tx.connection, server.id, details)
+        tx.wake(key.waits_for)
 
     return commit
 
@@ -117,88 +117,88 @@ def _lost_server(job: Job) -> Fatal:
     )
 
 
-def _delete_share_server(job: Job) -> Commit | None:
-    server = _give_back(job)
+def _delete_share_server(job: Job) -> OnCommit | None:
+    server = _release_reference(job)
     if server is not None:
         failpoint("delete_share_server.after_release")
         job.manager.delete_share_server(job.context, server)
     return None
 
 
-def _deallocate_network(job: Job) -> Commit | None:
-    server = _give_back(job)
+def _deallocate_network(job: Job) -> OnCommit | None:
+    server = _release_reference(job)
     if server is not None:
         failpoint("deallocate_network.after_release")
         job.manager.deallocate_network(job.context, server)
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         if server is not None:
-            _forget(writing, server)
+            _forget(tx, server)
         if job.operation.resource_kind == "share_server":
-            writing.result = {"id": job.operation.resource_id, "status": "deleted"}
+            tx.result = {"id": job.operation.resource_id, "status": "deleted"}
 
     return commit
 
 
-def _forget(writing: Writing, server: ShareServer) -> None:
+def _forget(tx: StepTransaction, server: ShareServer) -> None:
     """The row goes; that of a build which failed stays a while, for people to see why."""
-    error = writing.operation.error
-    in_vain = writing.operation.undoing and server.details is None
+    error = tx.operation.error
+    in_vain = tx.operation.undoing and server.details is None
     if in_vain and error is not None and error["code"] != ErrorCode.CANCELLED:
-        servers.built_in_vain(writing.connection, server.id, error)
+        servers.mark_build_failed(tx.connection, server.id, error)
     else:
-        servers.remove(writing.connection, server.id)
+        servers.remove(tx.connection, server.id)
 
 
-def _give_back(job: Job) -> ShareServer | None:
+def _release_reference(job: Job) -> ShareServer | None:
     """Give back the operation's reference; return the server if it is ours to delete outside.
 
     Both undos begin with it, for either may be the first: a failure in allocate_network is undone
     by deallocate_network alone.
     """
-    with job.transaction() as writing:
-        row = give_back(writing)
+    with job.transaction() as tx:
+        row = release_reference(tx)
         if row is not None:
-            _await_repair(writing, row.id)
+            _await_repair(tx, row.id)
     return None if row is None else servers.server_of(row)
 
 
-def give_back(writing: Writing) -> Row[Any] | None:
+def release_reference(tx: StepTransaction) -> Row[Any] | None:
     """Give back the operation's reference; return the row of the server that is left to it."""
-    operation = writing.operation
-    row = servers.deleted_by(writing.connection, operation.id)
+    operation = tx.operation
+    row = servers.deleted_by(tx.connection, operation.id)
     if row is not None or operation.resource_kind != "share":
         return row
-    row = servers.abandon(writing.connection, operation.id)
+    row = servers.fail_build(tx.connection, operation.id)
     if row is not None:
-        _let_others_build(writing, row)
+        _let_others_build(tx, row)
         return row
-    released = servers.release(writing.connection, operation.resource_id, deleter_id=operation.id)
+    released = servers.release(tx.connection, operation.resource_id, deleter_id=operation.id)
     mine = released is not None and released.deleter_id == operation.id
     return released if mine else None
 
 
-def _await_repair(writing: Writing, server_id: str) -> None:
+def _await_repair(tx: StepTransaction, server_id: str) -> None:
     """A repair that is under way on the server would make again what is deleted: it ends first."""
-    live = journal.live(writing.connection, "share_server", server_id)
-    if live is None or live.id == writing.operation.id:
+    live = operations.live(tx.connection, "share_server", server_id)
+    if live is None or live.id == tx.operation.id:
         return
     because = f"The share server {server_id} is being deleted."
     resource = ("share_server", server_id)
-    writing.bells.extend(repairs.cancel(writing.connection, writing.config, resource, because))
-    writing.park(
+    tx.dispatches.extend(repairs.cancel(tx.connection, tx.config, resource, because))
+    tx.wait(
         f"Operation {live.id} is still at work on share server {server_id}.",
         waits_for=f"share_server:{server_id}",
         recheck=REPAIR_RECHECK_SECONDS,
     )
 
 
-def _let_others_build(writing: Writing, row: Row[Any]) -> None:
+def _let_others_build(tx: StepTransaction, row: Row[Any]) -> None:
     """One waiter builds anew; after too many failures in a row all fail with the last reason."""
     key = servers.key_of(row)
-    error = dict(writing.operation.error or {})
+    error = dict(tx.operation.error or {})
     if error.get("code") == ErrorCode.CANCELLED:
-        writing.wake(key.waits_for, limit=1)
+        tx.wake(key.waits_for, limit=1)
         return
     reason = {
         "code": str(ErrorCode.SHARE_SERVER_FAILED),
@@ -206,19 +206,19 @@ def _let_others_build(writing: Writing, row: Row[Any]) -> None:
         "object": f"share server {row.id}",
         "field": "",
     }
-    failures = servers.count_failure(writing.connection, key, reason)
-    if failures < writing.config.engine.builder_failures:
-        writing.wake(key.waits_for, limit=1)
+    failures = servers.count_failure(tx.connection, key, reason)
+    if failures < tx.config.engine.builder_failures:
+        tx.wake(key.waits_for, limit=1)
     else:
-        writing.wake(key.waits_for, verdict=reason)
+        tx.wake(key.waits_for, cancel_reason=reason)
 
 
-def server_not_deleted(job: Job, error: StepError) -> Commit:
+def server_not_deleted(job: Job, error: StepError) -> OnCommit:
     """A clean-up used up its attempts: the server shows it."""
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         servers.mark(
-            writing.connection,
+            tx.connection,
             job.operation.resource_id,
             ServerStatus.ERROR_DELETING,
             error.to_json(),
@@ -227,7 +227,7 @@ def server_not_deleted(job: Job, error: StepError) -> Commit:
     return commit
 
 
-allocate_network = Act("allocate_network", _allocate_network, timeout=120)
-deallocate_network = Act("deallocate_network", _deallocate_network, timeout=120)
-get_share_server = Act("get_share_server", _get_share_server, timeout=300)
-delete_share_server = Act("delete_share_server", _delete_share_server, timeout=300)
+allocate_network = Action("allocate_network", _allocate_network, timeout=120)
+deallocate_network = Action("deallocate_network", _deallocate_network, timeout=120)
+get_share_server = Action("get_share_server", _get_share_server, timeout=300)
+delete_share_server = Action("delete_share_server", _delete_share_server, timeout=300)

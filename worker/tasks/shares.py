@@ -11,8 +11,8 @@ from worker.db import capacity, shares, snapshots
 from worker.db.documents import plain, shown
 from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
-from worker.engine.job import Job, Writing
-from worker.engine.saga import Act, Commit
+from worker.engine.job import Job, StepTransaction
+from worker.engine.saga import Action, OnCommit
 from worker.errors import ErrorCode, Fatal, StepError
 from worker.model import ServerStatus, Share, ShareServer, ShareStatus, Snapshot
 from worker.tasks.clean_up import start_clean_up
@@ -38,26 +38,26 @@ def _source(connection: Connection, row: Row[Any]) -> Snapshot | None:
     return snapshots.snapshot_of(source)
 
 
-def _create_share(job: Job) -> Commit:
+def _create_share(job: Job) -> OnCommit:
     with job.reading() as connection:
         row, server = share_and_server(job, connection, job.operation.resource_id)
         snapshot = _source(connection, row)
     share = shares.share_of(row)
     locations = job.manager.create_share(job.context, share, snapshot, server)
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         row = shares.set_share(
-            writing.connection,
+            tx.connection,
             share.id,
             ShareStatus.AVAILABLE,
             export_locations=[plain(location) for location in locations],
         )
-        writing.result = shown(row)
+        tx.result = shown(row)
 
     return commit
 
 
-def _delete_share(job: Job) -> Commit | None:
+def _delete_share(job: Job) -> OnCommit | None:
     with job.reading() as connection:
         if job.operation.undoing and not shares.has_share(connection, job.operation.resource_id):
             return None  # an undo that had failed, and a delete that went through meanwhile
@@ -69,31 +69,29 @@ def _delete_share(job: Job) -> Commit | None:
     if job.operation.undoing:
         return None
 
-    def commit(writing: Writing) -> None:
-        forget(writing, row)
-        writing.result = {"id": row.id, "status": "deleted"}
+    def commit(tx: StepTransaction) -> None:
+        forget(tx, row)
+        tx.result = {"id": row.id, "status": "deleted"}
 
     return commit
 
 
-def forget(writing: Writing, row: Row[Any]) -> None:
+def forget(tx: StepTransaction, row: Row[Any]) -> None:
     """Remove the share's row and reference; an unused server is cleaned up by its own operation."""
-    interval = writing.config.engine.unused_share_server_cleanup_interval
+    interval = tx.config.engine.unused_share_server_cleanup_interval
     clean_up = str(uuid.uuid4())
-    released = servers.release(
-        writing.connection, row.id, deleter_id=clean_up, idle_after=interval > 0
-    )
-    shares.remove_share(writing.connection, row.id)
+    released = servers.release(tx.connection, row.id, deleter_id=clean_up, idle_after=interval > 0)
+    shares.remove_share(tx.connection, row.id)
     if released is not None and released.deleter_id == clean_up:
-        writing.bells.extend(start_clean_up(writing.connection, writing.config, released, clean_up))
+        tx.dispatches.extend(start_clean_up(tx.connection, tx.config, released, clean_up))
 
 
-def share_not_deleted(job: Job, error: StepError) -> Commit:
+def share_not_deleted(job: Job, error: StepError) -> OnCommit:
     """A delete used up its attempts: the share shows it."""
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         shares.set_share(
-            writing.connection,
+            tx.connection,
             job.operation.resource_id,
             ShareStatus.ERROR_DELETING,
             error=error.to_json(),
@@ -102,27 +100,27 @@ def share_not_deleted(job: Job, error: StepError) -> Commit:
     return commit
 
 
-def create_failed(writing: Writing, error: dict[str, str], undone: bool) -> None:  # noqa: FBT001 - a hook of the engine
+def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> None:  # noqa: FBT001 - a hook of the engine
     """A create was undone, or could not be."""
-    shares.share_failed(writing.connection, writing.operation.resource_id, error, undone=undone)
-    left = servers.deleted_by(writing.connection, writing.operation.id)
+    shares.share_failed(tx.connection, tx.operation.resource_id, error, undone=undone)
+    left = servers.deleted_by(tx.connection, tx.operation.id)
     if left is not None:
-        servers.mark(writing.connection, left.id, ServerStatus.ERROR, error)
+        servers.mark(tx.connection, left.id, ServerStatus.ERROR, error)
 
 
-def _extend_share(job: Job) -> Commit:
+def _extend_share(job: Job) -> OnCommit:
     size = int(job.operation.payload["new_size"])
-    with job.transaction() as writing:
-        row, server = share_and_server(job, writing.connection, job.operation.resource_id)
+    with job.transaction() as tx:
+        row, server = share_and_server(job, tx.connection, job.operation.resource_id)
         _check_larger(row, size)
-        _reserve(writing, row, size)
-        shares.set_share(writing.connection, row.id, ShareStatus.EXTENDING)
+        _reserve(tx, row, size)
+        shares.set_share(tx.connection, row.id, ShareStatus.EXTENDING)
     share = shares.share_of(row)
     job.manager.extend_share(job.context, share, size, server)
 
-    def commit(writing: Writing) -> None:
-        extended = shares.set_share(writing.connection, share.id, ShareStatus.AVAILABLE, size=size)
-        writing.result = shown(extended)
+    def commit(tx: StepTransaction) -> None:
+        extended = shares.set_share(tx.connection, share.id, ShareStatus.AVAILABLE, size=size)
+        tx.result = shown(extended)
 
     return commit
 
@@ -137,10 +135,10 @@ def _check_larger(row: Row[Any], size: int) -> None:
         )
 
 
-def _reserve(writing: Writing, row: Row[Any], size: int) -> None:
+def _reserve(tx: StepTransaction, row: Row[Any], size: int) -> None:
     missing = size - row.allocated_gib
-    ratio = writing.config.engine.max_over_subscription_ratio
-    if missing > 0 and not capacity.reserve_more(writing.connection, row.id, missing, ratio):
+    ratio = tx.config.engine.max_over_subscription_ratio
+    if missing > 0 and not capacity.reserve_more(tx.connection, row.id, missing, ratio):
         raise Fatal(
             f"Pool {row.pool} of backend {row.backend} has not {missing} GiB more for share "
             f"{row.id}.",
@@ -150,7 +148,7 @@ def _reserve(writing: Writing, row: Row[Any], size: int) -> None:
         )
 
 
-def extend_failed(job: Job, error: StepError) -> Commit:
+def extend_failed(job: Job, error: StepError) -> OnCommit:
     """An extend failed: what the share really has is read back."""
     with job.reading() as connection:
         row = shares.share_row(connection, job.operation.resource_id)
@@ -165,17 +163,15 @@ def extend_failed(job: Job, error: StepError) -> Commit:
             status = ShareStatus.ERROR
             problem = {**error.to_json(), "message": f"{error.message} {second.message}"}
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         if row.allocated_gib > real:
-            capacity.return_some(writing.connection, row.id, row.allocated_gib - real)
+            capacity.return_some(tx.connection, row.id, row.allocated_gib - real)
         if row.status == ShareStatus.EXTENDING:  # unless its delete was accepted by now
-            shares.set_share_if_allowed(
-                writing.connection, row.id, status, size=real, error=problem
-            )
+            shares.set_share_if_allowed(tx.connection, row.id, status, size=real, error=problem)
 
     return commit
 
 
-create_share = Act("create_share", _create_share, timeout=300)
-delete_share = Act("delete_share", _delete_share, timeout=300)
-extend_share = Act("extend_share", _extend_share, timeout=300)
+create_share = Action("create_share", _create_share, timeout=300)
+delete_share = Action("delete_share", _delete_share, timeout=300)
+extend_share = Action("extend_share", _extend_share, timeout=300)

@@ -8,8 +8,8 @@ from sqlalchemy import Connection, Row
 
 from worker.db import shares, snapshots
 from worker.db.documents import shown
-from worker.engine.job import Job, Writing
-from worker.engine.saga import Act, Commit
+from worker.engine.job import Job, StepTransaction
+from worker.engine.saga import Action, OnCommit
 from worker.errors import StepError
 from worker.model import ShareServer, SnapshotStatus
 from worker.tasks.shares import share_and_server
@@ -21,23 +21,23 @@ def _objects(connection: Connection, job: Job) -> tuple[Row[Any], Row[Any], Shar
     return snapshot, share, server
 
 
-def _create_snapshot(job: Job) -> Commit:
+def _create_snapshot(job: Job) -> OnCommit:
     with job.reading() as connection:
         row, share, server = _objects(connection, job)
     job.manager.create_snapshot(
         job.context, snapshots.snapshot_of(row), shares.share_of(share), server
     )
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         made = snapshots.set_snapshot(
-            writing.connection, row.id, SnapshotStatus.AVAILABLE, size=share.size
+            tx.connection, row.id, SnapshotStatus.AVAILABLE, size=share.size
         )
-        writing.result = shown(made)
+        tx.result = shown(made)
 
     return commit
 
 
-def _delete_snapshot(job: Job) -> Commit | None:
+def _delete_snapshot(job: Job) -> OnCommit | None:
     with job.reading() as connection:
         if not snapshots.has_snapshot(connection, job.operation.payload["snapshot_id"]):
             return None  # this had failed before, and another delete went through meanwhile
@@ -48,25 +48,25 @@ def _delete_snapshot(job: Job) -> Commit | None:
     if job.operation.undoing:
         return None
 
-    def commit(writing: Writing) -> None:
-        snapshots.remove_snapshot(writing.connection, row.id)
-        writing.result = {"id": row.id, "status": "deleted"}
+    def commit(tx: StepTransaction) -> None:
+        snapshots.remove_snapshot(tx.connection, row.id)
+        tx.result = {"id": row.id, "status": "deleted"}
 
     return commit
 
 
-def create_failed(writing: Writing, error: dict[str, str], undone: bool) -> None:  # noqa: ARG001, FBT001 - a hook of the engine
+def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> None:  # noqa: ARG001, FBT001 - a hook of the engine
     """A create was undone, or could not be."""
-    snapshot_id = writing.operation.payload["snapshot_id"]
-    snapshots.snapshot_failed(writing.connection, snapshot_id, error)
+    snapshot_id = tx.operation.payload["snapshot_id"]
+    snapshots.snapshot_failed(tx.connection, snapshot_id, error)
 
 
-def snapshot_not_deleted(job: Job, error: StepError) -> Commit:
+def snapshot_not_deleted(job: Job, error: StepError) -> OnCommit:
     """A delete used up its attempts: the snapshot shows it."""
 
-    def commit(writing: Writing) -> None:
+    def commit(tx: StepTransaction) -> None:
         snapshots.set_snapshot(
-            writing.connection,
+            tx.connection,
             job.operation.payload["snapshot_id"],
             SnapshotStatus.ERROR_DELETING,
             error=error.to_json(),
@@ -75,5 +75,5 @@ def snapshot_not_deleted(job: Job, error: StepError) -> Commit:
     return commit
 
 
-create_snapshot = Act("create_snapshot", _create_snapshot, timeout=300)
-delete_snapshot = Act("delete_snapshot", _delete_snapshot, timeout=300)
+create_snapshot = Action("create_snapshot", _create_snapshot, timeout=300)
+delete_snapshot = Action("delete_snapshot", _delete_snapshot, timeout=300)

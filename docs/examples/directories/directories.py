@@ -28,7 +28,7 @@ from worker.model import (
     Snapshot,
     StoragePool,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import BackendContext, Options
 from worker.systems.shell.base import ShellFor
 
 GIB = 1 << 30
@@ -48,7 +48,7 @@ class DirectoryShareDriver(ShareDriver):
     modes: ClassVar[frozenset[DriverMode]] = frozenset({DriverMode.SINGLE_SVM})
     host_bound: ClassVar[bool] = True
 
-    def __init__(self, setting: Setting, options: Options, shell_for: ShellFor) -> None:
+    def __init__(self, setting: BackendContext, options: Options, shell_for: ShellFor) -> None:
         super().__init__(setting, options, shell_for)
         self._options = cast("DirectoryOptions", options)
 

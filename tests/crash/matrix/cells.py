@@ -37,14 +37,15 @@ _AROUND: Final[dict[str, Sequence[str]]] = {
     "after_commit": _ANYWHERE,
     "after_publish": _ANYWHERE,
     "failed": _ANYWHERE,
-    "turned_round": _ANYWHERE,
+    "compensation_started": _ANYWHERE,
 }
 RECONCILER_POINT: Final = "reconcile.after_redrive"
 """A reconciler is struck when it has taken up an operation and not yet published it."""
 STAGES: Final = ("before", "after_effect", "before_commit", "after_commit", "after_publish")
 
 NOT_COMBINED: Final = {
-    "fatal at before_commit, after_commit, after_publish, failed, turned_round and at intake": (
+    "fatal at before_commit, after_commit, after_publish, failed, "
+    "compensation_started and at intake": (
         "these lie outside of the step's own try: any exception there is the same as raise"
     ),
     "raise at after_effect": "it is what lost does, there by the fakes' own armed fault",
@@ -77,8 +78,8 @@ class Verb:
 
     name: str
     mode: str
-    acts: Sequence[str]
-    undo_of: str | None = None
+    actions: Sequence[str]
+    compensation_of: str | None = None
     builds: bool = False
     destroys: bool = False
     intake: bool = False
@@ -88,19 +89,21 @@ class Verb:
         """As it stands in a cell's name."""
         return f"{self.name}/{self.mode}"
 
-    def call_of(self, act: str) -> str | None:
+    def call_of(self, action: str) -> str | None:
         """What a step calls in the fakes' world: nothing for addresses of our own, nor twice."""
-        if act in {"allocate_network", "deallocate_network"} and self.mode == FLAT:
+        if action in {"allocate_network", "deallocate_network"} and self.mode == FLAT:
             return None
-        if act == "ensure_shares":  # it only starts other operations
+        if action == "ensure_shares":  # it only starts other operations
             return None
-        if act == "delete_share" and self.full_name == f"cancel/{FLAT}":  # it was never begun
+        if action == "delete_share" and self.full_name == f"cancel/{FLAT}":  # it was never begun
             return None
-        if (act in _UNDO_SERVER and not self.destroys) or (act in _SERVER and not self.builds):
+        if (action in _UNDO_SERVER and not self.destroys) or (
+            action in _SERVER and not self.builds
+        ):
             return None
-        if act == "create_share" and self.name == "from-snapshot":
+        if action == "create_share" and self.name == "from-snapshot":
             return "create_share_from_snapshot"
-        return "get_share_server" if act == "ensure_share_server" else act
+        return "get_share_server" if action == "ensure_share_server" else action
 
     @property
     def action(self) -> str:
@@ -124,21 +127,23 @@ def _verbs() -> Iterator[Verb]:
     for mode in MODES:
         served = mode != SINGLE
         create = (*_SERVER, "create_share") if served else ("create_share",)
-        undo = ("delete_share", *_UNDO_SERVER) if served else ("delete_share",)
+        compensation = ("delete_share", *_UNDO_SERVER) if served else ("delete_share",)
         yield Verb("create", mode, create, builds=True, intake=True)
-        yield Verb("create-undone", mode, undo, undo_of="create_share", destroys=True)
-        yield Verb("cancel", mode, undo, destroys=True)
+        yield Verb(
+            "create-undone", mode, compensation, compensation_of="create_share", destroys=True
+        )
+        yield Verb("cancel", mode, compensation, destroys=True)
         yield Verb("from-snapshot", mode, create, intake=mode == FLAT)
         yield Verb("delete", mode, ("delete_share",), intake=mode == FLAT)
-        for name, act in (
+        for name, action in (
             ("extend", "extend_share"),
             ("allow", "update_access"),
             ("deny", "update_access"),
             ("snapshot", "create_snapshot"),
             ("delete-snapshot", "delete_snapshot"),
         ):
-            yield Verb(name, mode, (act,), intake=mode == FLAT)
-        yield Verb("snapshot-undone", mode, ("delete_snapshot",), undo_of="create_snapshot")
+            yield Verb(name, mode, (action,), intake=mode == FLAT)
+        yield Verb("snapshot-undone", mode, ("delete_snapshot",), compensation_of="create_snapshot")
         if served:
             yield Verb("clean-up", mode, _UNDO_SERVER, destroys=True)
             yield Verb("ensure", mode, _ENSURE)
@@ -146,51 +151,51 @@ def _verbs() -> Iterator[Verb]:
                 "create-undone-server",
                 mode,
                 _UNDO_SERVER,
-                undo_of="get_share_server",
+                compensation_of="get_share_server",
                 destroys=True,
             )
             yield Verb(
                 "create-undone-network",
                 mode,
                 _UNDO_SERVER[1:],
-                undo_of="allocate_network",
+                compensation_of="allocate_network",
                 destroys=True,
             )
     # What is only rows is made at once, by the request itself.
     yield Verb("network", FLAT, (), intake=True)
     yield Verb("delete-network", FLAT, (), intake=True)
     yield Verb("join", FLAT, (*_SERVER, "create_share"))
-    yield Verb("join-undone", FLAT, ("delete_share", *_UNDO_SERVER), undo_of="create_share")
+    yield Verb("join-undone", FLAT, ("delete_share", *_UNDO_SERVER), compensation_of="create_share")
 
 
 VERBS: Final = {verb.full_name: verb for verb in _verbs()}
 _INTAKE: Final = ("intake.before_commit", "intake.after_commit", "intake.after_publish")
 
 
-def _of_act(verb: Verb, act: str) -> Iterator[Cell]:
+def _of_act(verb: Verb, action: str) -> Iterator[Cell]:
     stages = [*STAGES, "failed"]
-    if act == "allocate_network" and verb.builds:
+    if action == "allocate_network" and verb.builds:
         stages.append("after_join")
-    if act in _UNDO_SERVER and verb.destroys:
+    if action in _UNDO_SERVER and verb.destroys:
         stages.append("after_release")
-    if act == "ensure_share":
+    if action == "ensure_share":
         stages.append("after_export")
-    call = verb.call_of(act)
+    call = verb.call_of(action)
     if call is not None:
         stages.append("outside")
-    undoes = verb.undo_of is not None or verb.name == "cancel"
+    undoes = verb.compensation_of is not None or verb.name == "cancel"
     for stage in stages:
-        name = call if stage == "outside" else act
+        name = call if stage == "outside" else action
         twice = ("kill-twice",) if undoes and stage in STAGES[:3] else ()
         yield from (Cell(verb, f"{name}.{stage}", fault) for fault in (*_AROUND[stage], *twice))
 
 
 def _cells_of(verb: Verb) -> Iterator[Cell]:
-    for act in verb.acts:
-        yield from _of_act(verb, act)
+    for action in verb.actions:
+        yield from _of_act(verb, action)
     points: list[str] = []
-    if verb.undo_of is not None:
-        points += [f"{verb.undo_of}.failed", f"{verb.acts[0]}.turned_round"]
+    if verb.compensation_of is not None:
+        points += [f"{verb.compensation_of}.failed", f"{verb.actions[0]}.compensation_started"]
     if verb.intake:
         points += _INTAKE
     for point, fault in product(points, _ANYWHERE):

@@ -13,10 +13,10 @@ from typing import Any, Final, Self
 
 from celery import Celery
 from sqlalchemy import create_engine
+from tests.crash.matrix.external import ExternalSystem, Finding
 
 from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
-from tests.crash.matrix.outside import Finding, Outside
 from tests.support.services import Process, RedisServer, python, wait_until
 from worker.db.schema import upgrade
 from worker.systems.fake_world import World
@@ -123,7 +123,7 @@ class Lane:
         upgrade(database_url)
         self.worlds = {mode: World(directory / "backends" / mode / "world.db") for mode in MODES}
         engine = create_engine(database_url)
-        self.outside = Outside(engine, [world.path for world in self.worlds.values()])
+        self.external = ExternalSystem(engine, [world.path for world in self.worlds.values()])
         self.client = Client(redis.url(), redis.url(1))
         self.results = redis.client(1)
         self.messages = Messages(redis.url())
@@ -148,7 +148,7 @@ class Lane:
         self.launcher.start()
 
         def reported() -> bool:
-            rows = self.outside.rows("SELECT name FROM backends WHERE reported_at IS NOT NULL")
+            rows = self.external.rows("SELECT name FROM backends WHERE reported_at IS NOT NULL")
             return len(rows) == len(MODES)
 
         wait_until(reported, "every backend has reported", 90)
@@ -164,7 +164,7 @@ class Lane:
             assert self.launcher.running, self.launcher.output()
             if self.watched:
                 names = ", ".join(f"'{project}'" for project in sorted(self.watched))
-                for row in self.outside.rows(
+                for row in self.external.rows(
                     "SELECT id, project_id, verb, task, state, phase, result, error, dispatch"
                     f" FROM operations WHERE project_id IN ({names}) ORDER BY seq"
                 ):
@@ -174,13 +174,13 @@ class Lane:
     def timeline(self, project: str) -> str:
         """What the journal has of a project, for who looks for a fault."""
         lines = []
-        for row in self.outside.rows(
+        for row in self.external.rows(
             "SELECT id, verb, state, phase, task, dispatch, fence, attempts, redrives, error"
             " FROM operations WHERE project_id = :project ORDER BY seq",
             project=project,
         ):
             lines.append(f"    {row}")
-            steps = self.outside.rows(
+            steps = self.external.rows(
                 "SELECT task, outcome, attempt, worker, started_at, message FROM operation_steps"
                 " WHERE operation_id = :id ORDER BY seq",
                 id=row["id"],
@@ -190,7 +190,7 @@ class Lane:
 
     def multiplied(self) -> Iterator[Finding]:
         """Broken promises about messages."""
-        projects = {row["id"]: row["project_id"] for row in self.outside.operations()}
+        projects = {row["id"]: row["project_id"] for row in self.external.operations()}
         for operation_id in self.messages.multiplied():
             yield Finding(
                 "duplicated",
@@ -204,4 +204,4 @@ class Lane:
         self.client.close()
         self.launcher.close()
         self.results.close()
-        self.outside.engine.dispose()
+        self.external.engine.dispose()

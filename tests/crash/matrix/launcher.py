@@ -25,7 +25,7 @@ from tests.crash.matrix.sabotage import SABOTAGES
 from worker.app import run_reconciler, run_worker
 from worker.config import Config, load
 from worker.logs import set_up_logging
-from worker.tasks.sagas import ACTS
+from worker.tasks.sagas import ACTIONS
 
 GROUP: Final = "default"
 RECONCILERS: Final = 2
@@ -55,8 +55,8 @@ def _roles(config: Config, workers: int, schedulers: int) -> dict[str, Callable[
 
 def main(directory: str, workers: str, schedulers: str, timeout: str, sabotage: str = "") -> None:
     config = load()
-    for act in ACTS.values():
-        object.__setattr__(act, "timeout", float(timeout))
+    for action in ACTIONS.values():
+        object.__setattr__(action, "timeout", float(timeout))
     worker.app.HARD_LIMIT_GRACE = HARD_LIMIT_GRACE  # type: ignore[misc] - see there
     if sabotage:
         SABOTAGES[sabotage].apply()

@@ -11,9 +11,10 @@ from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Final
 
+from tests.crash.matrix.external import KINDS
+
 from tests.crash.matrix.cells import RECONCILER_POINT, Cell
 from tests.crash.matrix.lane import Lane
-from tests.crash.matrix.outside import KINDS
 from tests.crash.matrix.run import Broken, Run
 from tests.crash.matrix.verbs import play
 
@@ -90,8 +91,8 @@ class Matrix:
     def _look_at_all(self) -> None:
         known = {cell for _, cell, _ in self.broken}
         for finding in (
-            *self.lane.outside.left(),
-            *self.lane.outside.repeated(),
+            *self.lane.external.left(),
+            *self.lane.external.repeated(),
             *self.lane.multiplied(),
         ):
             cell = self.cells.get(finding.project)

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from worker.tasks.sagas import ACTS, SAGAS
+from worker.tasks.sagas import ACTIONS, SAGAS
 
 ROOT: Final = Path(__file__).resolve().parents[3]
 SOURCES: Final = ("worker", "scheduler")
-GENERIC: Final = ("{act.name}.", "{undo.name}.", "{name}.")
-"""How the runner and the fakes' world name the places of whichever act they have."""
-ACTS_WITHOUT_A_CALL: Final = {"audit_backend", "ensure_share_server", "ensure_shares"}
-"""Acts after which no call to the fakes' world is named."""
+GENERIC: Final = ("{action.name}.", "{compensation.name}.", "{name}.")
+"""How the runner and the fakes' world name the places of whichever action they have."""
+ACTIONS_WITHOUT_A_CALL: Final = {"audit_backend", "ensure_share_server", "ensure_shares"}
+"""Actions after which no call to the fakes' world is named."""
 
 
 def _named(tree: ast.AST) -> Iterator[str]:
@@ -42,25 +42,30 @@ def found() -> frozenset[str]:
     )
 
 
-def undos() -> set[str]:
-    """The names of the acts that undo."""
-    return {step.undo.name for saga in SAGAS.values() for step in saga.steps if step.undo}
+def compensations() -> set[str]:
+    """The names of the compensating actions."""
+    return {
+        step.compensation.name
+        for saga in SAGAS.values()
+        for step in saga.steps
+        if step.compensation
+    }
 
 
-def of_acts() -> dict[str, set[str]]:
-    """The stages that each act of the registry passes, by its name."""
-    stages: dict[str, set[str]] = {name: set() for name in ACTS}
+def of_actions() -> dict[str, set[str]]:
+    """The stages that each action of the registry passes, by its name."""
+    stages: dict[str, set[str]] = {name: set() for name in ACTIONS}
     for name in found():
         owner, _, stage = name.rpartition(".")
-        if owner == "{act.name}":
+        if owner == "{action.name}":
             for mine in stages.values():
                 mine.add(stage)
-        elif owner == "{undo.name}":
-            for undo in undos():
-                stages[undo].add(stage)
+        elif owner == "{compensation.name}":
+            for compensation in compensations():
+                stages[compensation].add(stage)
         elif owner == "{name}":  # each call to the fakes' world
-            for act in stages.keys() - ACTS_WITHOUT_A_CALL:
-                stages[act].add(stage)
+            for action in stages.keys() - ACTIONS_WITHOUT_A_CALL:
+                stages[action].add(stage)
         elif owner in stages:
             stages[owner].add(stage)
     return stages
@@ -68,5 +73,5 @@ def of_acts() -> dict[str, set[str]]:
 
 def all_points() -> set[str]:
     """Every failpoint by its full name."""
-    acts = {f"{act}.{stage}" for act, stages in of_acts().items() for stage in stages}
-    return acts | {name for name in found() if not name.startswith(GENERIC)}
+    actions = {f"{action}.{stage}" for action, stages in of_actions().items() for stage in stages}
+    return actions | {name for name in found() if not name.startswith(GENERIC)}

@@ -13,9 +13,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+from tests.crash.matrix.external import Finding
+
 from tests.crash.matrix.cells import RECONCILER_POINT, Cell
 from tests.crash.matrix.lane import LEASE, LOOK_SECONDS, Lane
-from tests.crash.matrix.outside import Finding
 
 HANG_SECONDS: Final = 8.0
 """Longer than a step's timeout, then its lease, then the reconciler's next look."""
@@ -118,17 +119,17 @@ class Run:
     def arm(self) -> None:
         """Let the cell's fault, and what must come before it, strike this project."""
         verb, point, fault = self.cell.verb, self.cell.point, self.cell.fault
-        act, _, stage = point.rpartition(".")
+        action, _, stage = point.rpartition(".")
         self.tokens.mkdir()
-        if verb.undo_of is not None:
+        if verb.compensation_of is not None:
             # A failure that nobody could write down is met again by the next attempt.
-            for number in range(2 if point == f"{verb.undo_of}.failed" else 1):
-                self.token(f"{verb.undo_of}.after_effect", "fatal", number)
-        if stage == "failed" and act != verb.undo_of:
-            self.token(f"{act}.before", "raise")
+            for number in range(2 if point == f"{verb.compensation_of}.failed" else 1):
+                self.token(f"{verb.compensation_of}.after_effect", "fatal", number)
+        if stage == "failed" and action != verb.compensation_of:
+            self.token(f"{action}.before", "raise")
         if fault == "stale":
             self.token("get_share_server.after_commit", "kill")
-        call = verb.call_of(act)
+        call = verb.call_of(action)
         if fault == "lost" and call is not None:
             self.world.arm(call, "retryable_after_effect", match=self.project)
             return
@@ -160,7 +161,7 @@ class Run:
         if self._anyone is not None:
             struck = struck and not self._anyone.exists()
         if self.cell.fault == "lost":
-            left = self.lane.outside.world_rows(
+            left = self.lane.external.world_rows(
                 f"SELECT id FROM faults WHERE match = '{self.project}'"
             )
             struck = struck and not left
@@ -215,13 +216,13 @@ class Run:
 
     def compare(self) -> None:
         """What stands outside is what the rows say."""
-        findings: list[Finding] = list(self.lane.outside.standing(self.project))
+        findings: list[Finding] = list(self.lane.external.standing(self.project))
         if findings:
             raise Broken(findings[0].kind, "; ".join(one.sentence for one in findings))
 
     async def clear(self) -> None:
         """Delete all that the project has."""
-        rows = self.lane.outside.rows
+        rows = self.lane.external.rows
         for table, verb, field in (
             ("snapshots", "delete_snapshot", "snapshot_id"),
             ("shares", "delete_share", "share_id"),

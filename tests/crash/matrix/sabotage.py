@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import worker.engine.runner
 from worker.db.operations import statements
-from worker.db.operations import store as journal
+from worker.db.operations import store as operations
 from worker.db.share_servers import store as servers
-from worker.db.tables.main import operations
+from worker.db.tables.main import operations as operations_table
 from worker.drivers.fake import FakeShareDriver
 from worker.engine.heartbeat import Lease
-from worker.engine.saga import Act
+from worker.engine.saga import Action
 from worker.model import Phase, ServerStatus
 from worker.tasks import shares
 from worker.tasks.periodic import reconciler as reconcile
@@ -43,9 +43,9 @@ def _no_fence() -> None:
     """Whoever once had a lease writes with it for ever."""
 
     def held(operation_id: Any, _fence: Any) -> Any:
-        return (operations.c.id == operation_id,)
+        return (operations_table.c.id == operation_id,)
 
-    for module in (statements, journal):
+    for module in (statements, operations):
         _swap(module, "held", held)
 
 
@@ -66,16 +66,16 @@ def _no_reconciler() -> None:
 
 def _no_undo_of_the_failed_step() -> None:
     """What failed is taken for not begun: undoing starts with the step before it."""
-    undo = shares.delete_share.run
+    compensation = shares.delete_share.run
 
     def delete_share(job: Any) -> Any:
-        return None if job.operation.undoing else undo(job)
+        return None if job.operation.undoing else compensation(job)
 
     _replace(shares.delete_share, delete_share)
 
 
-def _replace(act: Act, run: Callable[[Any], Any]) -> None:
-    object.__setattr__(act, "run", run)
+def _replace(action: Action, run: Callable[[Any], Any]) -> None:
+    object.__setattr__(action, "run", run)
 
 
 def _no_guard() -> None:
@@ -85,26 +85,26 @@ def _no_guard() -> None:
 
 def _no_dispatch_number() -> None:
     """Any message of an operation is as good as the newest one."""
-    claim = journal.claim
+    claim = operations.claim
 
     def claim_whatever(
         connection: Any, operation_id: str, number: int, *args: Any, **kw: Any
     ) -> Any:
-        found = journal.find(connection, operation_id)
+        found = operations.find(connection, operation_id)
         newest = number if found is None else found.dispatch
         return claim(connection, operation_id, newest, *args, **kw)
 
-    _swap(journal, "claim", claim_whatever)
+    _swap(operations, "claim", claim_whatever)
     _swap(worker.engine.runner, "_unclaimed", _unclaimed_whatever)
 
 
-def _unclaimed_whatever(runtime: Any, act: Act, operation_id: str, _number: int) -> bool:
+def _unclaimed_whatever(runtime: Any, action: Action, operation_id: str, _number: int) -> bool:
     with worker.engine.runner.reading(runtime.engine) as connection:
-        operation = journal.find(connection, operation_id)
+        operation = operations.find(connection, operation_id)
     if operation is None or operation.phase is not Phase.QUEUED:
         return False
     previous = worker.engine.runner._previous(runtime.sagas[operation.saga], operation)
-    return previous is not None and previous.name == act.name
+    return previous is not None and previous.name == action.name
 
 
 def _no_reference_count() -> None:

@@ -20,7 +20,7 @@ async def play(run: Run) -> None:
     verb, fault = run.cell.verb, run.cell.fault
     asked = await _PLAYS[verb.action](run)
     expected = SUCCEEDED
-    if verb.undo_of or (fault == "fatal" and verb.name in _FAILS_FOR_GOOD):
+    if verb.compensation_of or (fault == "fatal" and verb.name in _FAILS_FOR_GOOD):
         expected = FAILED
     await run.judged(dict.fromkeys(asked, expected) if isinstance(asked, list) else asked)
     if fault != "stop-long":
@@ -64,14 +64,14 @@ async def _cancel(run: Run) -> dict[str, set[str]]:
     """A delete overtakes the create: while its server is made (flat), or in its last step."""
     where = await _network(run)
     run.arm()
-    act = "get_share_server" if run.cell.verb.mode == FLAT else "create_share"
+    action = "get_share_server" if run.cell.verb.mode == FLAT else "create_share"
     holding = run.lane.directory / f"{run.project}.hold"
     holding.touch()
     # More than one: on a busy machine the first attempt's time may run out meanwhile.
-    held = [run.token(f"{act}.before", f"hold {holding}", 90 + number) for number in range(4)]
+    held = [run.token(f"{action}.before", f"hold {holding}", 90 + number) for number in range(4)]
     create = await run.request("create_share", size=1, share_type=run.cell.verb.mode, **where)
-    await run.until(lambda: not held[0].exists(), "void", f"{act} is begun")
-    (share,) = run.lane.outside.rows(
+    await run.until(lambda: not held[0].exists(), "void", f"{action} is begun")
+    (share,) = run.lane.external.rows(
         "SELECT id FROM shares WHERE project_id = :own", own=run.project
     )
     delete = await run.request("delete_share", share_id=share["id"])
@@ -124,7 +124,7 @@ async def _delete_snapshot(run: Run) -> list[str]:
 async def _ensure(run: Run) -> list[str]:
     """What a failure for good has left is made good by asking once more."""
     await _share(run, await _network(run))
-    (server,) = run.lane.outside.rows(
+    (server,) = run.lane.external.rows(
         "SELECT id FROM share_servers WHERE project_id = :own", own=run.project
     )
     run.arm()

@@ -12,11 +12,11 @@ from typing import Final
 
 import psutil
 from sqlalchemy import create_engine
+from tests.crash.matrix.external import ExternalSystem, Finding
 
 from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
 from tests.crash.matrix.lane import BACKENDS
-from tests.crash.matrix.outside import Finding, Outside
 from tests.support.services import Process, RedisServer, alive, python, wait_until
 from worker.db.schema import upgrade
 from worker.systems.fake_world import World
@@ -66,7 +66,7 @@ class Site:
         )
         upgrade(database_url)
         worlds = [World(directory / "backends" / mode / "world.db").path for mode in MODES]
-        self.outside = Outside(create_engine(database_url, pool_pre_ping=True), worlds)
+        self.external = ExternalSystem(create_engine(database_url, pool_pre_ping=True), worlds)
         self.env = {"SHAREWRIGHT_CONFIG": str(self._config)}
         self.launcher = Process(
             python(
@@ -90,7 +90,7 @@ class Site:
         return self
 
     def _reported(self) -> bool:
-        rows = self.outside.rows("SELECT name FROM backends WHERE reported_at IS NOT NULL")
+        rows = self.external.rows("SELECT name FROM backends WHERE reported_at IS NOT NULL")
         return len(rows) == len(MODES)
 
     def client(self) -> Client:
@@ -144,7 +144,7 @@ class Site:
 
     def in_flight(self) -> list[dict[str, object]]:
         """Operations that are not at their end."""
-        return self.outside.rows(
+        return self.external.rows(
             "SELECT * FROM operations"
             " WHERE state IN ('pending', 'running', 'undoing') OR phase IS NOT NULL"
         )
@@ -158,8 +158,8 @@ class Site:
         for row in self.in_flight():
             yield Finding("stuck", str(row["project_id"]), str(row))
         for project in projects:
-            yield from self.outside.standing(project)
-        yield from self.outside.repeated()
+            yield from self.external.standing(project)
+        yield from self.external.repeated()
 
     def logs(self) -> str:
         """What all processes have written last."""
@@ -171,4 +171,4 @@ class Site:
     def close(self) -> None:
         """Kill every process."""
         self.launcher.close()
-        self.outside.engine.dispose()
+        self.external.engine.dispose()

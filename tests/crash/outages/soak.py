@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
+from tests.crash.matrix.external import KINDS, Finding
 
-from tests.crash.matrix.outside import KINDS, Finding
 from tests.crash.outages.site import LEASE, Site
 from tests.crash.outages.traffic import PATIENCE, Traffic
 from tests.support.services import PostgresServer, RedisServer
@@ -141,7 +141,7 @@ def judge(site: Site, traffic: Traffic) -> list[Finding]:
     if not found:
         traffic.each("clear")
         site.settle(PATIENCE)
-        found += site.outside.left()
+        found += site.external.left()
     return found
 
 

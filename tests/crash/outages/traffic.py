@@ -99,7 +99,7 @@ class Producer:
     def _rows(self, statement: str) -> list[dict[str, Any]]:
         """What the project has; nothing to choose from while the database is away."""
         try:
-            return self.site.outside.rows(statement, own=self.project)
+            return self.site.external.rows(statement, own=self.project)
         except DBAPIError:
             time.sleep(0.2)
             return []
@@ -205,7 +205,7 @@ def judged(site: Site, *, producers: int = 9, seed: int = 1) -> Iterator[Traffic
         assert found == []
         traffic.each("clear")
         site.settle(PATIENCE)
-        found = list(site.outside.left())
+        found = list(site.external.left())
         assert found == []
     except BaseException:
         print(site.logs(), *site.in_flight(), sep="\n")

@@ -18,8 +18,8 @@ from netaddr import IPAddress
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
 from worker.db.core.engine import db_now, engine_for, insert_into, racing, reading, transaction
-from worker.db.networks.dhcp_leases import DatabaseLeaseBook
-from worker.db.networks.segments import DatabaseSegmentBook
+from worker.db.networks.dhcp_leases import DatabaseLeaseStore
+from worker.db.networks.segments import DatabaseSegmentStore
 from worker.db.tables.main import address_cursors, addresses
 from worker.errors import ErrorCode, Fatal, NotReady
 from worker.model import Holding
@@ -69,7 +69,7 @@ class _Taking:
             yield from range(max(low, number + 1), high + 1)
 
 
-class DatabaseAddressBook:
+class DatabaseAddressStore:
     """Implements :class:`~worker.helpers.network.base.AddressBook` on PostgreSQL and SQLite.
 
     ``rest`` is how many seconds a released address rests.
@@ -78,8 +78,8 @@ class DatabaseAddressBook:
     def __init__(self, url: str, *, rest: float) -> None:
         self._url = url
         self._rest = rest
-        self.segments = DatabaseSegmentBook(url, rest=rest)
-        self.leases = DatabaseLeaseBook(url)
+        self.segments = DatabaseSegmentStore(url, rest=rest)
+        self.leases = DatabaseLeaseStore(url)
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
         """Return the addresses that the share server holds, in the order they were taken."""

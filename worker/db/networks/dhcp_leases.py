@@ -39,7 +39,7 @@ _Answer = TypeVar("_Answer")
 _FIELDS: Final = tuple(DhcpLease.__dataclass_fields__)
 
 
-class DatabaseLeaseBook:
+class DatabaseLeaseStore:
     """Implements :class:`~worker.helpers.network.base.LeaseBook` on PostgreSQL and SQLite."""
 
     def __init__(self, url: str) -> None:

@@ -23,7 +23,7 @@ CLOSING_PAUSE: Final = 2.0
 """Seconds until a look whether a segment that is being dismantled is gone."""
 
 
-class DatabaseSegmentBook:
+class DatabaseSegmentStore:
     """Implements :class:`~worker.helpers.network.base.SegmentBook` on PostgreSQL and SQLite.
 
     ``rest`` is how many seconds a segment rests that nobody holds any more.

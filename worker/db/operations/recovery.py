@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from sqlalchemy import Connection, select, update
 
 from worker.db.core.engine import db_now
-from worker.db.operations.store import ring
-from worker.db.operations.values import COLUMNS, Dispatch, Operation, bell_of, operation_of
+from worker.db.operations.store import publish_all
+from worker.db.operations.values import COLUMNS, Dispatch, Operation, dispatch_of, operation_of
 from worker.db.tables.main import operations
 from worker.model import Phase
 
@@ -30,26 +30,26 @@ def due(connection: Connection, phases: Sequence[Phase], limit: int) -> list[Ope
 
 
 def redrive(
-    connection: Connection, overdue: Sequence[Operation], *, patience: float
+    connection: Connection, recovery: Sequence[Operation], *, republish_after: float
 ) -> list[Dispatch]:
     """Take up again what is overdue: a new dispatch number and deadline, then publish.
 
     Whoever else moved one of them meanwhile wins: it is left out of the answer.
     """
-    if not overdue:
+    if not recovery:
         return []
     rows = connection.execute(
-        ring(patience)
+        publish_all(republish_after)
         .where(
-            _o.seq.in_([one.seq for one in overdue]),
+            _o.seq.in_([one.seq for one in recovery]),
             _o.due_at < db_now(),  # whoever moved it meanwhile moved its deadline too
         )
         .values(redrives=_o.redrives + 1)
     )
-    return [bell_of(row) for row in rows]
+    return [dispatch_of(row) for row in rows]
 
 
-def postpone(connection: Connection, queue: str, *, limit: float, patience: float) -> int:
+def postpone(connection: Connection, queue: str, *, limit: float, republish_after: float) -> int:
     """Give messages that are only waiting in a deep queue more time; return how many."""
     changed = connection.execute(
         update(operations)
@@ -59,6 +59,6 @@ def postpone(connection: Connection, queue: str, *, limit: float, patience: floa
             _o.due_at < db_now(),
             _o.queued_at > db_now() - limit,
         )
-        .values(due_at=db_now() + patience)
+        .values(due_at=db_now() + republish_after)
     )
     return changed.rowcount

@@ -19,7 +19,7 @@ from sqlalchemy import (
 
 from worker.db.core.engine import INSERTS, db_now
 from worker.db.core.prepared import Prepared
-from worker.db.operations.values import BELL, COLUMNS
+from worker.db.operations.values import COLUMNS, DISPATCH_COLUMNS
 from worker.db.tables.main import operation_steps, operations
 from worker.model import LIVE_STATES, OperationState, Phase
 
@@ -56,7 +56,7 @@ def _accepting(**values: Any) -> Prepared:
             INSERTS[dialect](operations)
             .values(accepted_at=db_now(), **{name: bindparam(name) for name in _VALUES}, **values)
             .on_conflict_do_nothing()
-            .returning(*BELL)
+            .returning(*DISPATCH_COLUMNS)
         )
 
     return Prepared(build)
@@ -82,7 +82,7 @@ CLAIM = Prepared(
     .where(
         _o.id == bindparam("operation_id"),
         _o.dispatch == bindparam("number"),
-        _o.task == bindparam("act"),
+        _o.task == bindparam("action"),
         _o.phase == Phase.QUEUED.value,
     )
     .values(
@@ -118,20 +118,22 @@ def _ending(values: Mapping[str, Any]) -> Prepared:
     Not of an operation that was condemned while the act ran, unless ``condemned_too``.
     One statement on PostgreSQL; SQLite's common table expressions cannot write.
     """
-    heeded = or_(_o.verdict.is_(None), bindparam("condemned_too", type_=Boolean))
+    heeded = or_(_o.cancel_reason.is_(None), bindparam("cancelled_too", type_=Boolean))
 
     def build(dialect: str) -> Executable:
         fenced = update(operations).where(*_ours(), heeded).values(values)
         if dialect == "sqlite":
-            return fenced.returning(*BELL)
-        written = fenced.returning(*BELL, _o.worker).cte("written")
+            return fenced.returning(*DISPATCH_COLUMNS)
+        written = fenced.returning(*DISPATCH_COLUMNS, _o.worker).cte("written")
         line = insert(operation_steps).from_select(
             [*_LINE, "finished_at", "worker"],
             select(*(bindparam(f"line_{name}", type_=_l[name].type) for name in _LINE))
             .add_columns(db_now(), written.c.worker)
             .select_from(written),
         )
-        return select(*(written.c[column.name] for column in BELL)).add_cte(line.cte("line"))
+        return select(*(written.c[column.name] for column in DISPATCH_COLUMNS)).add_cte(
+            line.cte("line")
+        )
 
     return Prepared(build)
 
@@ -155,7 +157,7 @@ END = _ending(
         "waits_for": None,
         "result": bindparam("final_result"),
         "error": bindparam("final_error"),
-        "verdict": None,
+        "cancel_reason": None,
         "result_due_at": db_now() + bindparam("store_again"),
         "finished_at": db_now(),
     }
@@ -177,7 +179,7 @@ PROMOTE = Prepared(
     update(operations)
     .where(_o.seq == _FOLLOWING)
     .values(state=OperationState.RUNNING.value, dispatch=1, **QUEUED)
-    .returning(*BELL)
+    .returning(*DISPATCH_COLUMNS)
 )
 
 

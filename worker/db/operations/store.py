@@ -41,12 +41,12 @@ from worker.db.operations.statements import (
     held,
 )
 from worker.db.operations.values import (
-    BELL,
     COLUMNS,
+    DISPATCH_COLUMNS,
     Dispatch,
     Operation,
-    bell_of,
-    condemned,
+    cancelled,
+    dispatch_of,
     operation_of,
 )
 from worker.db.tables.main import operation_aliases, operation_steps, operations
@@ -57,7 +57,7 @@ _o = operations.c
 
 
 def accept(
-    connection: Connection, values: Mapping[str, Any], *, running: bool, patience: float
+    connection: Connection, values: Mapping[str, Any], *, running: bool, republish_after: float
 ) -> Dispatch | None:
     """Insert an operation, at once running or behind another on its object.
 
@@ -65,10 +65,10 @@ def accept(
     """
     given = {**GIVEN, **values}
     if running:
-        row = ACCEPT_RUNNING.first(connection, wait=_wait(patience), **given)
+        row = ACCEPT_RUNNING.first(connection, wait=_wait(republish_after), **given)
     else:
         row = ACCEPT_PENDING.first(connection, **given)
-    return None if row is None else bell_of(row)
+    return None if row is None else dispatch_of(row)
 
 
 def accept_done(
@@ -137,22 +137,33 @@ def pending(connection: Connection, resource_kind: str, resource_id: str) -> int
     ).scalar_one()
 
 
-def _wait(patience: float) -> float:
+def _wait(republish_after: float) -> float:
     """After how many seconds the reconciler may take a message's absence for a loss."""
-    return patience * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
+    return republish_after * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
 
 
-def queued(patience: float) -> dict[Any, Any]:
+def queued(republish_after: float) -> dict[Any, Any]:
     """The values of an operation whose message is about to be published, for a cold path."""
-    return {**QUEUED, "due_at": db_now() + _wait(patience)}
+    return {**QUEUED, "due_at": db_now() + _wait(republish_after)}
 
 
 def claim(
-    connection: Connection, operation_id: str, number: int, act: str, *, worker: str, lease: float
+    connection: Connection,
+    operation_id: str,
+    number: int,
+    action: str,
+    *,
+    worker: str,
+    lease: float,
 ) -> Operation | None:
     """Lease the operation's next act, if it is this one and nobody has it."""
     row = CLAIM.first(
-        connection, operation_id=operation_id, number=number, act=act, holder=worker, lease=lease
+        connection,
+        operation_id=operation_id,
+        number=number,
+        action=action,
+        holder=worker,
+        lease=lease,
     )
     return None if row is None else operation_of(row)
 
@@ -176,7 +187,7 @@ def _fenced(connection: Connection, operation: Operation, values: Mapping[Any, A
         update(operations)
         .where(*held(operation.id, operation.fence))
         .values(values)
-        .returning(*BELL)
+        .returning(*DISPATCH_COLUMNS)
     ).first()
     return _still_ours(row, operation)
 
@@ -195,7 +206,7 @@ def hold(connection: Connection, operation: Operation) -> None:
     _still_ours(row, operation)
 
 
-def _end_act(
+def _end_action(
     statement: Prepared,
     connection: Connection,
     operation: Operation,
@@ -213,33 +224,38 @@ def _end_act(
         else {f"line_{name}": value for name, value in _line(operation, outcome, message).items()}
     )
     ours = {"held_id": operation.id, "held_fence": operation.fence}
-    row = statement.first(connection, **ours, condemned_too=not forward, **line, **values)
+    row = statement.first(connection, **ours, cancelled_too=not forward, **line, **values)
     if row is None:
-        verdict = connection.execute(
-            select(_o.verdict).where(*held(operation.id, operation.fence))
+        cancel_reason = connection.execute(
+            select(_o.cancel_reason).where(*held(operation.id, operation.fence))
         ).scalar()
-        if verdict is not None:
-            raise condemned(verdict)
+        if cancel_reason is not None:
+            raise cancelled(cancel_reason)
     _still_ours(row, operation)
     if on_sqlite:
         record(connection, operation, outcome, message)
 
 
 def advance(
-    connection: Connection, operation: Operation, *, task: str, position: int, patience: float
+    connection: Connection,
+    operation: Operation,
+    *,
+    task: str,
+    position: int,
+    republish_after: float,
 ) -> None:
     """Finish a step: the next task of the same chain is due, under the same dispatch number.
 
     Raises the verdict on an operation that was condemned while its step ran.
     """
-    _end_act(
+    _end_action(
         ADVANCE,
         connection,
         operation,
         forward=not operation.undoing,
         next_task=task,
         next_position=position,
-        wait=_wait(patience),
+        wait=_wait(republish_after),
     )
 
 
@@ -267,19 +283,19 @@ def retry(connection: Connection, operation: Operation, *, seconds: float) -> No
 
 def _later(seconds: float) -> ColumnElement[float]:
     """A deadline; what was condemned while its step ran meets its verdict at once."""
-    return db_now() + case((_o.verdict.is_(None), seconds), else_=0.0)
+    return db_now() + case((_o.cancel_reason.is_(None), seconds), else_=0.0)
 
 
-def begin_undo(
+def start_compensation(
     connection: Connection,
     operation: Operation,
     *,
     task: str,
     error: Mapping[str, str],
-    patience: float,
+    republish_after: float,
 ) -> Dispatch:
     """Turn round: from here the operation's steps are undone, in a chain of its own."""
-    return bell_of(
+    return dispatch_of(
         _fenced(
             connection,
             operation,
@@ -288,10 +304,10 @@ def begin_undo(
                 "undoing": True,
                 "task": task,
                 "error": dict(error),
-                "verdict": None,
+                "cancel_reason": None,
                 "dispatch": _o.dispatch + 1,
                 **RELEASED,
-                **queued(patience),
+                **queued(republish_after),
             },
         )
     )
@@ -313,7 +329,7 @@ def end(
     ``outcome`` and ``message`` are of the act that was the last. Raises the verdict on one that
     would succeed and was condemned while that act ran.
     """
-    _end_act(
+    _end_action(
         END,
         connection,
         operation,
@@ -351,45 +367,51 @@ def give_up(
 
 
 def promote(
-    connection: Connection, resource_kind: str, resource_id: str, *, patience: float
+    connection: Connection, resource_kind: str, resource_id: str, *, republish_after: float
 ) -> list[Dispatch]:
     """Start the next operation that was queued behind an object whose live one just ended.
 
     Not part of the statement that ends that one: it would not see what was queued meanwhile.
     """
-    rows = PROMOTE.all(connection, kind=resource_kind, object_id=resource_id, wait=_wait(patience))
-    return [bell_of(row) for row in rows]
+    rows = PROMOTE.all(
+        connection, kind=resource_kind, object_id=resource_id, wait=_wait(republish_after)
+    )
+    return [dispatch_of(row) for row in rows]
 
 
 def wake(
     connection: Connection,
     key: str,
     *,
-    patience: float,
+    republish_after: float,
     limit: int | None = None,
-    verdict: Mapping[str, str] | None = None,
+    cancel_reason: Mapping[str, str] | None = None,
 ) -> list[Dispatch]:
     """Make due what waits for a key, oldest first; with a verdict, they fail with it."""
     waiting = select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit)
     rows = connection.execute(
-        ring(patience)
+        publish_all(republish_after)
         .where(_o.seq.in_(waiting.scalar_subquery()), _o.waits_for == key)
-        .values({"verdict": dict(verdict)} if verdict else {})
+        .values({"cancel_reason": dict(cancel_reason)} if cancel_reason else {})
     )
-    return [bell_of(row) for row in rows]
+    return [dispatch_of(row) for row in rows]
 
 
-def ring(patience: float) -> Update:
+def publish_all(republish_after: float) -> Update:
     """An update that makes operations due now, under a new dispatch number."""
     return (
         update(operations)
-        .values(dispatch=_o.dispatch + 1, waits_for=None, **queued(patience))
-        .returning(*BELL)
+        .values(dispatch=_o.dispatch + 1, waits_for=None, **queued(republish_after))
+        .returning(*DISPATCH_COLUMNS)
     )
 
 
-def condemn(
-    connection: Connection, operation_id: str, verdict: Mapping[str, str], *, patience: float
+def request_cancel(
+    connection: Connection,
+    operation_id: str,
+    cancel_reason: Mapping[str, str],
+    *,
+    republish_after: float,
 ) -> list[Dispatch]:
     """Make an operation that goes forward fail with an error (a cancel); two statements.
 
@@ -400,16 +422,16 @@ def condemn(
     connection.execute(
         update(operations)
         .where(_o.id == operation_id, _o.state.in_(forward))
-        .values(verdict=dict(verdict))
+        .values(cancel_reason=dict(cancel_reason))
     )
     rows = connection.execute(
-        ring(patience).where(
+        publish_all(republish_after).where(
             _o.id == operation_id,
             _o.state == OperationState.RUNNING.value,
             _o.phase == Phase.WAITING.value,
         )
     )
-    return [bell_of(row) for row in rows]
+    return [dispatch_of(row) for row in rows]
 
 
 def supersede(

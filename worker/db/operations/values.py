@@ -61,16 +61,16 @@ class Operation:
     waited: float
     """Seconds since its present message was published, by the database's clock."""
     waiting_since: float | None
-    verdict: Mapping[str, str] | None
+    cancel_reason: Mapping[str, str] | None
     error: Mapping[str, str] | None
     """Why it is being undone, while it is."""
 
 
 COLUMNS = tuple(
-    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name]
+    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name].label(name)
     for name in Operation.__dataclass_fields__
 )
-BELL = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
+DISPATCH_COLUMNS = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
 
 
 def operation_of(row: Row[Any]) -> Operation:
@@ -81,15 +81,15 @@ def operation_of(row: Row[Any]) -> Operation:
     return Operation(**values)
 
 
-def condemned(verdict: Mapping[str, str]) -> Fatal:
+def cancelled(cancel_reason: Mapping[str, str]) -> Fatal:
     """The failure that an operation was condemned to."""
     return Fatal(
-        verdict["message"],
-        object=verdict.get("object", ""),
-        code=ErrorCode(verdict["code"]),
+        cancel_reason["message"],
+        object=cancel_reason.get("object", ""),
+        code=ErrorCode(cancel_reason["code"]),
     )
 
 
-def bell_of(row: Row[Any]) -> Dispatch:
+def dispatch_of(row: Row[Any]) -> Dispatch:
     """What to ring for a row that has the columns of :data:`BELL`."""
     return Dispatch(row.id, row.dispatch, row.saga, row.position, row.undoing, row.queue)

@@ -353,7 +353,7 @@ def release(
     return row
 
 
-def abandon(connection: Connection, operation_id: str) -> Row[Any] | None:
+def fail_build(connection: Connection, operation_id: str) -> Row[Any] | None:
     """The builder gives up: its server is ``deleting`` for it, and nobody refers to it any more.
 
     None when the operation builds no server (any more).
@@ -411,11 +411,11 @@ def deleted_by(connection: Connection, deleter_id: str) -> Row[Any] | None:
 
 def remove(connection: Connection, server_id: str) -> None:
     """Nothing of the server is left: its row goes."""
-    audits.bury(connection, OwnerKind.SHARE_SERVER, server_id)
+    audits.add_tombstone(connection, OwnerKind.SHARE_SERVER, server_id)
     connection.execute(delete(share_servers).where(_s.id == server_id))
 
 
-def built_in_vain(connection: Connection, server_id: str, error: Mapping[str, str]) -> None:
+def mark_build_failed(connection: Connection, server_id: str, error: Mapping[str, str]) -> None:
     """Nothing of a failed build is left outside: the row stays for a while and shows why."""
     connection.execute(
         update(share_servers)
@@ -459,7 +459,7 @@ def idle(connection: Connection, longer_than: float, limit: int) -> list[str]:
     return [row.id for row in rows]
 
 
-def doom(
+def mark_deleting(
     connection: Connection,
     server_id: str,
     deleter_id: str,

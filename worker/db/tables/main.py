@@ -106,7 +106,7 @@ operations = Table(
     Column("waits_for", String(255)),
     Column("waiting_since", Float),
     # An error that the next claim must fail with: a cancel, or the builder that was waited for.
-    Column("verdict", JSON(none_as_null=True)),
+    Column("verdict", JSON(none_as_null=True), key="cancel_reason"),
     Column("error", JSON(none_as_null=True)),
     Column("result", JSON(none_as_null=True)),
     # Set while the result is to be stored (again) by this time; null once it was.
@@ -458,7 +458,7 @@ counters = Table(
     Column("value", BigInteger, nullable=False, server_default="0"),
 )
 
-poison_messages = Table(
+dead_letters = Table(
     "poison_messages",
     metadata,
     Column("id", _Sequence, primary_key=True, autoincrement=True),

@@ -16,7 +16,7 @@ from worker.model import (
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import BackendContext, Options
 from worker.systems.shell.base import Shell
 
 
@@ -34,7 +34,7 @@ class ComputeHelper(ABC):
     needs_ports: ClassVar[bool] = False
     """Whether its servers are attached to Neutron's ports, not only given addresses."""
 
-    def __init__(self, setting: Setting, options: Options) -> None:
+    def __init__(self, setting: BackendContext, options: Options) -> None:
         self.setting = setting
         self.options = options
 

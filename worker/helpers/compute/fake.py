@@ -13,7 +13,7 @@ from worker.helpers.compute.base import ComputeHelper, Watched
 from worker.model import (
     NetworkInfo,
     Outage,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     SecurityService,
@@ -21,7 +21,7 @@ from worker.model import (
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Audit, Options, Setting
+from worker.plugin import Audit, BackendContext, Options
 from worker.systems.fake_world import Change, Fake, FakeOptions
 
 
@@ -36,18 +36,18 @@ class FakeComputeOptions(FakeOptions):
 class FakeComputeAudit(Audit):
     """Servers of the world."""
 
-    def owned(self: Fake, context: RequestContext) -> Iterable[Owned]:
+    def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List the backend's servers."""
         with self.world.call("owned_by_compute", self.setting.backend, context) as change:
             rows = change.all(
                 "SELECT id, name, created FROM servers WHERE backend = ?", self.setting.backend
             )
         return [
-            Owned("server", row["name"], OwnerKind.SHARE_SERVER, row["id"], row["created"])
+            OwnedResource("server", row["name"], OwnerKind.SHARE_SERVER, row["id"], row["created"])
             for row in rows
         ]
 
-    def remove_orphan(self: Fake, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
         """Remove it with its addresses."""
         with self.world.call("remove_orphan", owned.id, context) as change:
             change.write("DELETE FROM server_addresses WHERE server = ?", owned.owner_id)
@@ -60,7 +60,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
     OptionsModel: ClassVar[type[Options]] = FakeComputeOptions
     options: FakeComputeOptions
 
-    def __init__(self, setting: Setting, options: FakeComputeOptions) -> None:
+    def __init__(self, setting: BackendContext, options: FakeComputeOptions) -> None:
         super().__init__(setting, options)
         self.world = options.world_of(setting)
 

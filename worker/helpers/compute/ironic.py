@@ -30,7 +30,7 @@ from worker.helpers.compute.machines import (
 )
 from worker.model import (
     NetworkInfo,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     SecurityService,
@@ -38,7 +38,7 @@ from worker.model import (
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Audit, Checked, Options, Setting, remnant
+from worker.plugin import Audit, BackendContext, Checked, Options, placeholder_server
 from worker.systems.openstack.client import (
     Missing,
     OpenStack,
@@ -99,7 +99,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     OptionsModel: ClassVar[type[Options]] = IronicOptions
     needs_ports: ClassVar[bool] = True
 
-    def __init__(self, setting: Setting, options: Options) -> None:
+    def __init__(self, setting: BackendContext, options: Options) -> None:
         super().__init__(setting, options)
         self._options = cast("IronicOptions", options)
         self._ironic = OpenStack(self._options, ErrorCode.COMPUTE_FAILED)
@@ -163,13 +163,13 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         elif allocation.node_id is None:
             work.release(allocation)
         else:
-            self._give_back(work, allocation)
+            self._release_reference(work, allocation)
 
     def shell(self, share_server: ShareServer) -> Shell:
         """As :meth:`Reachable.shell`."""
         return ssh_shell(self._options, share_server)
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List the allocations that name their share server, and this backend.
 
         A node that is ours is under one, and no other thing of ours outlives it.
@@ -185,11 +185,13 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             ours = extra.get(_BACKEND) == self.setting.backend
             if ours and owner is not None and allocation.name == allocation_name(owner):
                 created = seconds(allocation.created_at)
-                yield Owned("allocation", allocation.id, OwnerKind.SHARE_SERVER, owner, created)
+                yield OwnedResource(
+                    "allocation", allocation.id, OwnerKind.SHARE_SERVER, owner, created
+                )
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Undeploy the allocation's node; that takes its time, so it is seen once more."""
-        self.delete_share_server(context, remnant(self.setting, owned))
+        self.delete_share_server(context, placeholder_server(self.setting, owned))
 
     def _allocation(self, work: _Work) -> Allocation:
         """Return the server's allocation once it has a node."""
@@ -260,7 +262,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             lambda c: c.baremetal.set_node_provision_state(node, "active", config_drive=drive),
         )
 
-    def _give_back(self, work: _Work, allocation: Allocation) -> None:
+    def _release_reference(self, work: _Work, allocation: Allocation) -> None:
         """Undeploy the allocation's node; one that nothing was deployed on is only released."""
         node = work.node_of(allocation)
         state = node.provision_state

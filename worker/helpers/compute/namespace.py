@@ -31,7 +31,7 @@ from worker.model import (
     DriverMode,
     NetworkInfo,
     Outage,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     SecurityService,
@@ -39,7 +39,7 @@ from worker.model import (
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Audit, Options, Setting, remnant
+from worker.plugin import Audit, BackendContext, Options, placeholder_server
 from worker.systems.exports.ganesha import Ganesha, command_pattern, daemons, serving_below
 from worker.systems.network.bridges import (
     Plug,
@@ -94,7 +94,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     OptionsModel: ClassVar[type[Options]] = NamespaceOptions
     host_bound: ClassVar[bool] = True
 
-    def __init__(self, setting: Setting, options: Options) -> None:
+    def __init__(self, setting: BackendContext, options: Options) -> None:
         super().__init__(setting, options)
         self._options = cast("NamespaceOptions", options)
         if self._options.bridge and setting.mode is DriverMode.MANAGED_MULTI_SVM:
@@ -177,32 +177,32 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         """As :meth:`Reachable.shell`."""
         return LocalShell(namespace_name(share_server.id))
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List the host's share servers, of all backends, and what belongs to this backend's."""
         host = LocalShell()
         server, network = OwnerKind.SHARE_SERVER, OwnerKind.SHARE_NETWORK
         host_has = there(host)
         for name in host_has.namespaces:
             if name.startswith(_NAMESPACE):
-                yield Owned("namespace", name, server, name.removeprefix(_NAMESPACE))
+                yield OwnedResource("namespace", name, server, name.removeprefix(_NAMESPACE))
         for name, alias in host_has.links:
             if not name.startswith(_PORT):
-                yield Owned(
+                yield OwnedResource(
                     "bridge" if name.startswith(_BRIDGE) else "tunnel", name, network, alias
                 )
             elif alias.startswith(_NAMESPACE):
-                yield Owned("port", name, server, alias.removeprefix(_NAMESPACE))
+                yield OwnedResource("port", name, server, alias.removeprefix(_NAMESPACE))
         parent = self._directory("").rstrip("/")
         for server_id in daemons(host, parent):
-            yield Owned("NFS server", server_id, server, server_id)
+            yield OwnedResource("NFS server", server_id, server, server_id)
         made = host.run(["find", parent, "-mindepth", "1", "-maxdepth", "1"], check=False)
         for path in made.stdout.splitlines():
-            yield Owned("directory", path, server, path.rpartition("/")[2])
+            yield OwnedResource("directory", path, server, path.rpartition("/")[2])
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Remove the share server with all that belongs to it, or a share network's bridge."""
         if owned.owner_kind is OwnerKind.SHARE_SERVER:
-            self.delete_share_server(context, remnant(self.setting, owned))
+            self.delete_share_server(context, placeholder_server(self.setting, owned))
             return
         host = Guarded(LocalShell(), context.guard)
         remove_bridge(host, bridge_name(owned.owner_id), owned.owner_id)

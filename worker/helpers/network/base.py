@@ -18,14 +18,14 @@ from worker.model import (
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Options, Setting
+from worker.plugin import BackendContext, Options
 
 NETWORK_DOMAIN: Final = "share_network:"
 """With a share network's id: the domain of addresses that it names itself. Deleting the share
 network forgets it."""
 
 
-class SegmentBook(Protocol):
+class SegmentStore(Protocol):
     """Which share network has which segment, and which share servers are on it.
 
     A share network has one segment in a domain for as long as a share server holds it. A segment
@@ -60,7 +60,7 @@ class SegmentBook(Protocol):
         """Return who is on which segment, of all domains."""
 
 
-class LeaseBook(Protocol):
+class LeaseStore(Protocol):
     """Which share server has which address from which DHCP server.
 
     Rows come first: an address is written down before the DHCP server is asked to lease it, so
@@ -98,7 +98,7 @@ class LeaseBook(Protocol):
         """Return everybody's."""
 
 
-class AddressBook(Protocol):
+class AddressStore(Protocol):
     """Who holds which address: rows in the database, handed to helpers that need them.
 
     Uniqueness of (domain, address) is a database constraint. A domain is the flat network that
@@ -106,11 +106,11 @@ class AddressBook(Protocol):
     """
 
     @property
-    def segments(self) -> SegmentBook:
+    def segments(self) -> SegmentStore:
         """The part about segments."""
 
     @property
-    def leases(self) -> LeaseBook:
+    def leases(self) -> LeaseStore:
         """The part about addresses of DHCP servers."""
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
@@ -178,7 +178,7 @@ class NetworkHelper(ABC):
     gives_ports: ClassVar[bool] = False
     """Whether what it allocates are ports of Neutron, with their ids."""
 
-    def __init__(self, setting: Setting, options: Options, addresses: AddressBook) -> None:
+    def __init__(self, setting: BackendContext, options: Options, addresses: AddressStore) -> None:
         self.setting = setting
         self.options = options
         self.addresses = addresses

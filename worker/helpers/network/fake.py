@@ -12,18 +12,18 @@ from pydantic import Field
 
 from worker.addressing import Pool, network_info, parse_pool, parse_subnet, share_network_pool
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest, Retryable
-from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.helpers.network.base import AddressStore, NetworkHelper
 from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Audit, Options, Setting
+from worker.plugin import Audit, BackendContext, Options
 from worker.systems.fake_world import Change, Fake, FakeOptions
 
 
@@ -45,20 +45,23 @@ class FakeNetworkOptions(FakeOptions):
 class FakeNetworkAudit(Audit):
     """Ports and networks of the world."""
 
-    def owned(self: Fake, context: RequestContext) -> Iterable[Owned]:
+    def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List all ports and networks: they do not say whose backend's they are."""
         with self.world.call("owned_by_network", self.setting.backend, context) as change:
             ports = change.all("SELECT id, server FROM ports")
             networks = change.all("SELECT domain FROM networks")
         return [
-            *(Owned("port", row["id"], OwnerKind.SHARE_SERVER, row["server"]) for row in ports),
             *(
-                Owned("network", domain, OwnerKind.SHARE_NETWORK, domain.rpartition(":")[2])
+                OwnedResource("port", row["id"], OwnerKind.SHARE_SERVER, row["server"])
+                for row in ports
+            ),
+            *(
+                OwnedResource("network", domain, OwnerKind.SHARE_NETWORK, domain.rpartition(":")[2])
                 for (domain,) in networks
             ),
         ]
 
-    def remove_orphan(self: Fake, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
         """Remove it; a network that has ports is refused."""
         with self.world.call("remove_orphan", owned.id, context) as change:
             if owned.kind == "port":
@@ -84,7 +87,7 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
     options: FakeNetworkOptions
 
     def __init__(
-        self, setting: Setting, options: FakeNetworkOptions, addresses: AddressBook
+        self, setting: BackendContext, options: FakeNetworkOptions, addresses: AddressStore
     ) -> None:
         super().__init__(setting, options, addresses)
         self.world = options.world_of(setting)

@@ -17,19 +17,19 @@ from pydantic import Field
 
 from worker.addressing import Pool, network_info, parse_pool, parse_subnet
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
-from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.helpers.network.base import AddressStore, NetworkHelper
 from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     SegmentSource,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Audit, Options, Setting, remnant
+from worker.plugin import Audit, BackendContext, Options, placeholder_server
 from worker.systems.openstack.client import Taken
 from worker.systems.openstack.nova_network import NovaNetwork, NovaNetworks, NovaOptions
 
@@ -72,7 +72,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
     options: NovaNetworkOptions
 
     def __init__(
-        self, setting: Setting, options: NovaNetworkOptions, addresses: AddressBook
+        self, setting: BackendContext, options: NovaNetworkOptions, addresses: AddressStore
     ) -> None:
         super().__init__(setting, options, addresses)
         self._nova = NovaNetworks(options)
@@ -124,7 +124,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
         context.guard()
         self.addresses.segments.release(share_server.id)
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List the addresses and segments that are ours by rows, and networks by their labels."""
         domains = {self._domain, self._reserving}
         for held in (*self.addresses.holdings(), *self.addresses.segments.holdings()):
@@ -133,30 +133,34 @@ class NovaNetworkHelper(NetworkHelper, Audit):
             holder, thing = held.share_server_id, f"{held.domain} {held.what}"
             if holder.startswith(_AUDIT):
                 owner = holder.removeprefix(_AUDIT)
-                yield Owned("VLAN of the audit", thing, OwnerKind.SHARE_NETWORK, owner)
+                yield OwnedResource("VLAN of the audit", thing, OwnerKind.SHARE_NETWORK, owner)
             else:
-                yield Owned("address or VLAN", f"{thing} {holder}", OwnerKind.SHARE_SERVER, holder)
+                yield OwnedResource(
+                    "address or VLAN", f"{thing} {holder}", OwnerKind.SHARE_SERVER, holder
+                )
         if self._source is None:
             return
         for network in self._nova.networks(about=f"backend {self.setting.backend}"):
             owner = network.label.removeprefix(_LABEL)
             if owner != network.label:
-                yield Owned("network", network.id, OwnerKind.SHARE_NETWORK, owner)
+                yield OwnedResource("network", network.id, OwnerKind.SHARE_NETWORK, owner)
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Unreserve the server's addresses, or delete the share network's network.
 
         The network goes as its last server would let it go: on its segment, with nobody else.
         """
         if owned.owner_kind is OwnerKind.SHARE_SERVER:
-            self.deallocate_network(context, remnant(self.setting, owned))
+            self.deallocate_network(context, placeholder_server(self.setting, owned))
             return
         owner, holder = owned.owner_id, f"{_AUDIT}{owned.owner_id}"
         made = self._made(owner, f"share_network {owner}")
         if made and self._source is not None:
             context.guard()
             self.addresses.segments.take(self._source, owner, holder, made[0].cidr)
-        self.deallocate_network(context, replace(remnant(self.setting, owned), id=holder))
+        self.deallocate_network(
+            context, replace(placeholder_server(self.setting, owned), id=holder)
+        )
 
     def _network(
         self, context: RequestContext, share_server: ShareServer, share_network: ShareNetwork

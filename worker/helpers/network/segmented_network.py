@@ -18,12 +18,12 @@ from pydantic import Field
 
 from worker.addressing import FieldNames, Pool, network_info, parse_pool, parse_subnet
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
-from worker.helpers.network.base import NETWORK_DOMAIN, AddressBook, NetworkHelper
+from worker.helpers.network.base import NETWORK_DOMAIN, AddressStore, NetworkHelper
 from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     Route,
@@ -31,7 +31,7 @@ from worker.model import (
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Audit, Options, Setting, remnant
+from worker.plugin import Audit, BackendContext, Options, placeholder_server
 
 Position = Literal["first", "last", "none"]
 
@@ -109,7 +109,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
     options: SegmentedNetworkOptions
 
     def __init__(
-        self, setting: Setting, options: SegmentedNetworkOptions, addresses: AddressBook
+        self, setting: BackendContext, options: SegmentedNetworkOptions, addresses: AddressStore
     ) -> None:
         super().__init__(setting, options, addresses)
         try:
@@ -170,7 +170,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
         context.guard()
         self.addresses.segments.release(share_server.id)
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - rows need no guard
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - rows need no guard
         """List who is on a segment of ours, and addresses that share networks name."""
         segments = [
             held
@@ -183,16 +183,16 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
         for kind, holdings in (("segment", segments), ("address", addresses)):
             for held in holdings:
                 about = held.share_server_id if kind == "segment" else ""
-                yield Owned(
+                yield OwnedResource(
                     kind,
                     f"{held.domain} {held.what} {about}".strip(),
                     OwnerKind.SHARE_SERVER,
                     held.share_server_id,
                 )
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Give the server's addresses back, and take it off its segment."""
-        self.deallocate_network(context, remnant(self.setting, owned))
+        self.deallocate_network(context, placeholder_server(self.setting, owned))
 
     def _pool(self, share_network: ShareNetwork, cidr: str) -> Pool:
         try:
@@ -213,7 +213,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
                 yield Route(str(prefix), str(hop))
 
 
-def _source(setting: Setting, options: SegmentedNetworkOptions) -> SegmentSource:
+def _source(setting: BackendContext, options: SegmentedNetworkOptions) -> SegmentSource:
     first, last = options.segment_ids
     highest = _HIGHEST_ID[options.segment_type]
     if not 1 <= first <= last <= highest:

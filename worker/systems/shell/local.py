@@ -128,10 +128,10 @@ def _search_path() -> str:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """End a command with all that it started; SIGTERM first, so that scripts can put right."""
-    for number, patience in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
+    for number, republish_after in ((signal.SIGTERM, _GRACE), (signal.SIGKILL, None)):
         try:
             os.killpg(process.pid, number)
-            process.communicate(timeout=patience)
+            process.communicate(timeout=republish_after)
         except ProcessLookupError:
             return
         except subprocess.TimeoutExpired:

@@ -60,7 +60,7 @@ def renew_leases(runtime: Runtime, server_ids: Sequence[str]) -> None:
     try:
         _renew(runtime, server_ids)
     finally:
-        runtime.keeper.flush()  # its thread may not run: it starts with a process's first step
+        runtime.heartbeat.flush()  # its thread may not run: it starts with a process's first step
 
 
 def _renew(runtime: Runtime, server_ids: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ def _renewed(runtime: Runtime, server: ShareServer) -> None:
             .where(_is_active(server), share_servers.c.error.is_not(None))
             .values(error=None, updated_at=db_now())
         )
-    runtime.keeper.count("dhcp_renewals_total:renewed")
+    runtime.heartbeat.count("dhcp_renewals_total:renewed")
 
 
 def _not_renewed(runtime: Runtime, server: ShareServer, error: StepError) -> None:
@@ -125,7 +125,7 @@ def _not_renewed(runtime: Runtime, server: ShareServer, error: StepError) -> Non
             .where(_is_active(server))
             .values(error=error.to_json(), updated_at=db_now())
         )
-    runtime.keeper.count(f"dhcp_renewals_total:{'expired' if expired else 'failed'}")
+    runtime.heartbeat.count(f"dhcp_renewals_total:{'expired' if expired else 'failed'}")
     if expired:
         _log.error(
             "The DHCP leases of share server %s ran out; others may be given its addresses: %s",

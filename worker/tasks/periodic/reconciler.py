@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.db import audits
 from worker.db.core.engine import db_now, reading, transaction
 from worker.db.networks import dhcp_leases as leases
-from worker.db.operations import recovery as overdue
+from worker.db.operations import recovery
 from worker.db.operations.values import Operation
 from worker.db.share_servers import store as servers
 from worker.db.tables.main import operation_aliases, operation_steps, operations
@@ -92,14 +92,14 @@ class Reconciler:
             self._purge()
             self._forget_orphans()
             self._forget_failed()
-        self.runtime.keeper.flush()
+        self.runtime.heartbeat.flush()
         return taken_up
 
     def _redrive_overdue(self) -> int:
         engine = self.runtime.config.engine
         with reading(self.runtime.engine) as connection:
-            gone = overdue.due(connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch)
-            queued = overdue.due(connection, (Phase.QUEUED,), engine.redrive_batch)
+            gone = recovery.due(connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch)
+            queued = recovery.due(connection, (Phase.QUEUED,), engine.redrive_batch)
         lost = self._lost(queued)
         room = max(0, engine.redrive_batch - len(gone))
         return self._redrive(gone) + self._redrive(lost[:room])
@@ -121,8 +121,8 @@ class Reconciler:
             if depth < engine.redrive_batch:
                 lost.extend(one for one in mine if self._too_long(one))
             with transaction(self.runtime.engine) as connection:
-                overdue.postpone(
-                    connection, queue, limit=engine.queued_limit, patience=engine.lease
+                recovery.postpone(
+                    connection, queue, limit=engine.queued_limit, republish_after=engine.lease
                 )
         return lost
 
@@ -134,11 +134,13 @@ class Reconciler:
         if not late:
             return 0
         with transaction(self.runtime.engine) as connection:
-            bells = overdue.redrive(connection, late, patience=self.runtime.config.engine.lease)
+            dispatches = recovery.redrive(
+                connection, late, republish_after=self.runtime.config.engine.lease
+            )
         failpoint("reconcile.after_redrive")
-        self.runtime.keeper.count("redrives_total", len(bells))
-        self.runtime.ring(bells)
-        return len(bells)
+        self.runtime.heartbeat.count("redrives_total", len(dispatches))
+        self.runtime.publish_all(dispatches)
+        return len(dispatches)
 
     def _store_results(self) -> None:
         """Store results again whose worker did not say that it had."""
@@ -171,11 +173,11 @@ class Reconciler:
         for server_id in idle:
             operation_id = str(uuid.uuid4())
             with transaction(self.runtime.engine) as connection:
-                row = servers.doom(connection, server_id, operation_id)
+                row = servers.mark_deleting(connection, server_id, operation_id)
                 if row is None:
                     continue  # somebody joined it at the last moment
-                bells = start_clean_up(connection, config, row, operation_id)
-            self.runtime.ring(bells)
+                dispatches = start_clean_up(connection, config, row, operation_id)
+            self.runtime.publish_all(dispatches)
 
     def _purge(self) -> None:
         """Forget ended operations, in batches, after the time that they are kept."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from worker.db.core.engine import reading, transaction
-from worker.db.share_servers import health as upkeep
+from worker.db.share_servers import health
 from worker.engine.job import Runtime
 from worker.errors import SharewrightError
 from worker.messaging.queues import queue_for
@@ -36,7 +36,7 @@ def ask_for_checks(runtime: Runtime, send: Send) -> None:
     """Ask for a look at what is due, by one reconciler only; a message a queue."""
     config = runtime.config
     with transaction(runtime.engine) as connection:
-        due = upkeep.ask(connection, again_after=ASK_AGAIN, limit=config.engine.redrive_batch)
+        due = health.ask(connection, again_after=ASK_AGAIN, limit=config.engine.redrive_batch)
     queues: dict[str, list[str]] = {}
     for name in due:
         if name in config.backends:
@@ -53,8 +53,8 @@ def check_share_servers(runtime: Runtime, names: Sequence[str]) -> None:
         except SharewrightError as error:
             _log.warning("Share servers of %s could not be looked at: %s", name, error.message)
         with transaction(runtime.engine) as connection:
-            upkeep.looked_at(connection, name, again_after=CHECK_SECONDS)
-    runtime.keeper.flush()
+            health.looked_at(connection, name, again_after=CHECK_SECONDS)
+    runtime.heartbeat.flush()
 
 
 def _check(runtime: Runtime, name: str) -> None:
@@ -64,7 +64,7 @@ def _check(runtime: Runtime, name: str) -> None:
             _repair_predefined(runtime, name)
         return
     with reading(runtime.engine) as connection:
-        servers = upkeep.active(connection, name)
+        servers = health.active(connection, name)
     if not servers:
         return
     for server_id, outage in manager.outages(servers).items():
@@ -75,7 +75,7 @@ def _repair(runtime: Runtime, server_id: str, outage: Outage) -> None:
     saga = RESTART_SERVER if outage is Outage.FILE_SERVER else ENSURE_SERVER
     with transaction(runtime.engine) as connection:
         # One that is being deleted meanwhile is left alone.
-        row = upkeep.hold_active(connection, server_id)
+        row = health.hold_active(connection, server_id)
         if row is None:
             return
         started = start(
@@ -91,7 +91,7 @@ def _repair(runtime: Runtime, server_id: str, outage: Outage) -> None:
 
 def _repair_predefined(runtime: Runtime, backend: str) -> None:
     with transaction(runtime.engine) as connection:
-        upkeep.hold_backend(connection, backend)
+        health.hold_backend(connection, backend)
         started = start(
             connection,
             runtime.config,
@@ -104,13 +104,13 @@ def _repair_predefined(runtime: Runtime, backend: str) -> None:
 
 
 def _announce(runtime: Runtime, started: Started, what: str, outage: Outage) -> None:
-    if not started.bells:
+    if not started.dispatches:
         return  # it is being repaired already, or about to be
-    runtime.keeper.count(f"share_server_outages_total:{outage}")
+    runtime.heartbeat.count(f"share_server_outages_total:{outage}")
     _log.warning(
         "Found %s without its %s; operation %s brings it back.",
         what,
         outage.replace("_", " "),
         started.operation_id,
     )
-    runtime.ring(started.bells)
+    runtime.publish_all(started.dispatches)

@@ -32,7 +32,7 @@ from worker.helpers.compute.machines import (
 from worker.helpers.compute.nova.options import Choices, NovaChoices
 from worker.model import (
     NetworkInfo,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     SecurityService,
@@ -41,7 +41,7 @@ from worker.model import (
     ShareServer,
     ShareServerDetails,
 )
-from worker.plugin import Audit, Checked, Options, Setting, remnant
+from worker.plugin import Audit, BackendContext, Checked, Options, placeholder_server
 from worker.systems.openstack.client import Missing, OpenStack, ServerCalls, Taken, no_room, seconds
 from worker.systems.shell.base import Shell
 
@@ -72,7 +72,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     OptionsModel: ClassVar[type[Options]] = NovaOptions
     needs_ports: ClassVar[bool] = True
 
-    def __init__(self, setting: Setting, options: Options) -> None:
+    def __init__(self, setting: BackendContext, options: Options) -> None:
         super().__init__(setting, options)
         self._options = cast("NovaOptions", options)
         self._nova = OpenStack(self._options, ErrorCode.COMPUTE_FAILED)
@@ -119,7 +119,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         """As :meth:`Reachable.shell`."""
         return ssh_shell(self._options, share_server)
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List the machines that name their share server, and this backend."""
         machines = self._nova.ask(
             "list our machines",
@@ -131,11 +131,11 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             ours = machine.metadata.get(_BACKEND) == self.setting.backend
             if ours and _is_machine_of(machine, owner) and machine.status not in _GONE:
                 created = seconds(machine.created_at)
-                yield Owned("machine", machine.id, OwnerKind.SHARE_SERVER, owner, created)
+                yield OwnedResource("machine", machine.id, OwnerKind.SHARE_SERVER, owner, created)
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Delete the server's machines; Nova then takes its time, so they are seen once more."""
-        self.delete_share_server(context, remnant(self.setting, owned))
+        self.delete_share_server(context, placeholder_server(self.setting, owned))
 
     def _machine(self, work: _Work, network_info: NetworkInfo) -> Server:
         """Return the server's one machine; make it, or remove what is too many."""

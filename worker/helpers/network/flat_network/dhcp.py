@@ -16,7 +16,7 @@ from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_r
 
 from worker.addressing import Pool, network_info, parse_endpoint
 from worker.errors import ErrorCode, Fatal, InvalidRequest, Retryable, StepError
-from worker.helpers.network.base import LeaseBook
+from worker.helpers.network.base import LeaseStore
 from worker.model import DhcpLease, NetworkInfo, RequestContext, Route, ShareNetwork, ShareServer
 from worker.systems.network.dhcp import DhcpServer, Lease, LeaseRefused, Offer, Relay
 from worker.systems.network.dhcp_messages import SERVER_PORT, client_of
@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 class DhcpAddresses:
     """Takes, renews and gives back share servers' leases; all may be repeated after a crash."""
 
-    book: LeaseBook
+    store: LeaseStore
     relay: Relay
 
     def allocate(
@@ -48,7 +48,7 @@ class DhcpAddresses:
         """
         endpoint = _endpoint(share_network)
         server = self._server(context, share_server, endpoint)
-        earlier = {lease.ordinal: lease for lease in self.book.held(share_server.id)}
+        earlier = {lease.ordinal: lease for lease in self.store.held(share_server.id)}
         leases = [
             self._lease(context, server, share_server, ordinal, earlier.get(ordinal))
             for ordinal in range(amount)
@@ -75,7 +75,7 @@ class DhcpAddresses:
             with attempt:
                 offer = server.discover(client, wanted)
                 context.guard()
-                if not self.book.offered(
+                if not self.store.offered(
                     DhcpLease(
                         *(share_server.id, ordinal, str(server), offer.address, client.mac),
                         dhcp_server=offer.server_id,
@@ -98,7 +98,7 @@ class DhcpAddresses:
         :class:`~worker.errors.Retryable` for the first few times that the server is not reached.
         """
         context.guard()
-        leases = self.book.close(share_server.id)
+        leases = self.store.close(share_server.id)
         try:
             for endpoint in sorted({lease.endpoint for lease in leases}):
                 self._server(context, share_server, endpoint).release(
@@ -108,7 +108,7 @@ class DhcpAddresses:
                 )
         except StepError as error:
             context.guard()
-            if self.book.release_failed(share_server.id) < RELEASE_ATTEMPTS:
+            if self.store.release_failed(share_server.id) < RELEASE_ATTEMPTS:
                 raise Retryable(error.message, object=error.object, code=error.code) from error
             _log.warning(
                 "%s The addresses %s of share server %s are left to run out there.",
@@ -117,7 +117,7 @@ class DhcpAddresses:
                 share_server.id,
             )
         context.guard()
-        self.book.remove(share_server.id)
+        self.store.remove(share_server.id)
 
     def renew(self, context: RequestContext, share_server: ShareServer) -> None:
         """Prolong all leases; one that the DHCP server forgot is asked for anew.
@@ -125,7 +125,7 @@ class DhcpAddresses:
         Raises :class:`~worker.errors.Fatal` when the address is lost,
         :class:`~worker.errors.Retryable` when the DHCP server is silent.
         """
-        for lease in self.book.held(share_server.id):
+        for lease in self.store.held(share_server.id):
             server = self._server(context, share_server, lease.endpoint)
             client = client_of(share_server.id, lease.ordinal)
             try:
@@ -144,7 +144,7 @@ class DhcpAddresses:
             self._acknowledged(share_server, lease.ordinal, prolonged)
 
     def _acknowledged(self, share_server: ShareServer, ordinal: int, lease: Lease) -> None:
-        self.book.acknowledged(
+        self.store.acknowledged(
             share_server.id, ordinal, seconds=lease.seconds, renew_after=lease.renew_after
         )
 

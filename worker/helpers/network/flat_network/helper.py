@@ -17,8 +17,8 @@ from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, sh
 from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
 from worker.helpers.network.base import (
     NETWORK_DOMAIN,
-    AddressBook,
     AddressPools,
+    AddressStore,
     NetworkHelper,
     Renewing,
 )
@@ -27,13 +27,13 @@ from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Audit, Options, Setting, remnant
+from worker.plugin import Audit, BackendContext, Options, placeholder_server
 from worker.systems.network.dhcp import Relay
 
 
@@ -90,7 +90,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
     modes: ClassVar[frozenset[DriverMode]] = frozenset({DriverMode.FLAT_MULTI_SVM})
 
     def __init__(
-        self, setting: Setting, options: FlatNetworkOptions, addresses: AddressBook
+        self, setting: BackendContext, options: FlatNetworkOptions, addresses: AddressStore
     ) -> None:
         super().__init__(setting, options, addresses)
         self._domain = f"flat:{options.name or setting.backend}"
@@ -127,10 +127,10 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         taken = self.addresses.take(
             domain, pool.ranges, pool.ip_version, share_server.id, amount_of_ports
         )
-        outside = [address for address in taken if address not in pool.subnet]
-        if outside:
+        external = [address for address in taken if address not in pool.subnet]
+        if external:
             raise Fatal(
-                f"Share server {share_server.id} holds {', '.join(outside)}, which is outside the "
+                f"Share server {share_server.id} holds {', '.join(external)}, which is outside the "
                 f"subnet {pool.subnet}: the subnet was changed while the server was being built; "
                 f"create the share again.",
                 object=f"share_server {share_server.id}",
@@ -152,27 +152,27 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         """Renew the DHCP leases of the share server; a pool's addresses do not run out."""
         self._dhcp.renew(context, share_server)
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - rows need no guard
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - rows need no guard
         """List the addresses and leases that share servers hold, of any backend."""
         for held in self.addresses.holdings():
             if held.domain == self._domain or held.domain.startswith(NETWORK_DOMAIN):
-                yield Owned(
+                yield OwnedResource(
                     "address",
                     f"{held.domain} {held.what}",
                     OwnerKind.SHARE_SERVER,
                     held.share_server_id,
                 )
         for lease in self.addresses.leases.all():
-            yield Owned(
+            yield OwnedResource(
                 "DHCP lease",
                 f"{lease.endpoint} {lease.address}",
                 OwnerKind.SHARE_SERVER,
                 lease.share_server_id,
             )
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Give all of the server's addresses and leases back."""
-        self.deallocate_network(context, remnant(self.setting, owned))
+        self.deallocate_network(context, placeholder_server(self.setting, owned))
 
     def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
         """Return where the share network's servers get addresses from (DESIGN §5)."""
@@ -198,7 +198,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         return self._domain, self._pool
 
 
-def _own_pool(setting: Setting, options: FlatNetworkOptions) -> Pool | None:
+def _own_pool(setting: BackendContext, options: FlatNetworkOptions) -> Pool | None:
     if options.subnet is None:
         superfluous = sorted(options.model_fields_set & {"gateway", "ranges", "reserved"})
         if superfluous:

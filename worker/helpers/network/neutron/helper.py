@@ -22,7 +22,7 @@ from pydantic import Field
 from worker.addressing import Pool, network_info
 from worker.errors import ConfigurationError, ErrorCode, Fatal
 from worker.failpoints import failpoint
-from worker.helpers.network.base import AddressBook, NetworkHelper
+from worker.helpers.network.base import AddressStore, NetworkHelper
 from worker.helpers.network.neutron.managed import (
     DEVICE_OWNER,
     TAG,
@@ -35,14 +35,14 @@ from worker.model import (
     DriverMode,
     NetworkInfo,
     NetworkKind,
-    Owned,
+    OwnedResource,
     OwnerKind,
     RequestContext,
     Route,
     ShareNetwork,
     ShareServer,
 )
-from worker.plugin import Audit, Checked, Options, Setting, remnant
+from worker.plugin import Audit, BackendContext, Checked, Options, placeholder_server
 from worker.systems.openstack.client import OpenStack, Taken, only, seconds
 
 BINDING_FAILED: Final = "binding_failed"
@@ -87,7 +87,9 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
     gives_ports: ClassVar[bool] = True
     options: NeutronOptions
 
-    def __init__(self, setting: Setting, options: NeutronOptions, addresses: AddressBook) -> None:
+    def __init__(
+        self, setting: BackendContext, options: NeutronOptions, addresses: AddressStore
+    ) -> None:
         super().__init__(setting, options, addresses)
         self._flat = setting.mode is DriverMode.FLAT_MULTI_SVM
         _check_options(setting, options, flat=self._flat)
@@ -137,7 +139,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         if not self._flat and share_server.share_network_id is not None:
             self._managed.remove_unused(context, share_server, share_server.share_network_id)
 
-    def owned(self, context: RequestContext) -> Iterator[Owned]:  # noqa: ARG002 - it only reads
+    def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List ports that name their share server, and the networks and routers that we make."""
         about = f"backend {self.setting.backend}"
 
@@ -151,15 +153,15 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         for port in self._neutron.ask("list our ports", find, about=about):
             server_id = _server_of(port)
             if server_id is not None:
-                yield Owned(
+                yield OwnedResource(
                     *("port", port.id, OwnerKind.SHARE_SERVER, server_id),
                     created_at=seconds(port.created_at),
                 )
         yield from self._managed.owned(about)
 
-    def remove_orphan(self, context: RequestContext, owned: Owned) -> None:
+    def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Delete the server's ports; of a share network, the network or router."""
-        server = remnant(self.setting, owned)
+        server = placeholder_server(self.setting, owned)
         if owned.kind == "port":
             for port in self._held(server):
                 self._delete(context, server, port)
@@ -395,7 +397,7 @@ def _size(first: str, last: str) -> int:
     return int(IPAddress(last)) - int(IPAddress(first)) + 1
 
 
-def _check_options(setting: Setting, options: NeutronOptions, *, flat: bool) -> None:
+def _check_options(setting: BackendContext, options: NeutronOptions, *, flat: bool) -> None:
     given = options.model_fields_set
     if flat:
         if options.neutron_net is None:

@@ -23,8 +23,8 @@ from pydantic import Field, field_validator
 
 from worker.errors import ErrorCode, Fatal, NotReady
 from worker.failpoints import failpoint
-from worker.helpers.network.base import AddressBook
-from worker.model import Owned, OwnerKind, RequestContext, ShareNetwork, ShareServer
+from worker.helpers.network.base import AddressStore
+from worker.model import OwnedResource, OwnerKind, RequestContext, ShareNetwork, ShareServer
 from worker.systems.openstack.client import (
     Missing,
     OpenStack,
@@ -123,7 +123,9 @@ def busy(share_network: ShareNetwork) -> NotReady:
 class ManagedNetworks:
     """Makes and removes the networks of share networks."""
 
-    def __init__(self, options: ManagedOptions, neutron: OpenStack, addresses: AddressBook) -> None:
+    def __init__(
+        self, options: ManagedOptions, neutron: OpenStack, addresses: AddressStore
+    ) -> None:
         self._options = options
         self._neutron = neutron
         self._addresses = addresses
@@ -189,7 +191,7 @@ class ManagedNetworks:
             elif _is_mine(network, server) or _is_left(network):
                 self._remove(context, share_network_id, network)
 
-    def owned(self, about: str) -> Iterator[Owned]:
+    def owned(self, about: str) -> Iterator[OwnedResource]:
         """List networks and routers by their names, which they have from the beginning.
 
         One that was never published belongs to the share server that it was made for.
@@ -201,23 +203,25 @@ class ManagedNetworks:
             created = seconds(network.created_at)
             if _is_published(network) or not network.description.startswith(_MADE_FOR):
                 owner = network.name.removeprefix(_PREFIX)
-                yield Owned("network", network.id, OwnerKind.SHARE_NETWORK, owner, created)
+                yield OwnedResource("network", network.id, OwnerKind.SHARE_NETWORK, owner, created)
             else:
                 owner = network.description.removeprefix(_MADE_FOR)
-                yield Owned("network", network.id, OwnerKind.SHARE_SERVER, owner, created)
+                yield OwnedResource("network", network.id, OwnerKind.SHARE_SERVER, owner, created)
         there = {network.id for network in networks}
         routers = self._neutron.ask(
             "list our routers", lambda c: _ours(c, c.network.routers), about=about
         )
         for router in routers:
             if router.description not in there:  # else it goes with its network
-                yield Owned(
+                yield OwnedResource(
                     *("router", router.id, OwnerKind.SHARE_NETWORK),
                     owner_id=router.name.removeprefix(_PREFIX),
                     created_at=seconds(router.created_at),
                 )
 
-    def remove_orphan(self, context: RequestContext, server: ShareServer, owned: Owned) -> None:
+    def remove_orphan(
+        self, context: RequestContext, server: ShareServer, owned: OwnedResource
+    ) -> None:
         """Remove a network as its last server would, or a router whose network is gone.
 
         Raises :class:`~worker.errors.NotReady` while somebody holds a port on the network.
@@ -352,8 +356,8 @@ class ManagedNetworks:
     ) -> None:
         """Give the subnet a router."""
         about, tag = f"share_network {share_network.id}", _tag(share_network.id)
-        outside = self.external_network(about)
-        gateway = {"external_gateway_info": {"network_id": outside.id}} if outside else {}
+        external = self.external_network(about)
+        gateway = {"external_gateway_info": {"network_id": external.id}} if external else {}
 
         def connect(connection: Connection) -> None:
             routers = _routers(connection, network)

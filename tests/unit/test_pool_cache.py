@@ -38,7 +38,7 @@ def _row(name: str) -> dict[str, Any]:
 
 
 def named(cache: PoolCache, *, fresh: bool = True) -> dict[str, Pool]:
-    return {pool.name: pool for pool in cache.snapshot(fresh=fresh)}
+    return {pool.name: pool for pool in cache.pool_table(fresh=fresh)}
 
 
 def test_a_look_takes_in_what_has_changed_and_no_more(engine: Engine) -> None:
@@ -77,11 +77,11 @@ def test_a_choice_that_was_rolled_back_is_forgotten(engine: Engine) -> None:
 
 def test_a_disabled_backend_is_seen_and_one_that_is_not_configured_is_not(engine: Engine) -> None:
     cache, other = PoolCache(engine, 1.0, {"b"}), PoolCache(engine, 1.0, {"c"})
-    assert [pool.offer.enabled for pool in cache.snapshot()] == [True, True]
+    assert [pool.offer.enabled for pool in cache.pool_table()] == [True, True]
     with transaction(engine) as connection:
         connection.execute(update(backends).values(enabled=False))
-    assert [pool.offer.enabled for pool in cache.snapshot(fresh=True)] == [False, False]
-    assert list(other.snapshot()) == []
+    assert [pool.offer.enabled for pool in cache.pool_table(fresh=True)] == [False, False]
+    assert list(other.pool_table()) == []
 
 
 def test_a_pool_that_is_gone_is_forgotten_once_it_was_in_doubt(engine: Engine) -> None:
@@ -90,7 +90,7 @@ def test_a_pool_that_is_gone_is_forgotten_once_it_was_in_doubt(engine: Engine) -
     with transaction(engine) as connection:
         connection.execute(delete(storage_pools).where(storage_pools.c.name == "p1"))
         assert not reserve(connection, pool, 1, 1.0)
-    cache.doubt(pool)
+    cache.invalidate(pool)
     assert list(named(cache)) == ["p2"]
 
 
@@ -100,7 +100,7 @@ def _choose(url: str, size: int) -> int:
     cache = PoolCache(engine, 1.0, {"b"})
     promised = 0
     for _ in range(40):
-        for pool in cache.snapshot():
+        for pool in cache.pool_table():
             with transaction(engine) as connection:
                 if reserve(connection, pool, size, 1.0):
                     cache.chosen(pool, size)

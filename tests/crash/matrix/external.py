@@ -66,7 +66,7 @@ class Things:
     """Share, address, level."""
 
 
-class Outside:
+class ExternalSystem:
     """Reads one deployment: its tables, and the worlds of its backends."""
 
     def __init__(self, engine: Engine, worlds: Sequence[Path]) -> None:
