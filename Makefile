@@ -1,12 +1,14 @@
 # `make run` and `make test` are all that a fresh clone needs; each sets up what is missing.
 .DEFAULT_GOAL := help
-.PHONY: help setup lock outdated run test lint bench crash soak clean
+.PHONY: help setup lock outdated run test coverage lint docs bench crash soak clean
 
 python := .venv/bin/python
 # The longest that a Python module may be.
 lines := 500
 # How many test files run at once: most of their time is waiting.
 processes := 3
+# The tests whose coverage counts.
+measured := tests/unit tests/contract
 
 help:  ## say what there is to make
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -26,8 +28,13 @@ run:  ## the whole way once: a share from a message to files over NFS, and back 
 	@$(python) -m tests.story
 
 test: setup  ## all tests, with real Redis, PostgreSQL and workers
-	$(python) -m pytest tests --ignore tests/crash -n $(processes) --dist loadfile
+	$(python) -m pytest $(measured) -n $(processes) --dist loadfile --cov --cov-report=
+	$(python) -m pytest tests --ignore tests/crash $(measured:%=--ignore %) \
+	    -n $(processes) --dist loadfile
 	$(python) -m pytest tests/crash -m "not whole"
+
+coverage:  ## what the unit and contract tests of the last `make test` ran, against the least allowed
+	.venv/bin/coverage report
 
 # Both parts are done, whatever the first one finds.
 crash: setup  ## kill everything everywhere (QUICK=1: a fair sample of it)
@@ -45,16 +52,21 @@ soak: setup  ## faults at random under load (MINUTES=30, SEED=n to have the same
 bench: setup  ## what a share costs; the figures go to benchmarks/latest.json
 	$(python) -m benchmarks.run
 
-lint: setup  ## ruff, mypy, import contracts, models against migrations, length of modules
+lint: setup  ## ruff, mypy, import contracts, models against migrations, spelling, length of modules
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 	.venv/bin/lint-imports
 	.venv/bin/sharewright db check
+	.venv/bin/typos
 # A migration is one file however long it is.
 	@git ls-files '*.py' ':!worker/db/migrations/versions' | xargs wc -l | awk -v most=$(lines) ' \
 	    $$2 != "total" && $$1 > most { print $$2 ": " $$1 " lines; split it below " most; long = 1 } \
 	    END { exit long }'
+
+docs:  ## the API reference of docs/api, as HTML in build/api; a warning is an error
+	@.ci/setup docs
+	$(python) -m sphinx -q -W --keep-going -E -b html docs/api build/api
 
 clean:  ## remove what was made here (not Debian's packages)
 	rm -rf .venv .run build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache \

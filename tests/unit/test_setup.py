@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from tests.support.services import ROOT
@@ -23,6 +24,7 @@ PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Which extras and groups each file of requirements/ pins, as .ci/lock says too.
 SETS: Final[dict[str, tuple[tuple[str, ...], tuple[str, ...]]]] = {
     "test": (tuple(PROJECT["project"]["optional-dependencies"]), ("dev",)),
+    "docs": (tuple(PROJECT["project"]["optional-dependencies"]), ("docs",)),
     "run": (("embedded",), ("run",)),
     "image": (("flower",), ("build",)),
 }
@@ -112,8 +114,28 @@ def test_every_pin_has_hashes_and_no_registry_is_named(file: Path) -> None:
 
 @pytest.mark.parametrize("name", SETS)
 def test_the_sets_agree_about_versions(name: str) -> None:
-    largest = {str(pin) for pin, _ in pinned("test")}
+    largest = {str(pin) for pin, _ in pinned("docs")}
     assert {str(pin) for pin, _ in pinned(name)} <= largest
+
+
+def test_the_least_coverage_only_goes_up() -> None:
+    history = subprocess.run(
+        ["git", "log", "-p", "--format=", "-G^fail_under", "--", "pyproject.toml"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+    before = [
+        float(figure) for figure in re.findall(r"^[+-]fail_under = (.+)$", history, re.MULTILINE)
+    ]
+    assert PROJECT["tool"]["coverage"]["report"]["fail_under"] >= max(before, default=0)
+
+
+def test_the_hooks_before_a_commit_fetch_nothing() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text())
+    assert [repo["repo"] for repo in hooks["repos"]] == ["local"]
+    assert {hook["language"] for hook in hooks["repos"][0]["hooks"]} == {"system"}
 
 
 class Checkout:
@@ -205,4 +227,4 @@ def test_set_up_refuses_a_purpose_that_it_does_not_know() -> None:
         [str(ROOT / ".ci" / "setup"), "tests"], capture_output=True, text=True, check=False
     )
     assert refused.returncode == 2
-    assert "'tests' is none of: run, test" in refused.stdout
+    assert "'tests' is none of: run, test, docs" in refused.stdout
