@@ -13,10 +13,10 @@ from typing import Any, Final, Self
 
 from celery import Celery
 from sqlalchemy import create_engine
-from tests.crash.matrix.external import ExternalSystem, Finding
 
 from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
+from tests.crash.matrix.external import ExternalSystem, Finding
 from tests.support.services import Process, RedisServer, python, wait_until
 from worker.db.schema import upgrade
 from worker.systems.fake_world import World

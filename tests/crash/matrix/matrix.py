@@ -11,9 +11,8 @@ from contextlib import AsyncExitStack
 from itertools import islice
 from typing import Final
 
-from tests.crash.matrix.external import KINDS
-
 from tests.crash.matrix.cells import RECONCILER_POINT, Cell
+from tests.crash.matrix.external import KINDS
 from tests.crash.matrix.lane import Lane
 from tests.crash.matrix.run import Broken, Run
 from tests.crash.matrix.verbs import play

@@ -13,9 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from tests.crash.matrix.external import Finding
-
 from tests.crash.matrix.cells import RECONCILER_POINT, Cell
+from tests.crash.matrix.external import Finding
 from tests.crash.matrix.lane import LEASE, LOOK_SECONDS, Lane
 
 HANG_SECONDS: Final = 8.0

@@ -12,10 +12,10 @@ from typing import Final
 
 import psutil
 from sqlalchemy import create_engine
-from tests.crash.matrix.external import ExternalSystem, Finding
 
 from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
+from tests.crash.matrix.external import ExternalSystem, Finding
 from tests.crash.matrix.lane import BACKENDS
 from tests.support.services import Process, RedisServer, alive, python, wait_until
 from worker.db.schema import upgrade

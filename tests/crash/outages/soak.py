@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from tests.crash.matrix.external import KINDS, Finding
 
+from tests.crash.matrix.external import KINDS, Finding
 from tests.crash.outages.site import LEASE, Site
 from tests.crash.outages.traffic import PATIENCE, Traffic
 from tests.support.services import PostgresServer, RedisServer
