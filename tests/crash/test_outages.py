@@ -17,7 +17,7 @@ from typing import Any, Final
 import pytest
 
 from tests.crash.outages.site import BOOT_SECONDS, Site
-from tests.crash.outages.traffic import PATIENCE, Traffic, judged
+from tests.crash.outages.traffic import PATIENCE, ended, judged
 from tests.support.services import (
     PostgresServer,
     Process,
@@ -52,12 +52,6 @@ def make_site(
     site = Site(directory, url, redis, **options)
     made.callback(site.close)
     return site.start()
-
-
-def ended(traffic: Traffic, number: int) -> None:
-    """Wait for so many more requests to end well."""
-    wanted = traffic.counts["succeeded"] + number
-    wait_until(lambda: traffic.counts["succeeded"] >= wanted, f"{number} more requests", 90)
 
 
 @pytest.mark.parametrize(

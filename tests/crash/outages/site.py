@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import ClassVar, Final
 
 import psutil
 from sqlalchemy import create_engine
@@ -33,6 +33,15 @@ class Site:
     ``disturbance`` names what is wrong with every process (:mod:`tests.crash.outages.disturbed`).
     """
 
+    settings: ClassVar[Mapping[str, float]] = {
+        "lease": LEASE,
+        "retry_pause": 0.2,
+        "failed_undo_pause": 1.0,
+        "queued_limit": 5.0,
+        "report_interval": 5.0,
+    }
+    """Of the configuration's table ``engine``."""
+
     def __init__(
         self,
         directory: Path,
@@ -50,24 +59,17 @@ class Site:
         self.calm_at = 0.0
         """When the last fault was over; the far future while there is one."""
         self._config = directory / "sharewright.toml"
-        settings = {
-            "lease": LEASE,
-            "retry_pause": 0.2,
-            "failed_undo_pause": 1.0,
-            "queued_limit": 5.0,
-            "report_interval": 5.0,
-            **engine,
-        }
+        settings = {**self.settings, **engine}
         lines = "\n".join(f"{name} = {value}" for name, value in settings.items())
         self._config.write_text(
             f'state_dir = "{directory}"\n[database]\nurl = "{database_url}"\n'
             f'[broker]\nurl = "{redis.url()}"\nresult_backend = "{redis.url(1)}"\n'
             f"[engine]\n{lines}\n{BACKENDS}"
         )
-        upgrade(database_url)
+        self.env = {"SHAREWRIGHT_CONFIG": str(self._config)}
+        self.migrate(database_url)
         worlds = [World(directory / "backends" / mode / "world.db").path for mode in MODES]
         self.external = ExternalSystem(create_engine(database_url, pool_pre_ping=True), worlds)
-        self.env = {"SHAREWRIGHT_CONFIG": str(self._config)}
         self.launcher = Process(
             python(
                 "tests.crash.outages.disturbed",
@@ -77,9 +79,18 @@ class Site:
             env=self.env,
         )
 
+    def migrate(self, database_url: str) -> None:
+        """Create the tables."""
+        upgrade(database_url)
+
     def start(self) -> Site:
-        """Start all; wait until every backend has reported, and make a share type a mode."""
+        """Start all; wait until every backend has reported, and create a share type a mode."""
         self.launcher.start()
+        self.create_share_types()
+        return self
+
+    def create_share_types(self) -> None:
+        """Create a share type a mode, once every backend has reported."""
         wait_until(self._reported, "every backend has reported", BOOT_SECONDS)
         client = self.client()
         for mode in MODES:
@@ -87,7 +98,6 @@ class Site:
             payload = {"version": 1, "context": {"project_id": "admin"}, **wanted}
             client.submit("create_share_type", payload, admin=True, timeout=BOOT_SECONDS)
         client.close()
-        return self
 
     def _reported(self) -> bool:
         rows = self.external.rows("SELECT name FROM backends WHERE reported_at IS NOT NULL")

@@ -19,6 +19,7 @@ from sqlalchemy.exc import DBAPIError
 from scheduler.client import NotHeard
 from tests.crash.matrix.cells import FLAT, MODES, SINGLE
 from tests.crash.outages.site import Site
+from tests.support.services import wait_until
 from worker.errors import RequestFailed
 
 UNHEARD: Final = (NotHeard, OperationalError, RedisError, OSError)
@@ -189,6 +190,12 @@ class Traffic:
         self._pool.shutdown(cancel_futures=True)
         for one in self.producers:
             one.close()
+
+
+def ended(traffic: Traffic, number: int) -> None:
+    """Wait for so many more requests to end well."""
+    wanted = traffic.counts["succeeded"] + number
+    wait_until(lambda: traffic.counts["succeeded"] >= wanted, f"{number} more requests", 90)
 
 
 @contextmanager
