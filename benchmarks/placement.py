@@ -23,6 +23,7 @@ from worker.db.core.engine import db_now, engine_for, transaction
 from worker.db.schema import upgrade
 from worker.db.tables.main import backends, storage_pools
 from worker.model import DriverMode, NetworkKind
+from worker.tasks.sagas import SAGAS
 
 POOLS = (10, 1_000, 10_000)
 A_BACKEND = 10
@@ -103,7 +104,15 @@ def _choose(config: Config, cache: PoolCache, choices: int) -> float:
     def choose() -> None:
         with transaction(cache.engine) as connection:
             acceptance = Acceptance(
-                connection, config, cache, VERBS["create_share"], None, "", "", is_admin=False
+                connection,
+                config,
+                SAGAS,
+                cache,
+                VERBS["create_share"],
+                None,
+                "",
+                "",
+                is_admin=False,
             )
             _place(acceptance, WANTED)
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 from celery import Celery
 from celery.app.task import Task
 
-from scheduler.acceptance.accept import Handler, accept, is_taken
+from scheduler.acceptance.accept import Handler, is_taken, take_in
 from scheduler.acceptance.handlers import HANDLERS
 from scheduler.placement.pool_cache import PoolCache, cache_for
 from scheduler.queries.reads import READS
@@ -101,7 +101,7 @@ def _take(
 
         context = asked.context
         with about(operation=message.id, request=context.request_id, project=context.project_id):
-            accepted = accept(
+            accepted = take_in(
                 runtime,
                 pools,
                 verb,

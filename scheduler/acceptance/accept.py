@@ -28,16 +28,22 @@ from scheduler.requests.base import Payload, Verb
 from worker.config import Config
 from worker.db.core.engine import db_now, insert_into, is_passing, transaction
 from worker.db.core.prepared import Prepared
-from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
 from worker.db.tables.main import operation_aliases
 from worker.db.tables.main import operations as operations_table
+from worker.engine.accept import (
+    AlreadyAccepted,
+    Begin,
+    Completed,
+    OperationRequest,
+    accept,
+    accept_completed,
+)
 from worker.engine.job import Runtime
-from worker.errors import Conflict, ErrorCode, InvalidRequest, Refused
+from worker.engine.saga import Saga
+from worker.errors import ErrorCode, InvalidRequest, Refused
 from worker.failpoints import failpoint
-from worker.messaging.queues import queue_for
 from worker.model import OperationState
-from worker.tasks.sagas import SAGAS
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS: Final = 30
@@ -52,6 +58,7 @@ class Acceptance:
 
     connection: Connection
     config: Config
+    sagas: Mapping[str, Saga]
     pools: PoolCache
     verb: Verb
     request: Any
@@ -69,90 +76,30 @@ class Acceptance:
         """On whose behalf."""
         return str(self.request.context.project_id)
 
-    def begin(
-        self,
-        saga: str,
-        *,
-        resource: tuple[str, str],
-        backend: str,
-        payload: Mapping[str, Any] | None = None,
-        is_new: bool = False,
-    ) -> None:
-        """Accept an operation with steps; behind another on the same object it is queued.
-
-        The caller holds the object's row, so that two requests see one another.
-        """
-        kind, object_id = resource
-        busy = not is_new and operations.is_busy(self.connection, kind, object_id)
-        if busy:
-            self._check_room(kind, object_id)
-        values = self._values(kind, object_id)
-        values.update(
-            saga=saga,
-            saga_version=SAGAS[saga].version,
-            backend=backend,
-            queue=queue_for(self.config, backend),
-            task=SAGAS[saga].steps[0].do.name,
-        )
-        values["payload"].update(payload or {})
-        dispatch = operations.accept(
-            self.connection, values, running=not busy, republish_after=self.config.engine.lease
-        )
-        if dispatch is None:
-            raise _SentTwice
-        if not busy:
-            self.dispatches.append(dispatch)
-
-    def finish(self, resource: tuple[str, str], result: Mapping[str, Any]) -> None:
-        """Accept an operation that its own rows complete."""
-        kind, object_id = resource
-        accepted = operations.accept_done(
-            self.connection,
-            {**self._values(kind, object_id), "saga": ""},
-            result,
-            store_again=self.config.engine.lease,
-        )
-        if not accepted:
-            raise _SentTwice
-        self.ended.append((self.operation_id, result, None))
-
-    def _check_room(self, kind: str, object_id: str) -> None:
-        limit = self.config.engine.max_queued_operations
-        if operations.pending(self.connection, kind, object_id) >= limit:
-            raise Conflict(
-                f"{kind} {object_id} has {limit} operations queued already; send this one again "
-                f"when some have ended.",
-                object=f"{kind} {object_id}",
-                code=ErrorCode.TOO_MANY_QUEUED,
-            )
-
-    def _values(self, kind: str, object_id: str) -> dict[str, Any]:
+    @property
+    def origin(self) -> OperationRequest:
+        """The operation that the request asks for."""
         context = self.request.context
-        return {
-            "id": self.operation_id,
-            "project_id": context.project_id,
-            "user_id": context.user_id,
-            "request_id": context.request_id,
-            "verb": self.verb.name,
-            "resource_kind": kind,
-            "resource_id": object_id,
-            "payload": self.request.model_dump(
+        return OperationRequest(
+            operation_id=self.operation_id,
+            verb=self.verb.name,
+            project_id=context.project_id,
+            user_id=context.user_id,
+            request_id=context.request_id,
+            payload=self.request.model_dump(
                 mode="json",
                 exclude={"context", "version", "idempotency_key", *self.request.secret_fields},
             ),
-            "payload_digest": self.digest,
-            "idempotency_key": self.request.idempotency_key,
-        }
+            payload_digest=self.digest,
+            idempotency_key=self.request.idempotency_key,
+        )
 
 
-class _SentTwice(Exception):
-    """The operation's id or key was accepted by another process a moment ago."""
+Handler = Callable[[Acceptance], Begin | Completed]
+"""Writes what a request changes in the open transaction; returns the operation that it comes to."""
 
 
-Handler = Callable[[Acceptance], None]
-
-
-def accept(
+def take_in(
     runtime: Runtime,
     pools: PoolCache,
     verb: Verb,
@@ -188,7 +135,7 @@ def accept(
 
 def _is_race(error: BaseException) -> bool:
     # Two requests on one object, or one request twice: the constraint let one through.
-    return isinstance(error, (_SentTwice, IntegrityError))
+    return isinstance(error, (AlreadyAccepted, IntegrityError))
 
 
 @retry(
@@ -216,7 +163,15 @@ def _commit(  # noqa: PLR0917 - the two halves of one function, around tenacity
 ) -> Acceptance | None:
     with transaction(runtime.engine) as connection:
         acceptance = Acceptance(
-            connection, runtime.config, pools, verb, request, operation_id, digest, is_admin
+            connection,
+            runtime.config,
+            runtime.sagas,
+            pools,
+            verb,
+            request,
+            operation_id,
+            digest,
+            is_admin,
         )
         known = _known(connection, request, operation_id)
         if known is None:
@@ -228,12 +183,25 @@ def _commit(  # noqa: PLR0917 - the two halves of one function, around tenacity
 
 
 def _handle(acceptance: Acceptance, handler: Handler) -> None:
+    connection, config = acceptance.connection, acceptance.config
     try:
-        handler(acceptance)
+        answer = handler(acceptance)
+        if isinstance(answer, Completed):
+            accept_completed(connection, config, acceptance.origin, answer)
+            acceptance.ended.append((acceptance.operation_id, answer.result, None))
+        else:
+            acceptance.dispatches += accept(
+                connection,
+                config,
+                acceptance.sagas,
+                acceptance.origin,
+                answer,
+                max_queued=config.engine.max_queued_operations,
+            )
     except Refused:
         # The very same request, accepted by another process a moment ago, may be the reason.
         if _known(acceptance.connection, acceptance.request, acceptance.operation_id) is not None:
-            raise _SentTwice from None
+            raise AlreadyAccepted from None
         raise
 
 

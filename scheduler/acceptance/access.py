@@ -11,13 +11,14 @@ from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.access import AllowAccess, DenyAccess
 from worker.db.core.engine import db_now
 from worker.db.tables.main import access_rules, shares
+from worker.engine.accept import Begin
 from worker.errors import Conflict
 from worker.model import AccessState
 
 _LEAVING = (AccessState.QUEUED_TO_DENY.value, AccessState.DENYING.value)
 
 
-def allow(acceptance: Acceptance) -> None:
+def allow(acceptance: Acceptance) -> Begin:
     """Write the rule and begin (or queue) handing the new set to the driver."""
     request: AllowAccess = acceptance.request
     connection = acceptance.connection
@@ -54,15 +55,15 @@ def allow(acceptance: Acceptance) -> None:
             updated_at=db_now(),
         )
     )
-    acceptance.begin(
+    return Begin(
         "allow_access",
-        resource=("share", share.id),
-        backend=share.backend,
+        ("share", share.id),
+        share.backend,
         payload={"access_id": rule_id, "generation": generation},
     )
 
 
-def deny(acceptance: Acceptance) -> None:
+def deny(acceptance: Acceptance) -> Begin:
     """Mark the rule and begin (or queue) handing the set without it to the driver."""
     request: DenyAccess = acceptance.request
     connection = acceptance.connection
@@ -79,10 +80,10 @@ def deny(acceptance: Acceptance) -> None:
         .where(access_rules.c.id == row.id)
         .values(state=AccessState.QUEUED_TO_DENY.value, generation=generation, updated_at=db_now())
     )
-    acceptance.begin(
+    return Begin(
         "deny_access",
-        resource=("share", share.id),
-        backend=share.backend,
+        ("share", share.id),
+        share.backend,
         payload={"generation": generation},
     )
 

@@ -9,32 +9,33 @@ from sqlalchemy import Row, update
 from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.backends import BackendOnly, DisableBackend
 from worker.db.tables.main import backends
+from worker.engine.accept import Begin, Completed
 from worker.errors import NotFound
 from worker.tasks.orphans import NAME as AUDIT
 
 
-def disable_backend(acceptance: Acceptance) -> None:
+def disable_backend(acceptance: Acceptance) -> Completed:
     """Take a backend out of placement."""
     request: DisableBackend = acceptance.request
     row = _set_enabled(acceptance, request.backend, enabled=False, reason=request.reason)
-    acceptance.finish(("backend", row.name), _state(row))
+    return Completed(("backend", row.name), _state(row))
 
 
-def enable_backend(acceptance: Acceptance) -> None:
+def enable_backend(acceptance: Acceptance) -> Completed:
     """Let a backend be chosen again."""
     request: BackendOnly = acceptance.request
     row = _set_enabled(acceptance, request.backend, enabled=True, reason="")
-    acceptance.finish(("backend", row.name), _state(row))
+    return Completed(("backend", row.name), _state(row))
 
 
-def audit_backend(acceptance: Acceptance) -> None:
+def audit_backend(acceptance: Acceptance) -> Begin:
     """Begin (or queue) the audit of a backend."""
     name = acceptance.request.backend
     if name not in acceptance.config.backends:
         raise NotFound(
             f"No backend {name} is configured.", object=f"backend {name}", field="backend"
         )
-    acceptance.begin(AUDIT, resource=("backend", name), backend=name)
+    return Begin(AUDIT, ("backend", name), name)
 
 
 def _state(row: Row[Any]) -> dict[str, Any]:

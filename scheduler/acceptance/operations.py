@@ -16,11 +16,11 @@ from worker.db.operations import store as operations
 from worker.db.operations.values import Operation, dispatch_of
 from worker.db.tables.main import operation_aliases
 from worker.db.tables.main import operations as operations_table
+from worker.engine.accept import Completed
 from worker.engine.job import StepTransaction
 from worker.errors import Conflict, ErrorCode, NotFound
 from worker.model import OperationState, Phase
 from worker.tasks.giving_up import force_close
-from worker.tasks.sagas import SAGAS
 
 _o = operations_table.c
 _S = OperationState
@@ -33,7 +33,7 @@ _ENDED = {
 }
 
 
-def cancel(acceptance: Acceptance) -> None:
+def cancel(acceptance: Acceptance) -> Completed:
     """Undo an operation from where it stands, also while a step runs."""
     row = _held(acceptance)
     state = _S(row.state)
@@ -41,7 +41,7 @@ def cancel(acceptance: Acceptance) -> None:
         raise _refused(row, "is being undone already")
     if state is _S.COMPENSATION_FAILED:
         raise _refused(row, "could not be undone or deleted; retry it, or give it up")
-    saga = SAGAS.get(row.saga)
+    saga = acceptance.sagas.get(row.saga)
     if saga is None:
         raise _refused(row, "is of a newer version; its own scheduler has to cancel it")
     step = saga.steps[row.position]
@@ -61,10 +61,10 @@ def cancel(acceptance: Acceptance) -> None:
             republish_after=acceptance.config.engine.lease,
         )
     )
-    acceptance.finish(("operation", row.id), {"id": row.id, "state": row.state, "cancelled": True})
+    return Completed(("operation", row.id), {"id": row.id, "state": row.state, "cancelled": True})
 
 
-def retry(acceptance: Acceptance) -> None:
+def retry(acceptance: Acceptance) -> Completed:
     """Have an operation that waits for its next attempt tried now."""
     row = _held(acceptance)
     if row.state == _S.PENDING:
@@ -77,10 +77,10 @@ def retry(acceptance: Acceptance) -> None:
     if rung is None:
         raise _refused(row, "is under way already")
     acceptance.dispatches.append(dispatch_of(rung))
-    acceptance.finish(("operation", row.id), {"id": row.id, "state": row.state, "task": row.task})
+    return Completed(("operation", row.id), {"id": row.id, "state": row.state, "task": row.task})
 
 
-def give_up(acceptance: Acceptance) -> None:
+def give_up(acceptance: Acceptance) -> Completed:
     """End an operation that could not be undone; what may be left is on record."""
     row = _held(acceptance)
     if row.state != _S.COMPENSATION_FAILED:
@@ -88,12 +88,12 @@ def give_up(acceptance: Acceptance) -> None:
     connection, config = acceptance.connection, acceptance.config
     operation = operations.find(connection, row.id)
     assert operation is not None, "its row is held"
-    tx = StepTransaction(connection, operation, config)
+    tx = StepTransaction(connection, operation, config, acceptance.sagas)
     left = force_close(tx)
     message = f"Given up by an operator; outside may be left: {', '.join(left) or 'nothing'}."
     _conclude(acceptance, operation, message)
     acceptance.dispatches.extend(tx.dispatches)
-    acceptance.finish(
+    return Completed(
         ("operation", row.id),
         {"id": row.id, "state": str(_S.GIVEN_UP), "may_be_left": left},
     )

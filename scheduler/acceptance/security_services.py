@@ -28,6 +28,7 @@ from worker.db.tables.main import (
     share_servers,
     shares,
 )
+from worker.engine.accept import Completed
 from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.model import SecurityServiceType, ServerStatus, ShareStatus
 from worker.sealing import Keys
@@ -37,7 +38,7 @@ _c = security_services.c
 _a = share_network_security_services.c
 
 
-def create(acceptance: Acceptance) -> None:
+def create(acceptance: Acceptance) -> Completed:
     """Write the security service, its password as it was sealed."""
     request: CreateSecurityService = acceptance.request
     values = request.columns()
@@ -57,10 +58,10 @@ def create(acceptance: Acceptance) -> None:
         .returning(*_c)
     ).one()
     _check_key(acceptance, request)
-    acceptance.finish(("security_service", row.id), shown(row))
+    return Completed(("security_service", row.id), shown(row))
 
 
-def change(acceptance: Acceptance) -> None:
+def change(acceptance: Acceptance) -> Completed:
     """Describe it anew; give it other contents while no share server was built with them."""
     request: UpdateSecurityService = acceptance.request
     row = _held(acceptance, request.security_service_id)
@@ -91,10 +92,10 @@ def change(acceptance: Acceptance) -> None:
     if values:
         for network in networks:
             security.note_key(acceptance.connection, network.id)
-    acceptance.finish(("security_service", row.id), shown(changed))
+    return Completed(("security_service", row.id), shown(changed))
 
 
-def delete(acceptance: Acceptance) -> None:
+def delete(acceptance: Acceptance) -> Completed:
     """Remove a security service that is on no share network."""
     connection = acceptance.connection
     row = _held(acceptance, acceptance.request.security_service_id)
@@ -109,10 +110,10 @@ def delete(acceptance: Acceptance) -> None:
             field="security_service_id",
         )
     connection.execute(sql_delete(security_services).where(_c.id == row.id))
-    acceptance.finish(("security_service", row.id), {"id": row.id, "status": "deleted"})
+    return Completed(("security_service", row.id), {"id": row.id, "status": "deleted"})
 
 
-def add(acceptance: Acceptance) -> None:
+def add(acceptance: Acceptance) -> Completed:
     """Let the share servers that a share network will get use a security service."""
     request: AddSecurityService = acceptance.request
     connection = acceptance.connection
@@ -141,10 +142,10 @@ def add(acceptance: Acceptance) -> None:
             share_network_id=network.id, type=row.type, security_service_id=row.id
         )
     )
-    _finish(acceptance, network.id)
+    return _finish(acceptance, network.id)
 
 
-def remove(acceptance: Acceptance) -> None:
+def remove(acceptance: Acceptance) -> Completed:
     """Let the share servers that a share network will get do without a security service."""
     request: RemoveSecurityService = acceptance.request
     network = changeable(acceptance)
@@ -160,16 +161,16 @@ def remove(acceptance: Acceptance) -> None:
         )
     _check_unused(acceptance, network.id, "no security service can be removed")
     acceptance.connection.execute(sql_delete(share_network_security_services).where(added))
-    _finish(acceptance, network.id)
+    return _finish(acceptance, network.id)
 
 
 def _held(acceptance: Acceptance, service_id: str) -> Row[Any]:
     return lookup.security_service(acceptance.connection, service_id, acceptance.project_id)
 
 
-def _finish(acceptance: Acceptance, network_id: str) -> None:
+def _finish(acceptance: Acceptance, network_id: str) -> Completed:
     row = security.note_key(acceptance.connection, network_id)
-    acceptance.finish(("share_network", network_id), shown(row))
+    return Completed(("share_network", network_id), shown(row))
 
 
 def _check_key(

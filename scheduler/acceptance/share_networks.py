@@ -21,6 +21,7 @@ from worker.db.tables.main import (
     share_servers,
     shares,
 )
+from worker.engine.accept import Completed
 from worker.errors import Conflict, Forbidden, NotFound
 from worker.messaging.queues import ADMIN_REQUESTS
 from worker.model import OperationState, OwnerKind
@@ -31,7 +32,7 @@ _n = share_networks.c
 _added: Final = share_network_security_services
 
 
-def create(acceptance: Acceptance) -> None:
+def create(acceptance: Acceptance) -> Completed:
     """Write the share network; its options were checked against each other."""
     request: CreateShareNetwork = acceptance.request
     if request.is_public and not acceptance.is_admin:
@@ -55,10 +56,10 @@ def create(acceptance: Acceptance) -> None:
         )
         .returning(*_n)
     ).one()
-    acceptance.finish(("share_network", row.id), shown(row))
+    return Completed(("share_network", row.id), shown(row))
 
 
-def change(acceptance: Acceptance) -> None:
+def change(acceptance: Acceptance) -> Completed:
     """Describe a share network anew; give an unused one other options."""
     request: UpdateShareNetwork = acceptance.request
     row = changeable(acceptance)
@@ -66,10 +67,10 @@ def change(acceptance: Acceptance) -> None:
     if request.options_given:
         _check_unused(acceptance, row, then="its options stay as they are until these are deleted")
         values.update(request.columns())
-    _finish(acceptance, row, **values)
+    return _finish(acceptance, row, **values)
 
 
-def delete(acceptance: Acceptance) -> None:
+def delete(acceptance: Acceptance) -> Completed:
     """Remove a share network that nothing refers to."""
     connection = acceptance.connection
     row = changeable(acceptance)
@@ -81,15 +82,15 @@ def delete(acceptance: Acceptance) -> None:
     connection.execute(sql_delete(_added).where(_added.c.share_network_id == row.id))
     connection.execute(sql_delete(share_networks).where(_n.id == row.id))
     addresses.forget(connection, f"share_network:{row.id}")
-    acceptance.finish(("share_network", row.id), {"id": row.id, "status": "deleted"})
+    return Completed(("share_network", row.id), {"id": row.id, "status": "deleted"})
 
 
-def publish(acceptance: Acceptance) -> None:
+def publish(acceptance: Acceptance) -> Completed:
     """Let every project see and use a share network."""
-    _finish(acceptance, changeable(acceptance), is_public=True)
+    return _finish(acceptance, changeable(acceptance), is_public=True)
 
 
-def unpublish(acceptance: Acceptance) -> None:
+def unpublish(acceptance: Acceptance) -> Completed:
     """Give a share network back to its project, unless another one uses it."""
     row = changeable(acceptance)
     _check_not_default(row, to="made private")
@@ -99,10 +100,10 @@ def unpublish(acceptance: Acceptance) -> None:
         then="it stays public until these, of other projects, are deleted",
         but_for=row.project_id,
     )
-    _finish(acceptance, row, is_public=False)
+    return _finish(acceptance, row, is_public=False)
 
 
-def set_default(acceptance: Acceptance) -> None:
+def set_default(acceptance: Acceptance) -> Completed:
     """Make a public share network the one for requests that name none, instead of another."""
     row = changeable(acceptance)
     if not row.is_public:
@@ -117,10 +118,10 @@ def set_default(acceptance: Acceptance) -> None:
         .where(_n.is_default, _n.id != row.id)
         .values(is_default=False, updated_at=db_now())
     )
-    _finish(acceptance, row, is_default=True)
+    return _finish(acceptance, row, is_default=True)
 
 
-def unset_default(acceptance: Acceptance) -> None:
+def unset_default(acceptance: Acceptance) -> Completed:
     """Let requests that name no share network have none again."""
     row = changeable(acceptance)
     if not row.is_default:
@@ -129,7 +130,7 @@ def unset_default(acceptance: Acceptance) -> None:
             object=f"share network {row.id}",
             field="share_network_id",
         )
-    _finish(acceptance, row, is_default=False)
+    return _finish(acceptance, row, is_default=False)
 
 
 def changeable(acceptance: Acceptance) -> Row[Any]:
@@ -161,14 +162,14 @@ def changeable(acceptance: Acceptance) -> Row[Any]:
     return row
 
 
-def _finish(acceptance: Acceptance, row: Row[Any], **values: Any) -> None:
+def _finish(acceptance: Acceptance, row: Row[Any], **values: Any) -> Completed:
     changed = acceptance.connection.execute(
         update(share_networks)
         .where(_n.id == row.id)
         .values(**values, updated_at=db_now())
         .returning(*_n)
     ).one()
-    acceptance.finish(("share_network", row.id), shown(changed))
+    return Completed(("share_network", row.id), shown(changed))
 
 
 def _check_not_default(row: Row[Any], *, to: str) -> None:

@@ -12,6 +12,7 @@ from scheduler.requests.share_servers import EnsureShareServers
 from worker.db.share_servers import health
 from worker.db.share_servers import store as servers
 from worker.db.tables.main import share_servers
+from worker.engine.accept import Begin, Completed
 from worker.errors import Conflict, NotFound
 from worker.model import DriverMode, ServerStatus
 from worker.tasks import repairs
@@ -21,7 +22,7 @@ _DELETABLE: Final = (ServerStatus.ACTIVE, ServerStatus.ERROR, ServerStatus.ERROR
 _s = share_servers.c
 
 
-def delete(acceptance: Acceptance) -> None:
+def delete(acceptance: Acceptance) -> Begin:
     """Begin the deletion of a share server that no share is on, also of one in error."""
     row = lookup.share_server(acceptance.connection, acceptance.request.share_server_id)
     if row.shares:
@@ -37,17 +38,17 @@ def delete(acceptance: Acceptance) -> None:
     acceptance.dispatches.extend(
         repairs.cancel(acceptance.connection, acceptance.config, resource, because)
     )
-    acceptance.begin(CLEAN_UP, resource=resource, backend=row.backend)
+    return Begin(CLEAN_UP, resource, row.backend)
 
 
-def ensure(acceptance: Acceptance) -> None:
+def ensure(acceptance: Acceptance) -> Completed:
     """Begin an operation for every active server that is meant; it starts one for every share."""
     request: EnsureShareServers = acceptance.request
     backends = _backends(acceptance, request)
     rows = _meant(acceptance, request, backends)
     predefined = [] if request.share_server_id else _predefined(acceptance, backends)
     context = request.context
-    asker = repairs.Asker(context.project_id, context.user_id, context.request_id)
+    requester = repairs.Requester(context.project_id, context.user_id, context.request_id)
     started = []
     for resource, backend in [
         *((("share_server", row.id), row.backend) for row in rows),
@@ -56,14 +57,13 @@ def ensure(acceptance: Acceptance) -> None:
         one = repairs.start(
             acceptance.connection,
             acceptance.config,
-            repairs.ENSURE_SERVER,
-            resource,
-            backend=backend,
-            asker=asker,
+            acceptance.sagas,
+            Begin(repairs.ENSURE_SERVER, resource, backend),
+            requester=requester,
         )
         acceptance.dispatches.extend(one.dispatches)
         started.append(one.operation_id)
-    acceptance.finish(
+    return Completed(
         ("share_servers", request.share_server_id or "several"), {"operations": started}
     )
 

@@ -14,11 +14,12 @@ from scheduler.requests.share_types import CreateShareType
 from worker.db.core.engine import db_now
 from worker.db.documents import shown
 from worker.db.tables.main import share_networks, share_types, shares
+from worker.engine.accept import Completed
 from worker.errors import Conflict, InvalidRequest, NotFound
 from worker.model import DriverMode
 
 
-def create_share_type(acceptance: Acceptance) -> None:
+def create_share_type(acceptance: Acceptance) -> Completed:
     """Write a share type under a name that is not taken."""
     request: CreateShareType = acceptance.request
     connection = acceptance.connection
@@ -43,7 +44,7 @@ def create_share_type(acceptance: Acceptance) -> None:
         )
         .returning(*share_types.c)
     ).one()
-    acceptance.finish(("share_type", row.id), shown(row))
+    return Completed(("share_type", row.id), shown(row))
 
 
 def _check_network(acceptance: Acceptance, request: CreateShareType) -> None:
@@ -67,7 +68,7 @@ def _check_network(acceptance: Acceptance, request: CreateShareType) -> None:
         )
 
 
-def delete_share_type(acceptance: Acceptance) -> None:
+def delete_share_type(acceptance: Acceptance) -> Completed:
     """Remove a share type that no share has."""
     connection = acceptance.connection
     row = lookup.share_type(connection, acceptance.request.share_type)
@@ -80,4 +81,4 @@ def delete_share_type(acceptance: Acceptance) -> None:
             object=f"share type {row.id}",
         )
     connection.execute(delete(share_types).where(share_types.c.id == row.id))
-    acceptance.finish(("share_type", row.id), {"id": row.id, "status": "deleted"})
+    return Completed(("share_type", row.id), {"id": row.id, "status": "deleted"})

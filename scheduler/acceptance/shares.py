@@ -21,6 +21,7 @@ from worker.db.operations import store as operations
 from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
 from worker.db.tables.main import operations as operations_table
+from worker.engine.accept import Begin
 from worker.errors import Conflict, ErrorCode, InvalidRequest
 from worker.model import NetworkKind, OperationState, ShareStatus
 from worker.tasks import repairs
@@ -42,7 +43,7 @@ _INSERT = Prepared(
 )
 
 
-def create(acceptance: Acceptance) -> None:
+def create(acceptance: Acceptance) -> Begin:
     """Choose a backend, reserve, write the share, and begin its creation."""
     request: CreateShare = acceptance.request
     connection = acceptance.connection
@@ -84,7 +85,7 @@ def create(acceptance: Acceptance) -> None:
         export_locations=[],
     )
     saga = "create_share" if on_server else "create_share_single_svm"
-    acceptance.begin(saga, resource=("share", share_id), backend=pool.backend, is_new=True)
+    return Begin(saga, ("share", share_id), pool.backend, at_once=True)
 
 
 def _source(acceptance: Acceptance, request: CreateShare) -> Row[Any] | None:
@@ -182,7 +183,7 @@ def _place(acceptance: Acceptance, wanted: PlacementRequest) -> Pool:
     raise no_capacity(wanted, {"every pool": "was taken by other requests meanwhile"})
 
 
-def delete(acceptance: Acceptance) -> None:
+def delete(acceptance: Acceptance) -> Begin:
     """Overtake what is queued, cancel a create, and begin (or queue) the deletion."""
     connection = acceptance.connection
     row = lookup.share(connection, acceptance.request.share_id, acceptance.project_id)
@@ -207,7 +208,7 @@ def delete(acceptance: Acceptance) -> None:
         repairs.cancel(connection, acceptance.config, ("share", row.id), because)
     )
     shares.set_share(connection, row.id, ShareStatus.DELETING)
-    acceptance.begin("delete_share", resource=("share", row.id), backend=row.backend)
+    return Begin("delete_share", ("share", row.id), row.backend)
 
 
 def _check_unused(acceptance: Acceptance, row: Row[Any]) -> None:
@@ -247,7 +248,7 @@ def _cancel_create(acceptance: Acceptance, row: Row[Any]) -> None:
     )
 
 
-def extend(acceptance: Acceptance) -> None:
+def extend(acceptance: Acceptance) -> Begin:
     """Begin (or queue) making a share larger; capacity is reserved by the step."""
     request: ExtendShare = acceptance.request
     _check_size(acceptance, request.new_size, "new_size")
@@ -259,4 +260,4 @@ def extend(acceptance: Acceptance) -> None:
             object=f"share {row.id}",
             field="new_size",
         )
-    acceptance.begin("extend_share", resource=("share", row.id), backend=row.backend)
+    return Begin("extend_share", ("share", row.id), row.backend)

@@ -13,11 +13,12 @@ from worker.db import snapshots
 from worker.db.core.engine import db_now
 from worker.db.tables import main as tables
 from worker.db.tables.main import shares
+from worker.engine.accept import Begin
 from worker.errors import Conflict
 from worker.model import ShareStatus, SnapshotStatus
 
 
-def create(acceptance: Acceptance) -> None:
+def create(acceptance: Acceptance) -> Begin:
     """Write the snapshot and begin (or queue) its creation."""
     request: CreateSnapshot = acceptance.request
     connection = acceptance.connection
@@ -38,15 +39,15 @@ def create(acceptance: Acceptance) -> None:
             updated_at=db_now(),
         )
     )
-    acceptance.begin(
+    return Begin(
         "create_snapshot",
-        resource=("share", share.id),
-        backend=share.backend,
+        ("share", share.id),
+        share.backend,
         payload={"snapshot_id": snapshot_id},
     )
 
 
-def delete(acceptance: Acceptance) -> None:
+def delete(acceptance: Acceptance) -> Begin:
     """Begin (or queue) a snapshot's deletion, unless a share is being made from it."""
     connection = acceptance.connection
     snapshot = lookup.snapshot(connection, acceptance.request.snapshot_id, acceptance.project_id)
@@ -64,4 +65,4 @@ def delete(acceptance: Acceptance) -> None:
         )
     share = lookup.share(connection, snapshot.share_id, acceptance.project_id)
     snapshots.set_snapshot(connection, snapshot.id, SnapshotStatus.DELETING)
-    acceptance.begin("delete_snapshot", resource=("share", share.id), backend=share.backend)
+    return Begin("delete_snapshot", ("share", share.id), share.backend)

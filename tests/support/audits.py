@@ -31,7 +31,7 @@ from worker.model import (
 )
 from worker.tasks.audit import start_audit
 from worker.tasks.orphans import NAME
-from worker.tasks.sagas import ACTIONS
+from worker.tasks.sagas import ACTIONS, SAGAS
 
 GRACE = 900.0
 CONTEXT = RequestContext("p1")
@@ -68,7 +68,8 @@ class AuditBench:
     def begin(self, *, repair: bool) -> Any:
         """Accept an audit and no more."""
         with transaction(self.engine) as connection:
-            return start_audit(connection, self.config, self.backend, repair=repair)
+            dispatches = start_audit(connection, self.config, SAGAS, self.backend, repair=repair)
+            return dispatches[0] if dispatches else None
 
     def audit(self, *, repair: bool = False) -> dict[str, Any]:
         """One whole audit; return its result."""

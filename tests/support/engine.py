@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import insert, select, update
 
-from scheduler.acceptance.accept import accept
+from scheduler.acceptance.accept import take_in
 from scheduler.acceptance.handlers import HANDLERS
 from scheduler.placement.pool_cache import cache_for
 from scheduler.requests.base import digest, parse
@@ -55,7 +55,7 @@ class EngineBench(AuditBench):
         """Take a request in, as the scheduler does; return the operation's id."""
         known, operation_id = VERBS[verb], str(uuid.uuid4())
         request = parse(known, {"version": 1, "context": {"project_id": "p1"}, **fields})
-        accept(
+        take_in(
             self.runtime,
             cache_for(self.config, self.engine),
             known,

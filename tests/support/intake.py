@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import func, insert, select, update
 
-from scheduler.acceptance.accept import accept
+from scheduler.acceptance.accept import take_in as take_request_in
 from scheduler.acceptance.handlers import HANDLERS
 from scheduler.placement.pool_cache import cache_for
 from scheduler.requests.base import digest, parse
@@ -175,7 +175,7 @@ def take_in(config: Config, verb: str, asked: dict[str, Any], operation_id: str)
     known = VERBS[verb]
     request = parse(known, asked)
     try:
-        accept(
+        take_request_in(
             runtime,
             cache_for(config, engine),
             known,

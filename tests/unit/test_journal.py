@@ -431,6 +431,7 @@ def test_nothing_is_queued_behind_an_operation_that_ends_meanwhile(engine: Engin
                 "payload": {},
                 "payload_digest": "",
                 "saga": "s",
+                "saga_version": 1,
                 "task": "t",
             }
             operations.accept(connection, values, running=not busy, republish_after=LEASE)

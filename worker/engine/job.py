@@ -110,6 +110,7 @@ class StepTransaction:
     connection: Connection
     operation: Operation
     config: Config
+    sagas: Mapping[str, Saga]
     dispatches: list[Dispatch] = field(default_factory=list)
     result: dict[str, Any] | None = None
     ended: list[Outcome] = field(default_factory=list)
@@ -166,7 +167,9 @@ class Job:
         """A fenced transaction of its own, before or between outside calls."""
         with transaction(self.runtime.engine) as connection:
             operations.hold(connection, self.operation)
-            tx = StepTransaction(connection, self.operation, self.runtime.config)
+            tx = StepTransaction(
+                connection, self.operation, self.runtime.config, self.runtime.sagas
+            )
             yield tx
             if tx.finished:
                 self.write_end(tx)
@@ -207,6 +210,6 @@ def write(
     """
     for attempt in patiently():
         with attempt, begin(job.runtime.engine) as connection:
-            tx = StepTransaction(connection, job.operation, job.runtime.config)
+            tx = StepTransaction(connection, job.operation, job.runtime.config, job.runtime.sagas)
             body(tx)
     return tx

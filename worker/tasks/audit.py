@@ -19,15 +19,14 @@ from worker.config import Config
 from worker.db import audits
 from worker.db.audits import Finding, Problem, RowState
 from worker.db.core.engine import transaction
-from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
 from worker.db.share_servers import store as servers
 from worker.db.tables.main import share_servers
+from worker.engine.accept import AlreadyAccepted, Begin, OperationRequest, accept
 from worker.engine.job import Job, Runtime, StepTransaction
-from worker.engine.saga import Action, OnCommit
+from worker.engine.saga import Action, OnCommit, Saga
 from worker.errors import NotReady, StepError
 from worker.failpoints import failpoint
-from worker.messaging.queues import queue_for
 from worker.model import OwnedResource, OwnerKind, ServerStatus, ShareServer
 from worker.tasks.orphans import NAME, AuditScan, Done, repair
 
@@ -156,27 +155,30 @@ def audit_failed(job: Job, error: StepError) -> None:
 
 
 def start_audit(
-    connection: Connection, config: Config, backend: str, *, repair: bool
-) -> Dispatch | None:
-    """Accept an audit that nobody asked for; None while another one of the backend is live."""
-    return operations.accept(
-        connection,
-        {
-            "id": str(uuid.uuid4()),
-            "project_id": SYSTEM_PROJECT,
-            "verb": NAME,
-            "resource_kind": "backend",
-            "resource_id": backend,
-            "payload": {"backend": backend, "repair": repair},
-            "payload_digest": "",
-            "saga": NAME,
-            "backend": backend,
-            "queue": queue_for(config, backend),
-            "task": NAME,
-        },
-        running=True,
-        republish_after=config.engine.lease,
+    connection: Connection,
+    config: Config,
+    sagas: Mapping[str, Saga],
+    backend: str,
+    *,
+    repair: bool,
+) -> list[Dispatch]:
+    """Accept a periodic audit; nothing is accepted while another one of the backend is live."""
+    request = OperationRequest(
+        str(uuid.uuid4()),
+        NAME,
+        SYSTEM_PROJECT,
+        payload={"backend": backend, "repair": repair},
     )
+    try:
+        return accept(
+            connection,
+            config,
+            sagas,
+            request,
+            Begin(NAME, ("backend", backend), backend, at_once=True),
+        )
+    except AlreadyAccepted:
+        return []
 
 
 def ask_for_audits(runtime: Runtime) -> None:
@@ -184,14 +186,14 @@ def ask_for_audits(runtime: Runtime) -> None:
     engine = runtime.config.engine
     if not engine.audit_interval:
         return
-    dispatches = []
+    dispatches: list[Dispatch] = []
     with transaction(runtime.engine) as connection:
         for backend in audits.due(connection, engine.audit_interval):
             if backend not in runtime.config.backends:
                 continue  # it reported before it was taken out of the configuration
-            dispatch = start_audit(connection, runtime.config, backend, repair=engine.audit_repair)
-            if dispatch is not None:
-                dispatches.append(dispatch)
+            dispatches += start_audit(
+                connection, runtime.config, runtime.sagas, backend, repair=engine.audit_repair
+            )
     runtime.publish_all(dispatches)
 
 

@@ -13,12 +13,13 @@ from worker.db import access_rules, shares
 from worker.db.documents import plain, shown
 from worker.db.share_servers import health
 from worker.db.share_servers import store as servers
+from worker.engine.accept import Begin
 from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit
 from worker.errors import StepError
 from worker.failpoints import failpoint
 from worker.model import ServerStatus, ShareServer, ShareStatus
-from worker.tasks.repairs import ENSURE_SHARE, Asker, start
+from worker.tasks.repairs import ENSURE_SHARE, Requester, start
 from worker.tasks.servers import served_by
 from worker.tasks.shares import share_and_server
 
@@ -68,7 +69,7 @@ def _ensure_shares(job: Job) -> OnCommit | None:
     assert operation.backend is not None, "a step without a backend has no manager"
     with job.reading() as connection:
         made = shares.made_on(connection, operation.backend, server.id if server else None)
-    asker = Asker(operation.project_id, operation.user_id, operation.request_id)
+    requester = Requester(operation.project_id, operation.user_id, operation.request_id)
     started = []
     for share_id in made:
         with job.transaction() as tx:
@@ -77,10 +78,9 @@ def _ensure_shares(job: Job) -> OnCommit | None:
             one = start(
                 tx.connection,
                 tx.config,
-                ENSURE_SHARE,
-                ("share", share_id),
-                backend=operation.backend,
-                asker=asker,
+                tx.sagas,
+                Begin(ENSURE_SHARE, ("share", share_id), operation.backend),
+                requester=requester,
                 operation_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{operation.id} {share_id}")),
             )
             tx.dispatches.extend(one.dispatches)

@@ -1,4 +1,4 @@
-"""Starting the operations that bring share servers and exports back, and stopping them."""
+"""Start the operations that bring share servers and exports back, and stop them."""
 
 from __future__ import annotations
 
@@ -12,24 +12,27 @@ from sqlalchemy import Connection
 from worker.config import Config
 from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
+from worker.engine.accept import (
+    AlreadyAccepted,
+    Begin,
+    OperationRequest,
+    Resource,
+    accept,
+)
+from worker.engine.saga import Saga
 from worker.errors import ErrorCode
-from worker.messaging.queues import queue_for
 
 ENSURE_SERVER: Final = "ensure_share_server"
 """The server, and then every share on it."""
 RESTART_SERVER: Final = "restart_share_server"
 """The server alone: what it exports is where it was."""
 ENSURE_SHARE: Final = "ensure_share"
-_FIRST_TASK: Final = {
-    ENSURE_SERVER: "ensure_share_server",
-    RESTART_SERVER: "ensure_share_server",
-    ENSURE_SHARE: "ensure_share",
-}
+_REPAIRS: Final = frozenset({ENSURE_SERVER, RESTART_SERVER, ENSURE_SHARE})
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """On whose behalf an operation is started."""
+class Requester:
+    """The project and user on whose behalf an operation is started."""
 
     project_id: str
     user_id: str = ""
@@ -38,7 +41,7 @@ class Asker:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The operation that does it, and what to ring once it is committed (nothing: it is known)."""
+    """The repairing operation, and what to publish after the commit (nothing if it was known)."""
 
     operation_id: str
     dispatches: list[Dispatch]
@@ -47,53 +50,42 @@ class Started:
 def start(
     connection: Connection,
     config: Config,
-    saga: str,
-    resource: tuple[str, str],
+    sagas: Mapping[str, Saga],
+    begin: Begin,
     *,
-    backend: str,
-    asker: Asker,
+    requester: Requester,
     operation_id: str | None = None,
 ) -> Started:
     """Accept a repair of an object whose row the caller holds, behind what is under way on it.
 
-    One that has not ended yet is as good as a new one, and so is one of the same ``operation_id``.
+    A repair of the same kind that has not ended yet, or one of the same ``operation_id`` that
+    has, is returned instead of a new one.
     """
-    kind, object_id = resource
-    known = operations.unfinished(connection, kind, object_id, saga)
+    kind, object_id = begin.resource
+    known = operations.unfinished(connection, kind, object_id, begin.saga)
     if known is not None:
         return Started(known, [])
-    chosen = operation_id or str(uuid.uuid4())
-    busy = operations.is_busy(connection, kind, object_id)
-    dispatch = operations.accept(
-        connection,
-        {
-            "id": chosen,
-            "project_id": asker.project_id,
-            "user_id": asker.user_id,
-            "request_id": asker.request_id,
-            "verb": saga,
-            "resource_kind": kind,
-            "resource_id": object_id,
-            "payload": {},
-            "payload_digest": "",
-            "saga": saga,
-            "backend": backend,
-            "queue": queue_for(config, backend),
-            "task": _FIRST_TASK[saga],
-        },
-        running=not busy,
-        republish_after=config.engine.lease,
+    request = OperationRequest(
+        operation_id or str(uuid.uuid4()),
+        begin.saga,
+        requester.project_id,
+        requester.user_id,
+        requester.request_id,
     )
-    return Started(chosen, [] if busy or dispatch is None else [dispatch])
+    try:
+        dispatches = accept(connection, config, sagas, request, begin)
+    except AlreadyAccepted:
+        dispatches = []
+    return Started(request.operation_id, dispatches)
 
 
 def cancel(
-    connection: Connection, config: Config, resource: tuple[str, str], because: str
+    connection: Connection, config: Config, resource: Resource, because: str
 ) -> list[Dispatch]:
-    """Let a repair that is under way on an object end soon: it is to be deleted."""
+    """Cancel a repair that is under way on an object which is to be deleted."""
     kind, object_id = resource
     live = operations.live(connection, kind, object_id)
-    if live is None or live.verb not in _FIRST_TASK:
+    if live is None or live.verb not in _REPAIRS:
         return []
     cancel_reason: Mapping[str, str] = {
         "code": str(ErrorCode.CANCELLED),

@@ -83,7 +83,7 @@ def forget(tx: StepTransaction, row: Row[Any]) -> None:
     released = servers.release(tx.connection, row.id, deleter_id=clean_up, idle_after=interval > 0)
     shares.remove_share(tx.connection, row.id)
     if released is not None and released.deleter_id == clean_up:
-        tx.dispatches.extend(start_clean_up(tx.connection, tx.config, released, clean_up))
+        tx.dispatches.extend(start_clean_up(tx.connection, tx.config, tx.sagas, released, clean_up))
 
 
 def share_not_deleted(job: Job, error: StepError) -> OnCommit:

@@ -32,7 +32,6 @@ GIVEN: Mapping[str, Any] = {
     "user_id": "",
     "request_id": "",
     "idempotency_key": None,
-    "saga_version": 1,
     "backend": None,
     "queue": "",
     "task": "",
@@ -40,7 +39,7 @@ GIVEN: Mapping[str, Any] = {
 """Columns that not every operation's values have."""
 _VALUES = (
     *("id", "project_id", "verb", "resource_kind", "resource_id", "payload", "payload_digest"),
-    *("saga", *GIVEN),
+    *("saga", "saga_version", *GIVEN),
 )
 QUEUED: Mapping[str, Any] = {
     "phase": Phase.QUEUED.value,

@@ -176,7 +176,9 @@ class Reconciler:
                 row = servers.mark_deleting(connection, server_id, operation_id)
                 if row is None:
                     continue  # somebody joined it at the last moment
-                dispatches = start_clean_up(connection, config, row, operation_id)
+                dispatches = start_clean_up(
+                    connection, config, self.runtime.sagas, row, operation_id
+                )
             self.runtime.publish_all(dispatches)
 
     def _purge(self) -> None:

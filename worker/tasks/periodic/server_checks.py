@@ -13,11 +13,12 @@ from typing import Final
 
 from worker.db.core.engine import reading, transaction
 from worker.db.share_servers import health
+from worker.engine.accept import Begin
 from worker.engine.job import Runtime
 from worker.errors import SharewrightError
 from worker.messaging.queues import queue_for
 from worker.model import Outage
-from worker.tasks.repairs import ENSURE_SERVER, RESTART_SERVER, Asker, Started, start
+from worker.tasks.repairs import ENSURE_SERVER, RESTART_SERVER, Requester, Started, start
 
 TASK: Final = "check_share_servers"
 CHECK_SECONDS: Final = 3.0
@@ -81,10 +82,9 @@ def _repair(runtime: Runtime, server_id: str, outage: Outage) -> None:
         started = start(
             connection,
             runtime.config,
-            saga,
-            ("share_server", server_id),
-            backend=row.backend,
-            asker=Asker(row.project_id),
+            runtime.sagas,
+            Begin(saga, ("share_server", server_id), row.backend),
+            requester=Requester(row.project_id),
         )
     _announce(runtime, started, f"share server {server_id}", outage)
 
@@ -95,10 +95,9 @@ def _repair_predefined(runtime: Runtime, backend: str) -> None:
         started = start(
             connection,
             runtime.config,
-            ENSURE_SERVER,
-            ("backend", backend),
-            backend=backend,
-            asker=Asker(""),
+            runtime.sagas,
+            Begin(ENSURE_SERVER, ("backend", backend), backend),
+            requester=Requester(""),
         )
     _announce(runtime, started, f"the predefined server of {backend}", Outage.FILE_SERVER)
 

@@ -1,0 +1,150 @@
+"""Accept operations: the one place that writes an operation's first row.
+
+A request's handler, a step and a periodic task say what to begin; this module looks up the saga,
+its version, its first task and the backend's queue, and writes the row in the caller's open
+transaction. The caller publishes the returned messages after the commit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from worker.config import Config
+from worker.db.operations import store as operations
+from worker.db.operations.values import Dispatch
+from worker.engine.saga import Saga
+from worker.errors import Conflict, ErrorCode
+from worker.messaging.queues import queue_for
+
+Resource = tuple[str, str]
+"""The kind and the id of the object that an operation works on."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperationRequest:
+    """Who asks for an operation, under which id and verb."""
+
+    operation_id: str
+    verb: str
+    project_id: str
+    user_id: str = ""
+    request_id: str = ""
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    payload_digest: str = ""
+    idempotency_key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """An operation with steps is to begin.
+
+    ``payload`` is added to the request's own. ``at_once`` says that the operation never waits
+    behind another one on the same resource: its resource is new, or it is not accepted then.
+    """
+
+    saga: str
+    resource: Resource
+    backend: str
+    payload: Mapping[str, Any] = field(default_factory=dict)
+    at_once: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """An operation without steps: the rows that its handler wrote are all of it."""
+
+    resource: Resource
+    result: Mapping[str, Any]
+
+
+class AlreadyAccepted(Exception):
+    """The operation's id or idempotency key was accepted before, or its resource is not free."""
+
+
+def accept(
+    connection: Connection,
+    config: Config,
+    sagas: Mapping[str, Saga],
+    request: OperationRequest,
+    begin: Begin,
+    *,
+    max_queued: int | None = None,
+) -> list[Dispatch]:
+    """Write an operation with steps; return what to publish once it is committed.
+
+    Behind another operation on the same resource it is queued, and nothing is published. The
+    caller holds the resource's row, so that two requests see one another.
+
+    Raises :class:`AlreadyAccepted`, and :class:`~worker.errors.Conflict` when ``max_queued``
+    operations are queued on the resource.
+    """
+    kind, object_id = begin.resource
+    busy = not begin.at_once and operations.is_busy(connection, kind, object_id)
+    if busy and max_queued is not None:
+        _check_queue(connection, kind, object_id, max_queued)
+    saga = sagas[begin.saga]
+    values = {
+        **_values(request, begin.resource),
+        "payload": {**request.payload, **begin.payload},
+        "saga": saga.name,
+        "saga_version": saga.version,
+        "backend": begin.backend,
+        "queue": queue_for(config, begin.backend),
+        "task": saga.steps[0].do.name,
+    }
+    dispatch = operations.accept(
+        connection, values, running=not busy, republish_after=config.engine.lease
+    )
+    if dispatch is None:
+        raise AlreadyAccepted
+    return [] if busy else [dispatch]
+
+
+def accept_completed(
+    connection: Connection, config: Config, request: OperationRequest, completed: Completed
+) -> None:
+    """Write an operation that has ended with this transaction; its result is to be stored.
+
+    Raises :class:`AlreadyAccepted`.
+    """
+    accepted = operations.accept_done(
+        connection,
+        {
+            **_values(request, completed.resource),
+            "payload": dict(request.payload),
+            "saga": "",
+        },
+        completed.result,
+        store_again=config.engine.lease,
+    )
+    if not accepted:
+        raise AlreadyAccepted
+
+
+def _values(request: OperationRequest, resource: Resource) -> dict[str, Any]:
+    kind, object_id = resource
+    return {
+        "id": request.operation_id,
+        "project_id": request.project_id,
+        "user_id": request.user_id,
+        "request_id": request.request_id,
+        "verb": request.verb,
+        "resource_kind": kind,
+        "resource_id": object_id,
+        "payload_digest": request.payload_digest,
+        "idempotency_key": request.idempotency_key,
+    }
+
+
+def _check_queue(connection: Connection, kind: str, object_id: str, limit: int) -> None:
+    if operations.pending(connection, kind, object_id) >= limit:
+        raise Conflict(
+            f"{kind} {object_id} has {limit} operations queued already; send this one again "
+            f"when some have ended.",
+            object=f"{kind} {object_id}",
+            code=ErrorCode.TOO_MANY_QUEUED,
+        )
