@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -16,12 +16,14 @@ from worker.db.core.engine import patiently, reading, transaction
 from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch, Operation
 from worker.engine.heartbeat import Heartbeat
-from worker.engine.saga import Saga
+from worker.engine.saga import Saga, StepCommitted, StepWaiting
 from worker.errors import ErrorCode, Fatal
 from worker.messaging.broker import UNREACHABLE
 from worker.model import RequestContext
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -87,24 +89,12 @@ Outcome = tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None, bool]
 """An operation that ended: its id, its result or its error, whether it has an idempotency key."""
 
 
-class StepWaiting(Exception):
-    """The wait of a step is written and committed: nothing more to do."""
-
-
-class StepCommitted(Exception):
-    """The step's end is written and committed; what is left is to announce it."""
-
-    def __init__(self, tx: StepTransaction) -> None:
-        super().__init__()
-        self.tx = tx
-
-
 @dataclass(slots=True)
 class StepTransaction:
     """An open, fenced transaction of an operation.
 
-    What must be published once it is committed is collected in ``bells``; ``result`` is what the
-    producer gets if this write ends the operation.
+    What must be published once it is committed is collected in ``dispatches``; ``result`` is what
+    the producer gets if this write ends the operation.
     """
 
     connection: Connection
@@ -114,8 +104,6 @@ class StepTransaction:
     dispatches: list[Dispatch] = field(default_factory=list)
     result: dict[str, Any] | None = None
     ended: list[Outcome] = field(default_factory=list)
-    waiting: bool = False
-    finished: bool = False
 
     @property
     def republish_after(self) -> float:
@@ -136,16 +124,6 @@ class StepTransaction:
         self.dispatches.extend(woken)
         return len(woken)
 
-    def wait(self, message: str, *, waits_for: str, recheck: float) -> None:
-        """Let the step wait, written in this very transaction: no wake-up is missed."""
-        check_wait_limit(self.operation, self.config, message)
-        operations.wait(self.connection, self.operation, seconds=recheck, waits_for=waits_for)
-        self.waiting = True
-
-    def finish(self) -> None:
-        """Let the step end with this very transaction: there is nothing to do outside."""
-        self.finished = True
-
 
 @dataclass(slots=True)
 class Job:
@@ -162,22 +140,32 @@ class Job:
         assert self.operation.backend is not None, "a step without a backend has no manager"
         return self.runtime.manager(self.operation.backend)
 
-    @contextmanager
-    def transaction(self) -> Iterator[StepTransaction]:
-        """A fenced transaction of its own, before or between outside calls."""
+    def transaction(self, body: Callable[[StepTransaction], T]) -> T:
+        """Run a body in a fenced transaction of its own, before or between external calls.
+
+        Returns what the body returns. A :class:`StepWaiting` or :class:`StepCommitted` is written
+        in that same transaction, and is for the step to return. The body may be run again, so it
+        changes nothing but the transaction.
+        """
         with transaction(self.runtime.engine) as connection:
             operations.hold(connection, self.operation)
             tx = StepTransaction(
                 connection, self.operation, self.runtime.config, self.runtime.sagas
             )
-            yield tx
-            if tx.finished:
+            result = body(tx)
+            if isinstance(result, StepWaiting):
+                self._write_wait(tx, result)
+            elif isinstance(result, StepCommitted):
                 self.write_end(tx)
-        if tx.finished:
-            raise StepCommitted(tx)
-        self.runtime.publish_all(tx.dispatches)
-        if tx.waiting:
-            raise StepWaiting
+        if not isinstance(result, StepCommitted):  # the runner announces the end of a step
+            self.runtime.publish_all(tx.dispatches)
+        return result
+
+    def _write_wait(self, tx: StepTransaction, wait: StepWaiting) -> None:
+        check_wait_limit(self.operation, self.runtime.config, wait.message)
+        operations.wait(
+            tx.connection, self.operation, seconds=wait.recheck, waits_for=wait.waits_for
+        )
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:

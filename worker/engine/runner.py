@@ -24,13 +24,11 @@ from worker.engine.job import (
     Job,
     Outcome,
     Runtime,
-    StepCommitted,
     StepTransaction,
-    StepWaiting,
     check_wait_limit,
     write,
 )
-from worker.engine.saga import Action, OnCommit, Saga, Step
+from worker.engine.saga import Action, OnCommit, Saga, Step, StepCommitted, StepWaiting
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable, StepError
 from worker.failpoints import failpoint
 from worker.logs import about
@@ -114,13 +112,9 @@ def _run_claimed(runtime: Runtime, action: Action, operation: Operation, lease: 
         _check_cancelled(operation)
         _check_attempts(runtime.config, operation, step)
         failpoint(f"{action.name}.before")
-        commit = action.run(job)
-        failpoint(f"{action.name}.after_effect")
-    except StepCommitted as finished:
-        return _finished(runtime, action, finished.tx)
-    except StepWaiting:
-        runtime.heartbeat.count(f"steps_total:{action.name}:waited")
-        return False
+        result = action.run(job)
+        if not isinstance(result, StepCommitted | StepWaiting):
+            failpoint(f"{action.name}.after_effect")
     except NotReady as wait:
         return _wait(job, action, wait)
     except StepError as error:
@@ -136,7 +130,12 @@ def _run_claimed(runtime: Runtime, action: Action, operation: Operation, lease: 
             code=ErrorCode.INTERNAL,
         )
         return _failed(job, action, defect)
-    return _finish(job, action, commit)
+    if isinstance(result, StepCommitted):
+        return _announce_end(runtime, action, result.tx)
+    if isinstance(result, StepWaiting):
+        runtime.heartbeat.count(f"steps_total:{action.name}:waited")
+        return False
+    return _finish(job, action, result)
 
 
 def _step(runtime: Runtime, operation: Operation) -> Step:
@@ -206,7 +205,7 @@ def _finish(job: Job, action: Action, commit: OnCommit | None) -> bool:
         tx = write(job, body, statement if alone else transaction)
     except StepError as error:  # cancelled meanwhile, or the object moved on
         return _failed(job, action, error)
-    return _finished(runtime, action, tx)
+    return _announce_end(runtime, action, tx)
 
 
 def _write_action_end(runtime: Runtime, action: Action, tx: StepTransaction) -> None:
@@ -231,8 +230,8 @@ def _write_end(runtime: Runtime, tx: StepTransaction) -> None:
     )
 
 
-def _finished(runtime: Runtime, action: Action, tx: StepTransaction) -> bool:
-    """The step's end is committed; whether another follows."""
+def _announce_end(runtime: Runtime, action: Action, tx: StepTransaction) -> bool:
+    """Store and publish what the committed end of a step brought; True if another step follows."""
     runtime.heartbeat.count(f"steps_total:{action.name}:done")
     failpoint(f"{action.name}.after_commit")
     _announce(runtime, tx)

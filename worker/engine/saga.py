@@ -13,9 +13,31 @@ from dataclasses import dataclass
 from typing import Any
 
 OnCommit = Callable[[Any], None]
-"""What an act wants written in the transaction that finishes it; it gets the open writing."""
-Run = Callable[[Any], OnCommit | None]
-"""An act's body: gets the runner's job, does its work outside, returns what to write."""
+"""Writes an action's outcome in the transaction that ends the step; gets that transaction."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepWaiting:
+    """The step waits, which was written in a transaction of its own: no wake-up is missed.
+
+    ``waits_for`` is the key that ends the wait; after ``recheck`` seconds the step looks again.
+    """
+
+    message: str
+    waits_for: str
+    recheck: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepCommitted:
+    """The step ended with a transaction of its own, ``tx``: there was nothing to do outside."""
+
+    tx: Any
+
+
+StepResult = OnCommit | StepWaiting | StepCommitted | None
+Run = Callable[[Any], StepResult]
+"""An action's body: gets the runner's job, acts on external systems, returns what to write."""
 OnFailure = Callable[[Any, Any], OnCommit | None]
 """What to do when a forward-only act fails for good: gets the job and the error."""
 

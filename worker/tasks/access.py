@@ -10,11 +10,14 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from sqlalchemy import Row
+
 from worker.db import access_rules, shares
 from worker.db.documents import shown
 from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit
 from worker.errors import Fatal, StepError
+from worker.model import AccessRule, ShareServer
 from worker.tasks.shares import share_and_server
 
 _log = logging.getLogger(__name__)
@@ -22,13 +25,10 @@ _log = logging.getLogger(__name__)
 
 def _update_access(job: Job) -> OnCommit:
     asked = int(job.operation.payload["generation"])
-    with job.transaction() as tx:
-        row, server = share_and_server(job, tx.connection, job.operation.resource_id)
-        pending = row.applied_generation < asked or job.operation.error is not None
-        if pending:
-            rules, generation = access_rules.begin_access(tx.connection, row.id)
-    if not pending:
+    begun = job.transaction(lambda tx: _begin(job, tx, asked))
+    if begun is None:
         return _answer
+    row, server, rules, generation = begun
     share = shares.share_of(row)
     try:
         job.manager.update_access(job.context, share, server, rules, generation)
@@ -36,10 +36,7 @@ def _update_access(job: Job) -> OnCommit:
         if generation <= asked:
             raise
         # A rule that was asked for later may be what the driver refuses: that is not ours.
-        with job.transaction() as tx:
-            rules, generation = access_rules.begin_access(tx.connection, row.id, up_to=asked)
-            # The refused set may have got half-way: what replaces it must be newer.
-            newer = access_rules.next_generation(tx.connection, row.id)
+        rules, generation, newer = job.transaction(lambda tx: _begin_own(tx, row.id, asked))
         job.manager.update_access(job.context, share, server, rules, newer)
 
     def commit(tx: StepTransaction) -> None:
@@ -47,6 +44,24 @@ def _update_access(job: Job) -> OnCommit:
         _answer(tx)
 
     return commit
+
+
+def _begin(
+    job: Job, tx: StepTransaction, asked: int
+) -> tuple[Row[Any], ShareServer | None, list[AccessRule], int] | None:
+    """Begin the share's whole set; None when a later operation has applied what was asked."""
+    row, server = share_and_server(job, tx.connection, job.operation.resource_id)
+    if row.applied_generation >= asked and job.operation.error is None:
+        return None
+    rules, generation = access_rules.begin_access(tx.connection, row.id)
+    return row, server, rules, generation
+
+
+def _begin_own(tx: StepTransaction, share_id: str, asked: int) -> tuple[list[AccessRule], int, int]:
+    """Begin the set without what was asked for later, under a generation of its own."""
+    rules, generation = access_rules.begin_access(tx.connection, share_id, up_to=asked)
+    # The refused set may have got half-way: what replaces it must be newer.
+    return rules, generation, access_rules.next_generation(tx.connection, share_id)
 
 
 def _answer(tx: StepTransaction) -> None:
@@ -88,10 +103,15 @@ def access_failed(job: Job, error: StepError) -> OnCommit:
 
 def _take_back(job: Job, share_id: str) -> None:
     """Hand the driver the rules that are active, and no other."""
-    with job.transaction() as tx:
+
+    def begin(
+        tx: StepTransaction,
+    ) -> tuple[Row[Any], ShareServer | None, list[AccessRule], int]:
         row, server = share_and_server(job, tx.connection, share_id)
         rules = access_rules.active_access(tx.connection, share_id)
-        generation = access_rules.next_generation(tx.connection, share_id)
+        return row, server, rules, access_rules.next_generation(tx.connection, share_id)
+
+    row, server, rules, generation = job.transaction(begin)
     job.manager.update_access(job.context, shares.share_of(row), server, rules, generation)
 
 

@@ -53,8 +53,8 @@ def _audit(job: Job) -> OnCommit:
         found = list(_orphans(connection, backend, look))
         after = _expected(connection, backend)
     found += _missing(look, {kind: before[kind] & after[kind] for kind in before})
-    with job.transaction() as tx:
-        audits.note(tx.connection, backend, [part.part for part, _ in look.listed], found)
+    parts = [part.part for part, _ in look.listed]
+    job.transaction(lambda tx: audits.note(tx.connection, backend, parts, found))
     failpoint("audit_backend.after_note")
     done = Done()
     if job.operation.payload["repair"]:

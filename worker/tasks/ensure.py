@@ -8,6 +8,10 @@ which goes ahead of it.
 from __future__ import annotations
 
 import uuid
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Row
 
 from worker.db import access_rules, shares
 from worker.db.documents import plain, shown
@@ -18,7 +22,7 @@ from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit
 from worker.errors import StepError
 from worker.failpoints import failpoint
-from worker.model import ServerStatus, ShareServer, ShareStatus
+from worker.model import AccessRule, ServerStatus, ShareServer, ShareStatus
 from worker.tasks.repairs import ENSURE_SHARE, Requester, start
 from worker.tasks.servers import served_by
 from worker.tasks.shares import share_and_server
@@ -72,24 +76,31 @@ def _ensure_shares(job: Job) -> OnCommit | None:
     requester = Requester(operation.project_id, operation.user_id, operation.request_id)
     started = []
     for share_id in made:
-        with job.transaction() as tx:
-            if not shares.hold_share(tx.connection, share_id):
-                continue
-            one = start(
-                tx.connection,
-                tx.config,
-                tx.sagas,
-                Begin(ENSURE_SHARE, ("share", share_id), operation.backend),
-                requester=requester,
-                operation_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{operation.id} {share_id}")),
-            )
-            tx.dispatches.extend(one.dispatches)
-        started.append(one.operation_id)
+        one = job.transaction(partial(_start_one, share_id=share_id, requester=requester))
+        if one is not None:
+            started.append(one)
 
     def commit(tx: StepTransaction) -> None:
         tx.result = _answer(tx, started)
 
     return commit
+
+
+def _start_one(tx: StepTransaction, *, share_id: str, requester: Requester) -> str | None:
+    """Start the repair of one share; return its operation's id, None when the share is gone."""
+    if not shares.hold_share(tx.connection, share_id):
+        return None
+    assert tx.operation.backend is not None, "a step without a backend has no manager"
+    started = start(
+        tx.connection,
+        tx.config,
+        tx.sagas,
+        Begin(ENSURE_SHARE, ("share", share_id), tx.operation.backend),
+        requester=requester,
+        operation_id=str(uuid.uuid5(uuid.NAMESPACE_OID, f"{tx.operation.id} {share_id}")),
+    )
+    tx.dispatches.extend(started.dispatches)
+    return started.operation_id
 
 
 def server_not_ensured(job: Job, error: StepError) -> OnCommit:
@@ -98,17 +109,10 @@ def server_not_ensured(job: Job, error: StepError) -> OnCommit:
 
 
 def _ensure_share(job: Job) -> OnCommit | None:
-    with job.transaction() as tx:
-        row, server = share_and_server(job, tx.connection, job.operation.resource_id)
-        served = row.status in _SERVED and bool(row.export_locations)
-        # What was asked for later has an operation of its own behind this one.
-        rules, generation = (
-            access_rules.begin_access(tx.connection, row.id, up_to=row.applied_generation)
-            if served
-            else ([], 0)
-        )
-    if not served:
+    begun = job.transaction(lambda tx: _begin_ensuring(job, tx))
+    if begun is None:
         return None
+    row, server, rules, generation = begun
     share = shares.share_of(row)
     locations = job.manager.ensure_share(job.context, share, server)
     failpoint("ensure_share.after_export")
@@ -121,6 +125,20 @@ def _ensure_share(job: Job) -> OnCommit | None:
         tx.result = None if ensured is None else shown(ensured)
 
     return commit
+
+
+def _begin_ensuring(
+    job: Job, tx: StepTransaction
+) -> tuple[Row[Any], ShareServer | None, list[AccessRule], int] | None:
+    """Read a share with its rules; None when it is not served."""
+    row, server = share_and_server(job, tx.connection, job.operation.resource_id)
+    if row.status not in _SERVED or not row.export_locations:
+        return None
+    # What was asked for later has an operation of its own behind this one.
+    rules, generation = access_rules.begin_access(
+        tx.connection, row.id, up_to=row.applied_generation
+    )
+    return row, server, rules, generation
 
 
 def share_not_ensured(job: Job, error: StepError) -> OnCommit:

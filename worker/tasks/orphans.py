@@ -16,7 +16,7 @@ from sqlalchemy import Row
 from worker.backends.manager import AuditTarget
 from worker.db import audits
 from worker.db.audits import RowState
-from worker.engine.job import Job
+from worker.engine.job import Job, StepTransaction
 from worker.errors import NotReady, StepError
 from worker.failpoints import failpoint
 from worker.model import OwnedResource, OwnerKind
@@ -106,11 +106,16 @@ def _is_needed(job: Job, look: AuditScan, orphan: _Orphan) -> bool:
 def _is_orphan(job: Job, orphan: _Orphan) -> bool:
     """Whether the row is still gone: looked at again in the same breath as the removal."""
     owned, backend = orphan.owned, job.operation.resource_id
-    with job.transaction() as tx:
+
+    def look_again(tx: StepTransaction) -> bool:
         standings = audits.standings(tx.connection, backend, owned.owner_kind, [owned.owner_id])
         if standings[owned.owner_id] is RowState.GONE:
             return True
         audits.removed(tx.connection, orphan.row)
+        return False
+
+    if job.transaction(look_again):
+        return True
     _log.warning("Backend %s: %s is live again and stays.", backend, orphan.name)
     return False
 
@@ -126,12 +131,11 @@ def _remove(job: Job, orphan: _Orphan) -> bool:
     except (StepError, NotReady) as error:
         problem = error.message
     failpoint("audit_backend.after_remove")
-    with job.transaction() as tx:
-        if problem is None:
-            audits.removed(tx.connection, orphan.row)
-        else:
-            audits.not_removed(tx.connection, orphan.row, problem)
-    if problem is not None:
+    if problem is None:
+        job.transaction(lambda tx: audits.removed(tx.connection, orphan.row))
+    else:
+        why = problem
+        job.transaction(lambda tx: audits.not_removed(tx.connection, orphan.row, why))
         _log.warning("Backend %s: %s could not be removed: %s", backend, orphan.name, problem)
         return False
     _log.warning("Backend %s: removed the orphan %s.", backend, orphan.name)

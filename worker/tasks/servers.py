@@ -18,10 +18,10 @@ from worker.db.share_servers import store as servers
 from worker.db.share_servers.limits import Limits
 from worker.db.share_servers.store import ServerKey
 from worker.engine.job import Job, StepTransaction
-from worker.engine.saga import Action, OnCommit
+from worker.engine.saga import Action, OnCommit, StepCommitted, StepResult, StepWaiting
 from worker.errors import ErrorCode, Fatal, StepError
 from worker.failpoints import failpoint
-from worker.model import ServerStatus, ShareServer, ShareServerDetails
+from worker.model import ServerStatus, ShareNetwork, ShareServer, ShareServerDetails
 from worker.tasks import repairs
 from worker.tasks.security import services_of
 
@@ -37,38 +37,12 @@ def limits_of(config: Config, backend: str) -> Limits:
     return Limits(settings.max_shares_per_share_server, settings.max_share_server_size)
 
 
-def _allocate_network(job: Job) -> OnCommit:
+def _allocate_network(job: Job) -> StepResult:
     share_id = job.operation.resource_id
-    with job.transaction() as tx:
-        share = shares.share_row(tx.connection, share_id)
-        network = share_networks.network(tx.connection, share.share_network_id)
-        key = ServerKey(
-            share.project_id, share.share_network_id, share.backend, network.security_key
-        )
-        joined = servers.join(
-            tx.connection,
-            key,
-            share_id=share_id,
-            gib=share.size,
-            operation_id=job.operation.id,
-            accepted_at=job.operation.accepted_at,
-            limits=limits_of(tx.config, share.backend),
-            tolerated_failures=tx.config.engine.builder_failures,
-        )
-        if joined is None or (
-            not joined.is_builder and joined.server.status is not ServerStatus.ACTIVE
-        ):
-            tx.wait(
-                f"The share server for share network {share.share_network_id} is being built.",
-                waits_for=key.waits_for,
-                recheck=RECHECK_SECONDS,
-            )
-        elif not joined.is_builder:
-            shares.attach_server(tx.connection, share_id, joined.server.id)
-            tx.finish()
-    assert joined is not None, "parked otherwise"
-    assert joined.is_builder, "parked or finished otherwise"
-    server = joined.server
+    joined = job.transaction(_join)
+    if isinstance(joined, StepWaiting | StepCommitted):
+        return joined
+    server, network = joined
     failpoint("allocate_network.after_join")
     info = job.manager.allocate_network(job.context, server, network)
 
@@ -77,6 +51,34 @@ def _allocate_network(job: Job) -> OnCommit:
         shares.attach_server(tx.connection, share_id, server.id)
 
     return commit
+
+
+def _join(tx: StepTransaction) -> tuple[ShareServer, ShareNetwork] | StepWaiting | StepCommitted:
+    """Refer the share to a server; return it with its network if it is for us to build."""
+    operation = tx.operation
+    share = shares.share_row(tx.connection, operation.resource_id)
+    network = share_networks.network(tx.connection, share.share_network_id)
+    key = ServerKey(share.project_id, share.share_network_id, share.backend, network.security_key)
+    joined = servers.join(
+        tx.connection,
+        key,
+        share_id=share.id,
+        gib=share.size,
+        operation_id=operation.id,
+        accepted_at=operation.accepted_at,
+        limits=limits_of(tx.config, share.backend),
+        tolerated_failures=tx.config.engine.builder_failures,
+    )
+    if joined is not None and joined.is_builder:
+        return joined.server, network
+    if joined is not None and joined.server.status is ServerStatus.ACTIVE:
+        shares.attach_server(tx.connection, share.id, joined.server.id)
+        return StepCommitted(tx)
+    return StepWaiting(
+        f"The share server for share network {share.share_network_id} is being built.",
+        waits_for=key.waits_for,
+        recheck=RECHECK_SECONDS,
+    )
 
 
 def _get_share_server(job: Job) -> OnCommit | None:
@@ -117,16 +119,20 @@ def _lost_server(job: Job) -> Fatal:
     )
 
 
-def _delete_share_server(job: Job) -> OnCommit | None:
-    server = _release_reference(job)
+def _delete_share_server(job: Job) -> StepResult:
+    server = job.transaction(_server_to_delete)
+    if isinstance(server, StepWaiting):
+        return server
     if server is not None:
         failpoint("delete_share_server.after_release")
         job.manager.delete_share_server(job.context, server)
     return None
 
 
-def _deallocate_network(job: Job) -> OnCommit | None:
-    server = _release_reference(job)
+def _deallocate_network(job: Job) -> StepResult:
+    server = job.transaction(_server_to_delete)
+    if isinstance(server, StepWaiting):
+        return server
     if server is not None:
         failpoint("deallocate_network.after_release")
         job.manager.deallocate_network(job.context, server)
@@ -150,17 +156,16 @@ def _forget(tx: StepTransaction, server: ShareServer) -> None:
         servers.remove(tx.connection, server.id)
 
 
-def _release_reference(job: Job) -> ShareServer | None:
-    """Give back the operation's reference; return the server if it is ours to delete outside.
+def _server_to_delete(tx: StepTransaction) -> ShareServer | StepWaiting | None:
+    """Release the operation's reference; return the server if it is ours to delete outside.
 
     Both undos begin with it, for either may be the first: a failure in allocate_network is undone
     by deallocate_network alone.
     """
-    with job.transaction() as tx:
-        row = release_reference(tx)
-        if row is not None:
-            _await_repair(tx, row.id)
-    return None if row is None else servers.server_of(row)
+    row = release_reference(tx)
+    if row is None:
+        return None
+    return _repair_to_await(tx, row.id) or servers.server_of(row)
 
 
 def release_reference(tx: StepTransaction) -> Row[Any] | None:
@@ -178,15 +183,15 @@ def release_reference(tx: StepTransaction) -> Row[Any] | None:
     return released if mine else None
 
 
-def _await_repair(tx: StepTransaction, server_id: str) -> None:
-    """A repair that is under way on the server would make again what is deleted: it ends first."""
+def _repair_to_await(tx: StepTransaction, server_id: str) -> StepWaiting | None:
+    """Cancel a repair under way on the server, and wait: it would create again what is deleted."""
     live = operations.live(tx.connection, "share_server", server_id)
     if live is None or live.id == tx.operation.id:
-        return
+        return None
     because = f"The share server {server_id} is being deleted."
     resource = ("share_server", server_id)
     tx.dispatches.extend(repairs.cancel(tx.connection, tx.config, resource, because))
-    tx.wait(
+    return StepWaiting(
         f"Operation {live.id} is still at work on share server {server_id}.",
         waits_for=f"share_server:{server_id}",
         recheck=REPAIR_RECHECK_SECONDS,

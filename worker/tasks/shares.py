@@ -110,11 +110,15 @@ def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> N
 
 def _extend_share(job: Job) -> OnCommit:
     size = int(job.operation.payload["new_size"])
-    with job.transaction() as tx:
+
+    def begin(tx: StepTransaction) -> tuple[Row[Any], ShareServer | None]:
         row, server = share_and_server(job, tx.connection, job.operation.resource_id)
         _check_larger(row, size)
         _reserve(tx, row, size)
         shares.set_share(tx.connection, row.id, ShareStatus.EXTENDING)
+        return row, server
+
+    row, server = job.transaction(begin)
     share = shares.share_of(row)
     job.manager.extend_share(job.context, share, size, server)
 
