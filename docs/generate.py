@@ -397,6 +397,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "network-kinds": lambda: values(worker.model, "NetworkKind", "kind"),
     "driver-modes": lambda: values(worker.model, "DriverMode", "mode"),
     "error-codes": lambda: values(worker.errors, "ErrorCode", "code"),
+    "object-kinds": lambda: values(worker.errors, "ObjectKind", "kind"),
     "sagas": sagas,
     "steps": steps,
     "kinds": kinds,

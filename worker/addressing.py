@@ -16,7 +16,7 @@ from typing import Final
 
 from netaddr import AddrFormatError, IPAddress, IPNetwork
 
-from worker.errors import InvalidRequest
+from worker.errors import InvalidRequest, ObjectKind
 from worker.model import NetworkInfo, NetworkKind, ShareNetwork
 
 Range = tuple[int, int]
@@ -122,7 +122,7 @@ def share_network_pool(share_network: ShareNetwork) -> Pool:
         raise InvalidRequest(
             f"Share network {share_network.id} is of kind {share_network.kind} and names no "
             f"addresses of its own.",
-            object=f"share_network {share_network.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
         )
     return parse_pool(
         share_network.flat_network_ip_pool,

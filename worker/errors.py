@@ -73,12 +73,50 @@ class ErrorCode(StrEnum):
     """A defect in Sharewright or in a plug-in; the log has the traceback."""
 
 
+class ObjectKind(StrEnum):
+    """The kinds of object that an error may be about; docs/producer.md lists them from here."""
+
+    SHARE = "share"
+    """A share; the id is its own."""
+    SNAPSHOT = "snapshot"
+    """A snapshot of a share; the id is its own."""
+    ACCESS_RULE = "access_rule"
+    """An access rule of a share; the id is its own, `access_id` in requests."""
+    SHARE_NETWORK = "share_network"
+    """A share network; the id is its own."""
+    SHARE_SERVER = "share_server"
+    """A share server; the id is its own."""
+    SHARE_TYPE = "share_type"
+    """A share type, by the id or name that the request gave."""
+    SECURITY_SERVICE = "security_service"
+    """A security service; the id is its own."""
+    OPERATION = "operation"
+    """An operation; the id is that of its request."""
+    BACKEND = "backend"
+    """A configured backend, by its name."""
+    STORAGE_POOL = "storage_pool"
+    """A storage pool of a backend, by its name."""
+    HOST = "host"
+    """A host of workers, by its name."""
+    SEALING_KEY = "sealing_key"
+    """The key that passwords are sealed with, by its id; `current` is the one in use."""
+
+    @property
+    def words(self) -> str:
+        """The kind as it reads in a sentence."""
+        return self.replace("_", " ")
+
+    def ref(self, object_id: str) -> str:
+        """Return the ``object`` of an error about one object: its kind and its id."""
+        return f"{self} {object_id}"
+
+
 class SharewrightError(Exception):
     """Base of the tree: a code, a sentence, and the object and field that it is about.
 
     ``message`` says what happened, to which object, and what to do; it is shown to people as it
-    stands, so it never contains a secret. ``object`` is ``"<kind> <id>"`` or empty; ``field`` is
-    the payload field at fault or empty.
+    stands, so it never contains a secret. ``object`` is an :class:`ObjectKind` and an id (see
+    :meth:`ObjectKind.ref`) or empty; ``field`` is the payload field at fault or empty.
     """
 
     code: ErrorCode = ErrorCode.INTERNAL
@@ -169,9 +207,20 @@ class Retryable(StepError):
 
 
 class Fatal(StepError):
-    """Will not go better; the operation is undone."""
+    """Will not go better; the operation is undone. What failed must be said: ``code``."""
 
-    code = ErrorCode.STORAGE_FAILED
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: ErrorCode,
+        object: str = "",
+        field: str = "",
+        share_server_id: str | None = None,
+    ) -> None:
+        super().__init__(
+            message, object=object, field=field, code=code, share_server_id=share_server_id
+        )
 
 
 class NotReady(SharewrightError):

@@ -41,7 +41,7 @@ from worker.engine.accept import (
 )
 from worker.engine.job import Runtime
 from worker.engine.saga import Saga
-from worker.errors import ErrorCode, InvalidRequest, Refused
+from worker.errors import ErrorCode, InvalidRequest, ObjectKind, Refused
 from worker.failpoints import failpoint
 from worker.model import OperationState
 
@@ -257,7 +257,7 @@ def _repeat(acceptance: Acceptance, known: Row[Any]) -> bool:
         raise InvalidRequest(
             f"The idempotency key was used for operation {known.id} with another payload; "
             f"use a new key for a new request.",
-            object=f"operation {known.id}",
+            object=ObjectKind.OPERATION.ref(known.id),
             field="idempotency_key",
             code=ErrorCode.IDEMPOTENCY_MISMATCH,
         )

@@ -12,7 +12,7 @@ from scheduler.requests.access import AllowAccess, DenyAccess
 from worker.db.core.engine import db_now
 from worker.db.tables.main import access_rules, shares
 from worker.engine.accept import Begin
-from worker.errors import Conflict
+from worker.errors import Conflict, ObjectKind
 from worker.model import AccessState
 
 _LEAVING = (AccessState.QUEUED_TO_DENY.value, AccessState.DENYING.value)
@@ -23,7 +23,7 @@ def allow(acceptance: Acceptance) -> Begin:
     request: AllowAccess = acceptance.request
     connection = acceptance.connection
     share = lookup.share(connection, request.share_id, acceptance.project_id)
-    lookup.check_status(share, "share", "available", "extending", to="allow access to")
+    lookup.check_status(share, ObjectKind.SHARE, "available", "extending", to="allow access to")
     rule = access_rules.c
     same = connection.execute(
         select(rule.id).where(
@@ -36,7 +36,7 @@ def allow(acceptance: Acceptance) -> Begin:
         raise Conflict(
             f"The share {share.id} has a rule for {request.access_to} already ({same.id}); "
             f"deny that one first.",
-            object=f"access rule {same.id}",
+            object=ObjectKind.ACCESS_RULE.ref(same.id),
             field="access_to",
         )
     generation = _next_generation(acceptance, share.id)
@@ -69,10 +69,10 @@ def deny(acceptance: Acceptance) -> Begin:
     connection = acceptance.connection
     share = lookup.share(connection, request.share_id, acceptance.project_id)
     row = lookup.rule(connection, request.access_id, share.id)
-    lookup.check_status(share, "share", "available", "extending", to="deny access to")
+    lookup.check_status(share, ObjectKind.SHARE, "available", "extending", to="deny access to")
     if row.state in _LEAVING:
         raise Conflict(
-            f"The rule {row.id} is being denied already.", object=f"access rule {row.id}"
+            f"The rule {row.id} is being denied already.", object=ObjectKind.ACCESS_RULE.ref(row.id)
         )
     generation = _next_generation(acceptance, share.id)
     connection.execute(

@@ -10,7 +10,7 @@ from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.backends import BackendOnly, DisableBackend
 from worker.db.tables.main import backends
 from worker.engine.accept import Begin, Completed
-from worker.errors import NotFound
+from worker.errors import NotFound, ObjectKind
 from worker.tasks.orphans import NAME as AUDIT
 
 
@@ -33,7 +33,9 @@ def audit_backend(acceptance: Acceptance) -> Begin:
     name = acceptance.request.backend
     if name not in acceptance.config.backends:
         raise NotFound(
-            f"No backend {name} is configured.", object=f"backend {name}", field="backend"
+            f"No backend {name} is configured.",
+            object=ObjectKind.BACKEND.ref(name),
+            field="backend",
         )
     return Begin(AUDIT, ("backend", name), name)
 
@@ -51,6 +53,8 @@ def _set_enabled(acceptance: Acceptance, name: str, *, enabled: bool, reason: st
     ).first()
     if row is None:
         raise NotFound(
-            f"No backend {name} has reported yet.", object=f"backend {name}", field="backend"
+            f"No backend {name} has reported yet.",
+            object=ObjectKind.BACKEND.ref(name),
+            field="backend",
         )
     return row

@@ -20,19 +20,19 @@ from worker.db.tables.main import (
     shares,
     snapshots,
 )
-from worker.errors import Conflict, NotFound
+from worker.errors import Conflict, NotFound, ObjectKind
 from worker.model import DriverMode
 
 
 def _one(
-    connection: Connection, statement: Select[Any], kind: str, name: str, *, field: str
+    connection: Connection, statement: Select[Any], kind: ObjectKind, name: str, *, field: str
 ) -> Row[Any]:
     return _found(connection.execute(statement).first(), kind, name, field=field)
 
 
-def _found(row: Row[Any] | None, kind: str, name: str, *, field: str) -> Row[Any]:
+def _found(row: Row[Any] | None, kind: ObjectKind, name: str, *, field: str) -> Row[Any]:
     if row is None:
-        raise NotFound(f"There is no {kind} {name}.", object=f"{kind} {name}", field=field)
+        raise NotFound(f"There is no {kind.words} {name}.", object=kind.ref(name), field=field)
     return row
 
 
@@ -50,25 +50,25 @@ _SECURITY_SERVICE = Prepared(_owned(security_services).with_for_update())
 def share(connection: Connection, share_id: str, project_id: str) -> Row[Any]:
     """Return a share of the project, held for the rest of the transaction."""
     row = _SHARE.first(connection, object_id=share_id, project=project_id)
-    return _found(row, "share", share_id, field="share_id")
+    return _found(row, ObjectKind.SHARE, share_id, field="share_id")
 
 
 def snapshot(connection: Connection, snapshot_id: str, project_id: str) -> Row[Any]:
     """Return a snapshot of the project, held for the rest of the transaction."""
     row = _SNAPSHOT.first(connection, object_id=snapshot_id, project=project_id)
-    return _found(row, "snapshot", snapshot_id, field="snapshot_id")
+    return _found(row, ObjectKind.SNAPSHOT, snapshot_id, field="snapshot_id")
 
 
 def share_server(connection: Connection, server_id: str) -> Row[Any]:
     """Return a share server of any project (an administrator's), held until the commit."""
     statement = select(share_servers).where(share_servers.c.id == server_id).with_for_update()
-    return _one(connection, statement, "share server", server_id, field="share_server_id")
+    return _one(connection, statement, ObjectKind.SHARE_SERVER, server_id, field="share_server_id")
 
 
 def security_service(connection: Connection, service_id: str, project_id: str) -> Row[Any]:
     """Return a security service of the project, held for the rest of the transaction."""
     row = _SECURITY_SERVICE.first(connection, object_id=service_id, project=project_id)
-    return _found(row, "security service", service_id, field="security_service_id")
+    return _found(row, ObjectKind.SECURITY_SERVICE, service_id, field="security_service_id")
 
 
 def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:
@@ -76,7 +76,7 @@ def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:
     statement = select(access_rules).where(
         access_rules.c.id == rule_id, access_rules.c.share_id == share_id
     )
-    return _one(connection, statement, "access rule", rule_id, field="access_id")
+    return _one(connection, statement, ObjectKind.ACCESS_RULE, rule_id, field="access_id")
 
 
 _HELD_NETWORK = Prepared(
@@ -149,13 +149,14 @@ def share_type(connection: Connection, named: str) -> Row[Any]:
     statement = select(share_types).where(
         or_(share_types.c.id == named, share_types.c.name == named)
     )
-    return _one(connection, statement, "share type", named, field="share_type")
+    return _one(connection, statement, ObjectKind.SHARE_TYPE, named, field="share_type")
 
 
-def check_status(row: Row[Any], kind: str, *allowed: str, to: str) -> None:
+def check_status(row: Row[Any], kind: ObjectKind, *allowed: str, to: str) -> None:
     """Refuse a request that the object's status does not allow."""
     if row.status not in allowed:
         raise Conflict(
-            f"The {kind} {row.id} is {row.status}; to {to} it must be {' or '.join(allowed)}.",
-            object=f"{kind} {row.id}",
+            f"The {kind.words} {row.id} is {row.status}; to {to} it must be "
+            f"{' or '.join(allowed)}.",
+            object=kind.ref(row.id),
         )

@@ -18,7 +18,7 @@ from worker.db.tables.main import operation_aliases
 from worker.db.tables.main import operations as operations_table
 from worker.engine.accept import Completed
 from worker.engine.job import StepTransaction
-from worker.errors import Conflict, ErrorCode, NotFound
+from worker.errors import Conflict, ErrorCode, NotFound, ObjectKind
 from worker.model import OperationState, Phase
 from worker.tasks.giving_up import force_close
 
@@ -50,7 +50,7 @@ def cancel(acceptance: Acceptance) -> Completed:
     cancelled = {
         "code": str(ErrorCode.CANCELLED),
         "message": f"An operator cancelled the operation {row.id}.",
-        "object": f"operation {row.id}",
+        "object": ObjectKind.OPERATION.ref(row.id),
         "field": "",
     }
     acceptance.dispatches.extend(
@@ -132,7 +132,9 @@ def _held(acceptance: Acceptance) -> Row[Any]:
     ).first()
     if row is None:
         raise NotFound(
-            f"There is no operation {wanted}.", object=f"operation {wanted}", field="operation_id"
+            f"There is no operation {wanted}.",
+            object=ObjectKind.OPERATION.ref(wanted),
+            field="operation_id",
         )
     ended = _ENDED.get(_S(row.state))
     if ended is not None:
@@ -143,6 +145,6 @@ def _held(acceptance: Acceptance) -> Row[Any]:
 def _refused(row: Row[Any], why: str) -> Conflict:
     return Conflict(
         f"The operation {row.id} ({row.verb}) {why}.",
-        object=f"operation {row.id}",
+        object=ObjectKind.OPERATION.ref(row.id),
         field="operation_id",
     )

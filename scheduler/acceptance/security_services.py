@@ -29,7 +29,7 @@ from worker.db.tables.main import (
     shares,
 )
 from worker.engine.accept import Completed
-from worker.errors import Conflict, InvalidRequest, NotFound
+from worker.errors import Conflict, InvalidRequest, NotFound, ObjectKind
 from worker.model import SecurityServiceType, ServerStatus, ShareStatus
 from worker.sealing import Keys
 
@@ -106,7 +106,7 @@ def delete(acceptance: Acceptance) -> Completed:
     if users:
         raise Conflict(
             f"The security service {row.id} is added to {', '.join(users)}; remove it there first.",
-            object=f"security service {row.id}",
+            object=ObjectKind.SECURITY_SERVICE.ref(row.id),
             field="security_service_id",
         )
     connection.execute(sql_delete(security_services).where(_c.id == row.id))
@@ -123,7 +123,7 @@ def add(acceptance: Acceptance) -> Completed:
         raise Conflict(
             f"The share network {network.id} belongs to another project than the security service "
             f"{row.id}; make one in that project.",
-            object=f"share network {network.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(network.id),
             field="share_network_id",
         )
     _check_unused(acceptance, network.id, "no security service can be added")
@@ -134,7 +134,7 @@ def add(acceptance: Acceptance) -> Completed:
         raise Conflict(
             f"The share network {network.id} has a security service of type {row.type} already "
             f"({held}); remove that one first.",
-            object=f"share network {network.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(network.id),
             field="security_service_id",
         )
     connection.execute(
@@ -156,7 +156,7 @@ def remove(acceptance: Acceptance) -> Completed:
         raise NotFound(
             f"There is no security service {request.security_service_id} on the share network "
             f"{network.id}.",
-            object=f"security service {request.security_service_id}",
+            object=ObjectKind.SECURITY_SERVICE.ref(request.security_service_id),
             field="security_service_id",
         )
     _check_unused(acceptance, network.id, "no security service can be removed")
@@ -202,7 +202,7 @@ def _check_unused(acceptance: Acceptance, network_id: str, then: str) -> None:
         raise Conflict(
             f"The share network {network_id} is in use by {', '.join(users)}: share servers keep "
             f"the security services that they were built with, so {then} until these are deleted.",
-            object=f"share network {network_id}",
+            object=ObjectKind.SHARE_NETWORK.ref(network_id),
             field="share_network_id",
         )
 

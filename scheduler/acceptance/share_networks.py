@@ -22,7 +22,7 @@ from worker.db.tables.main import (
     shares,
 )
 from worker.engine.accept import Completed
-from worker.errors import Conflict, Forbidden, NotFound
+from worker.errors import Conflict, Forbidden, NotFound, ObjectKind
 from worker.messaging.queues import ADMIN_REQUESTS
 from worker.model import OperationState, OwnerKind
 
@@ -110,7 +110,7 @@ def set_default(acceptance: Acceptance) -> Completed:
         raise Conflict(
             f"The share network {row.id} is not public, so not every project could use it as "
             f"the default; publish it first.",
-            object=f"share network {row.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(row.id),
             field="share_network_id",
         )
     acceptance.connection.execute(
@@ -127,7 +127,7 @@ def unset_default(acceptance: Acceptance) -> Completed:
     if not row.is_default:
         raise Conflict(
             f"The share network {row.id} is not the default.",
-            object=f"share network {row.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(row.id),
             field="share_network_id",
         )
     return _finish(acceptance, row, is_default=False)
@@ -149,14 +149,14 @@ def changeable(acceptance: Acceptance) -> Row[Any]:
     if row is None:
         raise NotFound(
             f"There is no share network {network_id}.",
-            object=f"share network {network_id}",
+            object=ObjectKind.SHARE_NETWORK.ref(network_id),
             field="share_network_id",
         )
     if row.is_public and not acceptance.is_admin:
         raise Forbidden(
             f"The share network {row.id} is public: only an administrator changes it, on the "
             f"queue {ADMIN_REQUESTS}.",
-            object=f"share network {row.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(row.id),
             field="share_network_id",
         )
     return row
@@ -177,7 +177,7 @@ def _check_not_default(row: Row[Any], *, to: str) -> None:
         raise Conflict(
             f"The share network {row.id} is the default and cannot be {to}; name another one the "
             f"default first, or none.",
-            object=f"share network {row.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(row.id),
             field="share_network_id",
         )
 
@@ -197,7 +197,7 @@ def _check_unused(
     if users:
         raise Conflict(
             f"The share network {row.id} is in use by {', '.join(users)}; {then}.",
-            object=f"share network {row.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(row.id),
             field="share_network_id",
         )
 

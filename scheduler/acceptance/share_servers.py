@@ -13,7 +13,7 @@ from worker.db.share_servers import health
 from worker.db.share_servers import store as servers
 from worker.db.tables.main import share_servers
 from worker.engine.accept import Begin, Completed
-from worker.errors import Conflict, NotFound
+from worker.errors import Conflict, NotFound, ObjectKind
 from worker.model import DriverMode, ServerStatus
 from worker.tasks import repairs
 from worker.tasks.clean_up import SAGA as CLEAN_UP
@@ -29,9 +29,9 @@ def delete(acceptance: Acceptance) -> Begin:
         raise Conflict(
             f"{row.shares} share{'s are' if row.shares > 1 else ' is'} on the share server "
             f"{row.id}; delete {'them' if row.shares > 1 else 'it'} first.",
-            object=f"share server {row.id}",
+            object=ObjectKind.SHARE_SERVER.ref(row.id),
         )
-    lookup.check_status(row, "share server", *_DELETABLE, to="delete")
+    lookup.check_status(row, ObjectKind.SHARE_SERVER, *_DELETABLE, to="delete")
     servers.mark_deleting(acceptance.connection, row.id, acceptance.operation_id, among=_DELETABLE)
     resource = ("share_server", row.id)
     because = f"The share server {row.id} is being deleted."
@@ -75,7 +75,7 @@ def _backends(acceptance: Acceptance, request: EnsureShareServers) -> list[str]:
         if request.backend not in known:
             raise NotFound(
                 f"There is no backend {request.backend} in the configuration.",
-                object=f"backend {request.backend}",
+                object=ObjectKind.BACKEND.ref(request.backend),
                 field="backend",
             )
         return [request.backend]
@@ -85,7 +85,7 @@ def _backends(acceptance: Acceptance, request: EnsureShareServers) -> list[str]:
     if not found:
         raise NotFound(
             f"No backend in the configuration is bound to host {request.host}.",
-            object=f"host {request.host}",
+            object=ObjectKind.HOST.ref(request.host),
             field="host",
         )
     return found
@@ -97,7 +97,7 @@ def _meant(
     """The active servers that are meant, held until the commit."""
     if request.share_server_id is not None:
         row = lookup.share_server(acceptance.connection, request.share_server_id)
-        lookup.check_status(row, "share server", ServerStatus.ACTIVE, to="ensure")
+        lookup.check_status(row, ObjectKind.SHARE_SERVER, ServerStatus.ACTIVE, to="ensure")
         return [row]
     return list(
         acceptance.connection.execute(

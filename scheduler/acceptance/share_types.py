@@ -15,7 +15,7 @@ from worker.db.core.engine import db_now
 from worker.db.documents import shown
 from worker.db.tables.main import share_networks, share_types, shares
 from worker.engine.accept import Completed
-from worker.errors import Conflict, InvalidRequest, NotFound
+from worker.errors import Conflict, InvalidRequest, NotFound, ObjectKind
 from worker.model import DriverMode
 
 
@@ -28,7 +28,7 @@ def create_share_type(acceptance: Acceptance) -> Completed:
     if taken.first() is not None:
         raise Conflict(
             f"There is a share type {request.name} already.",
-            object=f"share type {request.name}",
+            object=ObjectKind.SHARE_TYPE.ref(request.name),
             field="name",
         )
     row = connection.execute(
@@ -63,7 +63,7 @@ def _check_network(acceptance: Acceptance, request: CreateShareType) -> None:
     if acceptance.connection.execute(known).first() is None:
         raise NotFound(
             f"The extra spec {NETWORK_SPEC} names share network {network_id}, and there is none.",
-            object=f"share network {network_id}",
+            object=ObjectKind.SHARE_NETWORK.ref(network_id),
             field="extra_specs",
         )
 
@@ -78,7 +78,7 @@ def delete_share_type(acceptance: Acceptance) -> Completed:
     if users:
         raise Conflict(
             f"{users} share{'s have' if users > 1 else ' has'} the type {row.name}.",
-            object=f"share type {row.id}",
+            object=ObjectKind.SHARE_TYPE.ref(row.id),
         )
     connection.execute(delete(share_types).where(share_types.c.id == row.id))
     return Completed(("share_type", row.id), {"id": row.id, "status": "deleted"})

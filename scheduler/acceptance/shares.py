@@ -22,7 +22,7 @@ from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
 from worker.db.tables.main import operations as operations_table
 from worker.engine.accept import Begin
-from worker.errors import Conflict, ErrorCode, InvalidRequest
+from worker.errors import Conflict, ErrorCode, InvalidRequest, ObjectKind
 from worker.model import NetworkKind, OperationState, ShareStatus
 from worker.tasks import repairs
 from worker.tasks.servers import limits_of
@@ -93,11 +93,11 @@ def _source(acceptance: Acceptance, request: CreateShare) -> Row[Any] | None:
     if request.snapshot_id is None:
         return None
     snapshot = lookup.snapshot(acceptance.connection, request.snapshot_id, acceptance.project_id)
-    lookup.check_status(snapshot, "snapshot", "available", to="make a share from")
+    lookup.check_status(snapshot, ObjectKind.SNAPSHOT, "available", to="make a share from")
     if request.size < snapshot.size:
         raise InvalidRequest(
             f"A share from snapshot {snapshot.id} needs at least its {snapshot.size} GiB.",
-            object=f"snapshot {snapshot.id}",
+            object=ObjectKind.SNAPSHOT.ref(snapshot.id),
             field="size",
         )
     return acceptance.connection.execute(
@@ -124,7 +124,7 @@ def _network(
         raise InvalidRequest(
             f"A share from snapshot {request.snapshot_id} is made on its share network; "
             f"leave share_network_id out.",
-            object=f"share {source.id}",
+            object=ObjectKind.SHARE.ref(source.id),
             field="share_network_id",
         )
     if source.share_network_id is None:
@@ -188,12 +188,14 @@ def delete(acceptance: Acceptance) -> Begin:
     connection = acceptance.connection
     row = lookup.share(connection, acceptance.request.share_id, acceptance.project_id)
     if row.status == ShareStatus.DELETING:
-        raise Conflict(f"The share {row.id} is being deleted already.", object=f"share {row.id}")
+        raise Conflict(
+            f"The share {row.id} is being deleted already.", object=ObjectKind.SHARE.ref(row.id)
+        )
     _check_unused(acceptance, row)
     superseded = {
         "code": str(ErrorCode.SUPERSEDED),
         "message": f"The share {row.id} was deleted before this operation began.",
-        "object": f"share {row.id}",
+        "object": ObjectKind.SHARE.ref(row.id),
         "field": "",
     }
     republish_after = acceptance.config.engine.lease
@@ -217,7 +219,7 @@ def _check_unused(acceptance: Acceptance, row: Row[Any]) -> None:
         raise Conflict(
             f"The share {row.id} has {count} snapshot{'s' if count > 1 else ''}; delete "
             f"{'them' if count > 1 else 'it'} first.",
-            object=f"share {row.id}",
+            object=ObjectKind.SHARE.ref(row.id),
         )
 
 
@@ -235,7 +237,7 @@ def _cancel_create(acceptance: Acceptance, row: Row[Any]) -> None:
     cancelled = {
         "code": str(ErrorCode.CANCELLED),
         "message": f"The share {row.id} was deleted while it was being created.",
-        "object": f"share {row.id}",
+        "object": ObjectKind.SHARE.ref(row.id),
         "field": "",
     }
     acceptance.dispatches.extend(
@@ -253,11 +255,11 @@ def extend(acceptance: Acceptance) -> Begin:
     request: ExtendShare = acceptance.request
     _check_size(acceptance, request.new_size, "new_size")
     row = lookup.share(acceptance.connection, request.share_id, acceptance.project_id)
-    lookup.check_status(row, "share", "available", "extending", to="extend")
+    lookup.check_status(row, ObjectKind.SHARE, "available", "extending", to="extend")
     if request.new_size <= row.size:
         raise InvalidRequest(
             f"The share {row.id} has {row.size} GiB; new_size must be larger.",
-            object=f"share {row.id}",
+            object=ObjectKind.SHARE.ref(row.id),
             field="new_size",
         )
     return Begin("extend_share", ("share", row.id), row.backend)

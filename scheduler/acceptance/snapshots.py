@@ -14,7 +14,7 @@ from worker.db.core.engine import db_now
 from worker.db.tables import main as tables
 from worker.db.tables.main import shares
 from worker.engine.accept import Begin
-from worker.errors import Conflict
+from worker.errors import Conflict, ObjectKind
 from worker.model import ShareStatus, SnapshotStatus
 
 
@@ -23,7 +23,7 @@ def create(acceptance: Acceptance) -> Begin:
     request: CreateSnapshot = acceptance.request
     connection = acceptance.connection
     share = lookup.share(connection, request.share_id, acceptance.project_id)
-    lookup.check_status(share, "share", "available", "extending", to="take a snapshot of")
+    lookup.check_status(share, ObjectKind.SHARE, "available", "extending", to="take a snapshot of")
     snapshot_id = str(uuid.uuid4())
     connection.execute(
         insert(tables.snapshots).values(
@@ -51,7 +51,9 @@ def delete(acceptance: Acceptance) -> Begin:
     """Begin (or queue) a snapshot's deletion, unless a share is being made from it."""
     connection = acceptance.connection
     snapshot = lookup.snapshot(connection, acceptance.request.snapshot_id, acceptance.project_id)
-    lookup.check_status(snapshot, "snapshot", "available", "error", "error_deleting", to="delete")
+    lookup.check_status(
+        snapshot, ObjectKind.SNAPSHOT, "available", "error", "error_deleting", to="delete"
+    )
     copying = connection.execute(
         select(func.count())
         .select_from(shares)
@@ -61,7 +63,7 @@ def delete(acceptance: Acceptance) -> Begin:
         raise Conflict(
             f"{copying} share{'s are' if copying > 1 else ' is'} being made from snapshot "
             f"{snapshot.id}; delete it afterwards.",
-            object=f"snapshot {snapshot.id}",
+            object=ObjectKind.SNAPSHOT.ref(snapshot.id),
         )
     share = lookup.share(connection, snapshot.share_id, acceptance.project_id)
     snapshots.set_snapshot(connection, snapshot.id, SnapshotStatus.DELETING)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from worker.errors import Conflict, NotFound
+from worker.errors import Conflict, NotFound, ObjectKind
 
 NETWORK_SPEC: Final = "share_network_id"
 """The extra spec of a share type whose shares have a default of their own."""
@@ -65,7 +65,7 @@ def resolve(
         if not request.standing.is_usable:
             raise NotFound(
                 f"There is no share network {request.id}.",
-                object=f"share network {request.id}",
+                object=ObjectKind.SHARE_NETWORK.ref(request.id),
                 field="share_network_id",
             )
         return request
@@ -95,6 +95,6 @@ def _unusable(network_id: str, setting: str, *, field: str) -> Conflict:
     return Conflict(
         f"{setting} names share network {network_id}, which this project may not use; name a "
         f"share network in the request, or ask an administrator to correct the setting.",
-        object=f"share network {network_id}",
+        object=ObjectKind.SHARE_NETWORK.ref(network_id),
         field=field,
     )

@@ -15,12 +15,13 @@ from worker.db.tables.main import (
     access_rules,
     shares,
 )
+from worker.errors import ObjectKind
 
 
 def list_access(connection: Connection, request: ListAccess, _config: Config) -> dict[str, Any]:
     """Return a page of a share's access rules."""
     if not all_projects(request):
         # An empty list would say that the share of another project exists.
-        show(connection, shares, "share", request.context, request.share_id)
+        show(connection, shares, ObjectKind.SHARE, request.context, request.share_id)
     filters = request.model_dump(include={"share_id", "state"})
     return list_rows(connection, access_rules, "access_rules", request, filters)

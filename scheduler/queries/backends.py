@@ -20,7 +20,7 @@ from worker.db.tables.main import (
     backends,
     storage_pools,
 )
-from worker.errors import NotFound
+from worker.errors import NotFound, ObjectKind
 
 
 def show_backend(connection: Connection, request: BackendOnly, config: Config) -> dict[str, Any]:
@@ -29,7 +29,7 @@ def show_backend(connection: Connection, request: BackendOnly, config: Config) -
     if row is None:
         raise NotFound(
             f"No backend {request.backend} has ever reported.",
-            object=f"backend {request.backend}",
+            object=ObjectKind.BACKEND.ref(request.backend),
             field="backend",
         )
     return _backends(connection, [row], config)[0]

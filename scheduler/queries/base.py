@@ -19,7 +19,7 @@ from sqlalchemy import (
 from scheduler.requests.base import Context
 from worker.config import Config
 from worker.db.documents import shown
-from worker.errors import Forbidden, InvalidRequest, NotFound
+from worker.errors import Forbidden, InvalidRequest, NotFound, ObjectKind
 
 Read = Callable[[Connection, Any, Config], dict[str, Any]]
 """Answers a validated payload; raises :class:`~worker.errors.Refused`."""
@@ -43,24 +43,24 @@ def mine(table: Table, context: Context) -> ColumnElement[bool]:
     return or_(own, table.c.is_public) if "is_public" in table.c else own
 
 
-def missing(kind: str, object_id: str, field: str) -> NotFound:
+def missing(kind: ObjectKind, object_id: str, field: str) -> NotFound:
     """Return the error that an object of this id is not in the project."""
     return NotFound(
-        f"There is no {kind} {object_id} in this project.",
-        object=f"{kind} {object_id}",
+        f"There is no {kind.words} {object_id} in this project.",
+        object=kind.ref(object_id),
         field=field,
     )
 
 
 def show(
-    connection: Connection, table: Table, kind: str, context: Context, object_id: str
+    connection: Connection, table: Table, kind: ObjectKind, context: Context, object_id: str
 ) -> dict[str, Any]:
     """Return the document of one object that the project may see."""
     row = connection.execute(
         select(table).where(table.c.id == object_id, mine(table, context))
     ).first()
     if row is None:
-        raise missing(kind, object_id, f"{kind.replace(' ', '_')}_id")
+        raise missing(kind, object_id, f"{kind}_id")
     return shown(row)
 
 

@@ -20,6 +20,7 @@ from worker.db.tables.main import (
     operation_steps,
     operations,
 )
+from worker.errors import ObjectKind
 
 # The payload is not among them: it may hold what a later verb must keep secret.
 _OPERATION_COLUMNS: Final = tuple(
@@ -55,7 +56,7 @@ def show_operation(
         .limit(1)
     ).first()
     if row is None:
-        raise missing("operation", request.operation_id, "operation_id")
+        raise missing(ObjectKind.OPERATION, request.operation_id, "operation_id")
     steps = connection.execute(
         select(*_STEP_COLUMNS)
         .where(operation_steps.c.operation_id == row.id)

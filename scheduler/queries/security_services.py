@@ -21,7 +21,7 @@ from worker.db.tables.main import (
     security_services,
     share_network_security_services,
 )
-from worker.errors import ConfigurationError, NotFound
+from worker.errors import ConfigurationError, NotFound, ObjectKind
 from worker.sealing import Keys
 
 
@@ -30,7 +30,9 @@ def show_security_service(
 ) -> dict[str, Any]:
     """Return one security service, and with which key its password is sealed."""
     service_id = request.security_service_id
-    return show(connection, security_services, "security service", request.context, service_id)
+    return show(
+        connection, security_services, ObjectKind.SECURITY_SERVICE, request.context, service_id
+    )
 
 
 def list_security_services(
@@ -55,11 +57,11 @@ def show_sealing_key(
     try:
         key = Keys(config.secrets.directory).current()
     except ConfigurationError as error:
-        raise NotFound(error.message, object="sealing key") from error
+        raise NotFound(error.message, object=ObjectKind.SEALING_KEY.ref("current")) from error
     if key is None:
         raise NotFound(
             "This service has no key to seal passwords with; an administrator makes one with "
             "`sharewright secrets generate`.",
-            object="sealing key",
+            object=ObjectKind.SEALING_KEY.ref("current"),
         )
     return {"key_id": key.id, "public_key": base64.b64encode(key.public).decode()}

@@ -19,6 +19,7 @@ from worker.db.tables.main import (
     share_networks,
     share_servers,
 )
+from worker.errors import ObjectKind
 from worker.model import ServerStatus
 
 
@@ -27,7 +28,7 @@ def show_share_network(
 ) -> dict[str, Any]:
     """Return one share network, the project's own or a public one, and what to attach to."""
     network_id, context = request.share_network_id, request.context
-    found = show(connection, share_networks, "share network", context, network_id)
+    found = show(connection, share_networks, ObjectKind.SHARE_NETWORK, context, network_id)
     a = share_network_security_services.c
     added = connection.execute(
         select(a.security_service_id, a.type)

@@ -14,13 +14,16 @@ from worker.config import Config
 from worker.db.tables.main import (
     share_servers,
 )
+from worker.errors import ObjectKind
 
 
 def show_share_server(
     connection: Connection, request: ShareServerOnly, _config: Config
 ) -> dict[str, Any]:
     """Return one share server."""
-    return show(connection, share_servers, "share server", request.context, request.share_server_id)
+    return show(
+        connection, share_servers, ObjectKind.SHARE_SERVER, request.context, request.share_server_id
+    )
 
 
 def list_share_servers(

@@ -17,6 +17,7 @@ from worker.db.documents import shown
 from worker.db.tables.main import (
     share_types,
 )
+from worker.errors import ObjectKind
 
 
 def show_share_type(
@@ -32,7 +33,7 @@ def show_share_type(
         .limit(1)
     ).first()
     if row is None:
-        raise missing("share type", request.share_type, "share_type")
+        raise missing(ObjectKind.SHARE_TYPE, request.share_type, "share_type")
     return shown(row)
 
 

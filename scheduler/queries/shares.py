@@ -17,11 +17,12 @@ from worker.db.tables.main import (
     share_types,
     shares,
 )
+from worker.errors import ObjectKind
 
 
 def show_share(connection: Connection, request: ShareOnly, _config: Config) -> dict[str, Any]:
     """Return one share."""
-    return show(connection, shares, "share", request.context, request.share_id)
+    return show(connection, shares, ObjectKind.SHARE, request.context, request.share_id)
 
 
 def list_shares(connection: Connection, request: ListShares, _config: Config) -> dict[str, Any]:

@@ -14,11 +14,12 @@ from worker.config import Config
 from worker.db.tables.main import (
     snapshots,
 )
+from worker.errors import ObjectKind
 
 
 def show_snapshot(connection: Connection, request: SnapshotOnly, _config: Config) -> dict[str, Any]:
     """Return one snapshot."""
-    return show(connection, snapshots, "snapshot", request.context, request.snapshot_id)
+    return show(connection, snapshots, ObjectKind.SNAPSHOT, request.context, request.snapshot_id)
 
 
 def list_snapshots(

@@ -106,9 +106,9 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 from tests.contract.test_namespace_compute import network
 from worker.helpers.compute.namespace import *
 from worker.model import *
-from worker.plugin import Setting
+from worker.plugin import BackendContext
 from worker.systems.network.bridges import short
-setting = Setting("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
+setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
 helper = NamespaceComputeHelper(setting, NamespaceOptions())
 server = ShareServer({server.id!r}, "project", "backend", {share_network.id!r}, "building")
 net = ShareNetwork({share_network.id!r}, "project", NetworkKind.FLAT_POOL)

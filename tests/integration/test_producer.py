@@ -119,7 +119,7 @@ def test_a_refusal_has_code_message_object_and_field(
     assert failure(ended) == {
         "code": "not_found",
         "message": "There is no share network nowhere.",
-        "object": "share network nowhere",
+        "object": "share_network nowhere",
         "field": "share_network_id",
     }
     ended = produce(deployment, tmp_path, str(uuid.uuid4()), network, size="0")

@@ -349,7 +349,7 @@ def test_a_key_that_is_lost_fails_the_create_and_is_named(
         private.unlink()
         failed = fakes.failure(fakes.create(network))
         assert key in failed.message
-        assert (failed.code, failed.object.split()[:2]) == ("configuration", ["share", "server"])
+        assert (failed.code, failed.object.split()[0]) == ("configuration", "share_server")
         fakes.settle()
         fakes.assert_nothing_external()
         # A worker that cannot open it does not begin.

@@ -235,7 +235,7 @@ def test_the_database_commands(environment: dict[str, str], tmp_path: Path) -> N
 def test_refusals_and_failures_have_codes_of_their_own() -> None:
     assert exit_code_of(NotFound("x")) == 5
     assert exit_code_of(Conflict("x")) == 3
-    assert exit_code_of(Fatal("x")) == 4
+    assert exit_code_of(Fatal("x", code=ErrorCode.INTERNAL)) == 4
     assert exit_code_of(RequestFailed(ErrorCode.NOT_FOUND, "x")) == 5
     assert exit_code_of(RequestFailed(ErrorCode.CONFLICT, "x")) == 3
     assert exit_code_of(RequestFailed(ErrorCode.STORAGE_FAILED, "x")) == 4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from celery import Celery
 from celery.backends.base import Backend
 
 from tests.support.plain import run_plain
+from tests.support.services import ROOT
 from worker.errors import (
     ErrorCode,
     Fatal,
@@ -84,7 +86,33 @@ def test_every_error_has_a_documented_code(kind: type[SharewrightError]) -> None
 def test_an_error_may_have_a_code_of_its_own() -> None:
     error = Fatal("The address pool is empty.", code=ErrorCode.ADDRESSES_EXHAUSTED)
     assert error.to_json()["code"] == "addresses_exhausted"
-    assert Fatal.code is ErrorCode.STORAGE_FAILED
+
+
+def test_a_fatal_error_says_what_failed() -> None:
+    with pytest.raises(TypeError, match="code"):
+        Fatal("It is broken.")  # type: ignore[call-arg] # on purpose
+
+
+@pytest.mark.parametrize(
+    "source",
+    sorted([*ROOT.glob("worker/**/*.py"), *ROOT.glob("scheduler/**/*.py")]),
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_kind_of_an_object_is_spelled_in_one_place(source: Path) -> None:
+    literal = [
+        f"{source}:{call.lineno}"
+        for call in ast.walk(ast.parse(source.read_text()))
+        if isinstance(call, ast.Call)
+        for keyword in call.keywords
+        if keyword.arg in {"object", "about"} and _begins_with_text(keyword.value)
+    ]
+    assert literal == [], "use ObjectKind.<KIND>.ref(id)"
+
+
+def _begins_with_text(value: ast.expr) -> bool:
+    if isinstance(value, ast.JoinedStr):
+        value = value.values[0]
+    return isinstance(value, ast.Constant) and bool(value.value)
 
 
 def test_fatal_and_retryable_are_classes_apart() -> None:

@@ -16,7 +16,7 @@ from worker.config import load
 from worker.db.core.engine import db_now, transaction
 from worker.db.tables.main import operations, shares
 from worker.engine.runner import run
-from worker.errors import Fatal
+from worker.errors import ErrorCode, Fatal
 from worker.tasks.sagas import ACTIONS
 
 
@@ -59,7 +59,7 @@ def test_a_delete_during_an_extend_does_not_wait_for_its_lease(
             if power == during:
                 take_in(config, "delete_share", context, "delete")
             elif power == "extend_share":
-                raise Fatal("no")
+                raise Fatal("no", code=ErrorCode.INTERNAL)
             return 2
 
         return call

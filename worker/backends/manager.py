@@ -12,7 +12,7 @@ from functools import partial
 
 from worker.backends.assembly import Backend
 from worker.drivers.base import AuditOnServers, Ensure, Resize
-from worker.errors import ErrorCode, Fatal
+from worker.errors import ErrorCode, Fatal, ObjectKind
 from worker.helpers.compute.base import Watched
 from worker.helpers.network.base import AddressPools, Renewing
 from worker.model import (
@@ -84,7 +84,7 @@ class ShareManager:
             raise Fatal(
                 f"Backend {self.backend.name} serves no share networks of kind {network.kind}; "
                 f"its configuration changed since it was chosen.",
-                object=f"share network {network.id}",
+                object=ObjectKind.SHARE_NETWORK.ref(network.id),
                 code=ErrorCode.NETWORK_FAILED,
             )
         return helper.allocate_network(context, server, network, self.backend.ports_per_server)
@@ -207,7 +207,7 @@ class ShareManager:
         if not isinstance(driver, Resize):
             raise Fatal(
                 f"The driver of backend {self.backend.name} cannot resize shares.",
-                object=f"share {share.id}",
+                object=ObjectKind.SHARE.ref(share.id),
                 code=ErrorCode.NOT_SUPPORTED,
             )
         return driver

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Row, func, select, text, update
 
 from worker.db.core.engine import db_now
 from worker.db.tables.main import security_services, share_network_security_services, share_networks
-from worker.errors import ErrorCode, Fatal
+from worker.errors import ErrorCode, Fatal, ObjectKind
 from worker.model import SecurityService, SecurityServiceType
 from worker.sealing import Keys, seal_anew
 
@@ -67,7 +67,7 @@ def opened(row: Row[Any], keys: Keys) -> SecurityService:
                 f"The password of security service {row.id}, sealed with key "
                 f"{row.password_key_id}, cannot be opened: {error}. Update the security service "
                 f"with a password that is sealed for its own project.",
-                object=f"security service {row.id}",
+                object=ObjectKind.SECURITY_SERVICE.ref(row.id),
                 field="password",
                 code=ErrorCode.CONFIGURATION,
             ) from None

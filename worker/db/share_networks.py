@@ -11,6 +11,7 @@ from sqlalchemy import (
 
 from worker.db.shares import _NETWORK
 from worker.db.statuses import row_of
+from worker.errors import ObjectKind
 from worker.model import (
     NetworkKind,
     ShareNetwork,
@@ -40,4 +41,4 @@ def network_of(row: Row[Any]) -> ShareNetwork:
 
 def network(connection: Connection, network_id: str) -> ShareNetwork:
     """Return a share network for a step."""
-    return network_of(row_of(connection, _NETWORK, network_id, "share network"))
+    return network_of(row_of(connection, _NETWORK, network_id, ObjectKind.SHARE_NETWORK))

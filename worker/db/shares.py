@@ -29,6 +29,7 @@ from worker.db.tables.main import (
     shares,
     snapshots,
 )
+from worker.errors import ObjectKind
 from worker.model import (
     OwnerKind,
     Share,
@@ -67,13 +68,13 @@ def share_and_server(connection: Connection, share_id: str) -> tuple[Row[Any], S
     """
     row = _SHARE_AND_SERVER.first(connection, object_id=share_id)
     if row is None:
-        raise gone("share", share_id)
+        raise gone(ObjectKind.SHARE, share_id)
     return row, servers.server_of(row, _AT) if row.at_id else None
 
 
 def share_row(connection: Connection, share_id: str) -> Row[Any]:
     """Return a share's row for a step; its absence means the operation's object is gone."""
-    return row_of(connection, _SHARE, share_id, "share")
+    return row_of(connection, _SHARE, share_id, ObjectKind.SHARE)
 
 
 _SHARE, _SNAPSHOT, _NETWORK = by_id(shares), by_id(snapshots), by_id(share_networks)

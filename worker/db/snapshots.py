@@ -23,6 +23,7 @@ from worker.db.statuses import move, row_of
 from worker.db.tables.main import (
     snapshots,
 )
+from worker.errors import ObjectKind
 from worker.model import (
     OwnerKind,
     Snapshot,
@@ -37,7 +38,7 @@ def snapshot_of(row: Row[Any]) -> Snapshot:
 
 def snapshot_row(connection: Connection, snapshot_id: str) -> Row[Any]:
     """Return a snapshot's row for a step."""
-    return row_of(connection, _SNAPSHOT, snapshot_id, "snapshot")
+    return row_of(connection, _SNAPSHOT, snapshot_id, ObjectKind.SNAPSHOT)
 
 
 def set_snapshot(

@@ -25,7 +25,7 @@ from worker.db.tables.main import (
     shares,
     snapshots,
 )
-from worker.errors import ErrorCode, Fatal
+from worker.errors import ErrorCode, Fatal, ObjectKind
 from worker.model import (
     SHARE_TRANSITIONS,
     SNAPSHOT_TRANSITIONS,
@@ -38,7 +38,7 @@ def by_id(table: Table) -> Prepared:
     return Prepared(select(table).where(table.c.id == bindparam("object_id")))
 
 
-def row_of(connection: Connection, by_id: Prepared, object_id: str, kind: str) -> Row[Any]:
+def row_of(connection: Connection, by_id: Prepared, object_id: str, kind: ObjectKind) -> Row[Any]:
     """Return a row for a step; raise when the operation's object is gone."""
     row = by_id.first(connection, object_id=object_id)
     if row is None:
@@ -46,11 +46,11 @@ def row_of(connection: Connection, by_id: Prepared, object_id: str, kind: str) -
     return row
 
 
-def gone(kind: str, object_id: str) -> Fatal:
+def gone(kind: ObjectKind, object_id: str) -> Fatal:
     """Return the error that an operation's object does not exist any more."""
     return Fatal(
-        f"The {kind} {object_id} does not exist any more.",
-        object=f"{kind} {object_id}",
+        f"The {kind.words} {object_id} does not exist any more.",
+        object=kind.ref(object_id),
         code=ErrorCode.NOT_FOUND,
     )
 
@@ -103,10 +103,10 @@ def move(
     """Move a row to a status along its transitions, or raise."""
     row = moved(connection, table, object_id, status, values)
     if row is None:
-        kind = table.name.removesuffix("s")
+        kind = ObjectKind(table.name.removesuffix("s"))
         raise Fatal(
             f"The {kind} {object_id} cannot become {status} from where it is now.",
-            object=f"{kind} {object_id}",
+            object=kind.ref(object_id),
             code=ErrorCode.CONFLICT,
         )
     return row

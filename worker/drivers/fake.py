@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from worker.drivers.base import Ensure, Resize, ShareDriver
-from worker.errors import ErrorCode, Fatal
+from worker.errors import ErrorCode, Fatal, ObjectKind
 from worker.model import (
     AccessRule,
     DriverMode,
@@ -113,7 +113,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
                 raise _refused(
                     f"Share {share.id} of {share.size} GiB cannot hold snapshot {snapshot.id} of "
                     f"{kept['size']} GiB.",
-                    f"share {share.id}",
+                    ObjectKind.SHARE.ref(share.id),
                 )
             return self._create(
                 change,
@@ -144,7 +144,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
                 if kept["share"] != share.id:
                     raise _refused(
                         f"Snapshot {snapshot.id} exists already, of share {kept['share']}.",
-                        f"snapshot {snapshot.id}",
+                        ObjectKind.SNAPSHOT.ref(snapshot.id),
                     )
                 return
             self._existing(change, share)
@@ -176,7 +176,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
                 if rule.access_type != "ip" or rule.access_level not in {"ro", "rw"}:
                     raise _refused(
                         f"Rule {rule.id} of share {share.id} is neither ip ro nor ip rw.",
-                        f"access {rule.id}",
+                        ObjectKind.ACCESS_RULE.ref(rule.id),
                     )
             self._existing(change, share)
             pairs = sorted((rule.access_to, rule.access_level) for rule in rules)
@@ -197,7 +197,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             if new_size < found["size"]:
                 raise _refused(
                     f"Share {share.id} of {found['size']} GiB cannot be shrunk to {new_size} GiB.",
-                    f"share {share.id}",
+                    ObjectKind.SHARE.ref(share.id),
                 )
             if new_size > found["size"]:
                 self._take_capacity(change, found["pool"], new_size - found["size"])
@@ -294,7 +294,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         elif different := [name for name, value in wanted.items() if found[name] != value]:
             raise _refused(
                 f"Share {share.id} exists already with another {', '.join(different)}.",
-                f"share {share.id}",
+                ObjectKind.SHARE.ref(share.id),
             )
         return _locations(share, address)
 
@@ -303,7 +303,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         if share.share_proto not in self.protocols:
             raise _refused(
                 f"Share {share.id} asks for {share.share_proto}; there are NFS and CIFS.",
-                f"share {share.id}",
+                ObjectKind.SHARE.ref(share.id),
             )
         if not self.setting.mode.has_share_servers:
             return SINGLE_SERVER_ADDRESS
@@ -311,14 +311,14 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             raise _refused(
                 f"Share {share.id} has no share server with an address; the backend's mode needs "
                 f"one.",
-                f"share {share.id}",
+                ObjectKind.SHARE.ref(share.id),
             )
         if self.options.check_servers:
             known = change.one("SELECT serves_at FROM servers WHERE id = ?", server.id)
             if known is None or (known["serves_at"] or math.inf) > time.monotonic():
                 raise _refused(
                     f"Share server {server.id} does not serve; share {share.id} cannot be made.",
-                    f"share_server {server.id}",
+                    ObjectKind.SHARE_SERVER.ref(server.id),
                 )
         return server.details.addresses[0]
 
@@ -332,7 +332,9 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         """Count what a pool's shares take (a negative number gives back); refuse too much."""
         total = self.options.pools.get(pool, 0)
         if gib > 0 and not total:
-            raise _refused(f"Storage pool {pool!r} does not exist.", f"storage_pool {pool}")
+            raise _refused(
+                f"Storage pool {pool!r} does not exist.", ObjectKind.STORAGE_POOL.ref(pool)
+            )
         row = change.one(
             "INSERT INTO pools (backend, name, taken) VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET taken = taken + excluded.taken RETURNING taken",
@@ -343,7 +345,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         if row is not None and gib > 0 and row["taken"] > total:
             raise _refused(
                 f"Storage pool {pool!r} of {total} GiB has no room for {gib} GiB more.",
-                f"storage_pool {pool}",
+                ObjectKind.STORAGE_POOL.ref(pool),
             )
 
 

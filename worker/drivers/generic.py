@@ -21,7 +21,7 @@ from typing import ClassVar, Final, Literal, cast
 from pydantic import Field, IPvAnyAddress
 
 from worker.drivers.base import AuditOnServers, Decommission, Ensure, Resize, ShareDriver
-from worker.errors import ConfigurationError, Conflict, ErrorCode, Fatal
+from worker.errors import ConfigurationError, Conflict, ErrorCode, Fatal, ObjectKind
 from worker.failpoints import failpoint
 from worker.model import (
     AccessRule,
@@ -147,8 +147,9 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
             raise Fatal(
                 f"Share {share.id} of {share.size} GiB cannot hold snapshot {snapshot.id} of "
                 f"{snapshot.size} GiB; ask for at least that.",
-                object=f"share {share.id}",
+                object=ObjectKind.SHARE.ref(share.id),
                 field="size",
+                code=ErrorCode.INVALID_REQUEST,
             )
         storage = self._storage(context, server)
         if self.setting.servers_elsewhere:
@@ -203,8 +204,9 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
             raise Fatal(
                 f"Share {share.id} has {limit // GIB} GiB, of which {storage.used(share.id)} bytes "
                 f"are used; it cannot be made smaller ({new_size} GiB).",
-                object=f"share {share.id}",
+                object=ObjectKind.SHARE.ref(share.id),
                 field="size",
+                code=ErrorCode.INVALID_REQUEST,
             )
         storage.grow(share.id, new_size)
 
@@ -305,7 +307,10 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         if self.setting.mode is DriverMode.SINGLE_SVM:
             return (str(self._options.service_address),)
         if server is None or server.details is None:
-            raise Fatal("The share's server is not built, so nothing can be exported on it.")
+            raise Fatal(
+                "The share's server is not built, so nothing can be exported on it.",
+                code=ErrorCode.SHARE_SERVER_FAILED,
+            )
         return server.details.addresses
 
     def _serving(self, context: RequestContext, server: ShareServer | None) -> Ganesha:
@@ -327,13 +332,16 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     @staticmethod
     def _attribute(server: ShareServer | None, name: str, what: str) -> str:
         if server is None or server.details is None:
-            raise Fatal("The share's server is not built, so nothing can be done on it.")
+            raise Fatal(
+                "The share's server is not built, so nothing can be done on it.",
+                code=ErrorCode.SHARE_SERVER_FAILED,
+            )
         value = server.details.attributes.get(name)
         if value is None:
             raise Fatal(
                 f"Share server {server.id} has no {what} that the generic driver can use "
                 f"(its attribute {name!r} is missing); use another compute helper.",
-                object=f"share_server {server.id}",
+                object=ObjectKind.SHARE_SERVER.ref(server.id),
                 code=ErrorCode.CONFIGURATION,
             )
         return value
@@ -396,7 +404,7 @@ def _check_here(storage: Storage, share: Share, snapshot: Snapshot) -> None:
             f"Snapshot {snapshot.id} is not on share server {share.share_server_id}, which has "
             f"room for share {share.id}, and data does not move between share servers; make room "
             f"on the snapshot's own server, or copy as a client.",
-            object=f"share {share.id}",
+            object=ObjectKind.SHARE.ref(share.id),
             code=ErrorCode.NOT_SUPPORTED,
         )
 

@@ -29,7 +29,15 @@ from worker.engine.job import (
     write,
 )
 from worker.engine.saga import Action, OnCommit, Saga, Step, StepCommitted, StepWaiting
-from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable, StepError
+from worker.errors import (
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    LeaseLost,
+    NotReady,
+    Retryable,
+    StepError,
+)
 from worker.failpoints import failpoint
 from worker.logs import about
 from worker.model import OperationState, Phase, RequestContext
@@ -119,6 +127,8 @@ def _run_claimed(runtime: Runtime, action: Action, operation: Operation, lease: 
         return _wait(job, action, wait)
     except StepError as error:
         return _failed(job, action, error)
+    except ConfigurationError as error:
+        return _failed(job, action, Fatal(error.message, object=error.object, code=error.code))
     except LeaseLost:
         raise
     except Exception as error:
@@ -315,6 +325,8 @@ def _failed(job: Job, action: Action, error: StepError) -> bool:
     saga = runtime.sagas[operation.saga]
     step = saga.steps[operation.position]
     engine = runtime.config.engine
+    if not error.object:
+        error.object = f"{operation.resource_kind} {operation.resource_id}"
     failpoint(f"{action.name}.failed")
     _log.info("%s of operation %s failed: %s", action.name, operation.id, error.message)
     if operation.state is OperationState.COMPENSATION_FAILED:

@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.config import Config
 from worker.db import security_services as security
 from worker.db.core.engine import engine_for, reading
-from worker.errors import ConfigurationError, ErrorCode, Fatal
+from worker.errors import ConfigurationError, ErrorCode, Fatal, ObjectKind
 from worker.model import SecurityService, ShareServer
 from worker.sealing import Keys
 
@@ -56,7 +56,7 @@ def services_of(
         raise Fatal(
             f"The security services of share network {server.share_network_id} were changed after "
             f"share server {server.id} had been begun for others; ask again.",
-            object=f"share server {server.id}",
+            object=ObjectKind.SHARE_SERVER.ref(server.id),
             code=ErrorCode.CONFLICT,
         )
     keys = Keys(config.secrets.directory)
@@ -66,7 +66,7 @@ def services_of(
         raise Fatal(
             f"The security services of share network {server.share_network_id} cannot be used on "
             f"this worker. {error.message}",
-            object=f"share server {server.id}",
+            object=ObjectKind.SHARE_SERVER.ref(server.id),
             code=ErrorCode.CONFIGURATION,
         ) from error
 

@@ -19,7 +19,7 @@ from worker.db.share_servers.limits import Limits
 from worker.db.share_servers.store import ServerKey
 from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit, StepCommitted, StepResult, StepWaiting
-from worker.errors import ErrorCode, Fatal, StepError
+from worker.errors import ErrorCode, Fatal, ObjectKind, StepError
 from worker.failpoints import failpoint
 from worker.model import ServerStatus, ShareNetwork, ShareServer, ShareServerDetails
 from worker.tasks import repairs
@@ -114,7 +114,7 @@ def _lost_server(job: Job) -> Fatal:
     share = job.operation.resource_id
     return Fatal(
         f"Share {share} refers to no share server any more.",
-        object=f"share {share}",
+        object=ObjectKind.SHARE.ref(share),
         code=ErrorCode.SHARE_SERVER_FAILED,
     )
 
@@ -208,7 +208,7 @@ def _let_others_build(tx: StepTransaction, row: Row[Any]) -> None:
     reason = {
         "code": str(ErrorCode.SHARE_SERVER_FAILED),
         "message": f"The share server could not be built. {error.get('message', '')}",
-        "object": f"share server {row.id}",
+        "object": ObjectKind.SHARE_SERVER.ref(row.id),
         "field": "",
     }
     failures = servers.count_failure(tx.connection, key, reason)

@@ -13,7 +13,7 @@ from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
 from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit
-from worker.errors import ErrorCode, Fatal, StepError
+from worker.errors import ErrorCode, Fatal, ObjectKind, StepError
 from worker.model import ServerStatus, Share, ShareServer, ShareStatus, Snapshot
 from worker.tasks.clean_up import start_clean_up
 from worker.tasks.security import with_services
@@ -133,7 +133,7 @@ def _check_larger(row: Row[Any], size: int) -> None:
     if size <= row.size and row.status != ShareStatus.EXTENDING:
         raise Fatal(
             f"Share {row.id} has {row.size} GiB already; extend needs more than that.",
-            object=f"share {row.id}",
+            object=ObjectKind.SHARE.ref(row.id),
             field="new_size",
             code=ErrorCode.INVALID_REQUEST,
         )
@@ -146,7 +146,7 @@ def _reserve(tx: StepTransaction, row: Row[Any], size: int) -> None:
         raise Fatal(
             f"Pool {row.pool} of backend {row.backend} has not {missing} GiB more for share "
             f"{row.id}.",
-            object=f"share {row.id}",
+            object=ObjectKind.SHARE.ref(row.id),
             field="new_size",
             code=ErrorCode.NO_VALID_BACKEND,
         )

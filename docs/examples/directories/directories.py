@@ -17,7 +17,7 @@ from typing import ClassVar, cast
 from pydantic import Field
 
 from worker.drivers.base import ShareDriver
-from worker.errors import Fatal, Retryable
+from worker.errors import ErrorCode, Fatal, Retryable
 from worker.model import (
     AccessRule,
     DriverMode,
@@ -167,7 +167,10 @@ def _translated(error: OSError, root: Path) -> Fatal | Retryable:
     sentence = f"The directory {error.filename or root} could not be used: {error.strerror}."
     if error.errno in _PASSING:
         return Retryable(sentence)
-    return Fatal(f"{sentence} See that {root} exists and belongs to the worker.")
+    return Fatal(
+        f"{sentence} See that {root} exists and belongs to the worker.",
+        code=ErrorCode.STORAGE_FAILED,
+    )
 
 
 _PASSING = frozenset({errno.EINTR, errno.EAGAIN, errno.ESTALE, errno.EIO})

@@ -21,7 +21,7 @@ from worker.db.core.engine import db_now, engine_for, insert_into, racing, readi
 from worker.db.networks.dhcp_leases import DatabaseLeaseStore
 from worker.db.networks.segments import DatabaseSegmentStore
 from worker.db.tables.main import address_cursors, addresses
-from worker.errors import ErrorCode, Fatal, NotReady
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.model import Holding
 
 ROWS_AT_ONCE: Final = 64
@@ -237,7 +237,7 @@ def _refusal(connection: Connection, taking: _Taking) -> Fatal | NotReady:
         .limit(1)
         .offset(missing - 1)
     ).scalar()
-    about = f"share_server {taking.server_id}"
+    about = ObjectKind.SHARE_SERVER.ref(taking.server_id)
     if remaining is not None and remaining <= WORTH_WAITING:
         return NotReady(
             f"All addresses of {taking.domain} are in use or rest; enough are free in "

@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from worker.db.core.engine import db_now, engine_for, racing, reading, transaction
 from worker.db.tables.networks import segment_holders, segments
-from worker.errors import ErrorCode, Fatal, NotReady
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.model import Holding, Segment, SegmentSource
 
 CLOSING_PAUSE: Final = 2.0
@@ -171,7 +171,7 @@ def _given(
             f"Share network {share_network_id} needs a segment and all of {source.domain}, "
             f"{source.ids[0]} to {source.ids[1]}, are in use or rest; enlarge segment_ids or "
             f"delete shares.",
-            object=f"share_network {share_network_id}",
+            object=ObjectKind.SHARE_NETWORK.ref(share_network_id),
             code=ErrorCode.NETWORK_FAILED,
         )
     chosen = None if cidr else _free_subnet(connection, source, share_network_id)
@@ -218,7 +218,7 @@ def _free_subnet(connection: Connection, source: SegmentSource, share_network_id
         raise Fatal(
             f"Share network {share_network_id} names no cidr and its backend has no subnets to "
             f"choose from; name a cidr, or set the network helper's subnets.",
-            object=f"share_network {share_network_id}",
+            object=ObjectKind.SHARE_NETWORK.ref(share_network_id),
             code=ErrorCode.CONFIGURATION,
         )
     rows = connection.execute(
@@ -240,7 +240,7 @@ def _free_subnet(connection: Connection, source: SegmentSource, share_network_id
         raise Fatal(
             f"Share network {share_network_id} needs a subnet and all /{source.prefix_length} of "
             f"{source.subnets} are in use or rest; enlarge subnets or delete shares.",
-            object=f"share_network {share_network_id}",
+            object=ObjectKind.SHARE_NETWORK.ref(share_network_id),
             code=ErrorCode.NETWORK_FAILED,
         )
     return f"{IPAddress(position, whole.version)}/{source.prefix_length}"

@@ -33,7 +33,7 @@ from worker.db.core.prepared import Prepared
 from worker.db.documents import network_info, plain, server_details
 from worker.db.share_servers.limits import Limits, has_room
 from worker.db.tables.main import share_server_failures, share_server_refs, share_servers
-from worker.errors import ErrorCode, Fatal
+from worker.errors import ErrorCode, Fatal, ObjectKind
 from worker.model import (
     SERVER_TRANSITIONS,
     NetworkInfo,
@@ -285,7 +285,7 @@ def built(connection: Connection, server_id: str, details: ShareServerDetails) -
     if row is None:
         raise Fatal(
             f"The share server {server_id} is not being built any more.",
-            object=f"share server {server_id}",
+            object=ObjectKind.SHARE_SERVER.ref(server_id),
             code=ErrorCode.SHARE_SERVER_FAILED,
         )
     key = key_of(row)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from worker.errors import ErrorCode, Fatal, NotReady
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.helpers.compute.base import ComputeHelper, Watched
 from worker.model import (
     NetworkInfo,
@@ -117,7 +117,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
                 raise Fatal(
                     f"Share server {share_server.id} still has share {share['id']}; delete that "
                     f"first.",
-                    object=f"share_server {share_server.id}",
+                    object=ObjectKind.SHARE_SERVER.ref(share_server.id),
                     code=ErrorCode.COMPUTE_FAILED,
                     share_server_id=name,
                 )
@@ -155,7 +155,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
                 raise Fatal(
                     f"Address {address} of share server {server.id} is held by share server "
                     f"{holder['server']}: it was given out twice.",
-                    object=f"share_server {server.id}",
+                    object=ObjectKind.SHARE_SERVER.ref(server.id),
                     code=ErrorCode.COMPUTE_FAILED,
                 )
             change.write(
@@ -191,7 +191,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
             raise Fatal(
                 f"Share server {server.id} exists already with other addresses than "
                 f"{', '.join(info.addresses)}.",
-                object=f"share_server {server.id}",
+                object=ObjectKind.SHARE_SERVER.ref(server.id),
                 code=ErrorCode.COMPUTE_FAILED,
                 share_server_id=_server_name(server),
             )

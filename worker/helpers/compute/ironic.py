@@ -18,7 +18,7 @@ from openstack.baremetal.v1.allocation import Allocation
 from openstack.baremetal.v1.node import Node
 from pydantic import Field, model_validator
 
-from worker.errors import ErrorCode, Fatal, NotReady, Retryable, StepError
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind, Retryable, StepError
 from worker.failpoints import failpoint
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.helpers.compute.machines import (
@@ -110,7 +110,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         nodes = self._ironic.ask(
             f"list the nodes of resource class {wanted}",
             lambda c: list(c.baremetal.nodes(resource_class=wanted, fields=["uuid", "traits"])),
-            about=f"backend {self.setting.backend}",
+            about=ObjectKind.BACKEND.ref(self.setting.backend),
         )
         if not nodes:
             raise Fatal(
@@ -177,7 +177,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         allocations = self._ironic.ask(
             "list our allocations",
             lambda c: list(c.baremetal.allocations()),
-            about=f"backend {self.setting.backend}",
+            about=ObjectKind.BACKEND.ref(self.setting.backend),
         )
         for allocation in allocations:
             extra = allocation.extra or {}
@@ -313,7 +313,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         return Retryable(
             f"Node {node.id} could not be undeployed: {node.last_error or 'Ironic says no more'}. "
             f"It may still run as share server {work.server.id}; repair it in Ironic.",
-            object=f"share_server {work.server.id}",
+            object=ObjectKind.SHARE_SERVER.ref(work.server.id),
             code=ErrorCode.COMPUTE_FAILED,
             share_server_id=node.id,
         )

@@ -12,7 +12,7 @@ from typing import Final
 
 from pydantic import Field
 
-from worker.errors import ErrorCode, Fatal, NotReady, Retryable
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind, Retryable
 from worker.model import ShareServer
 from worker.plugin import Options
 from worker.systems.openstack.cloud_init import host_key_pair, user_data
@@ -97,10 +97,11 @@ def ssh_shell(options: SshOptions, share_server: ShareServer) -> Shell:
     if share_server.details is None or "ssh_address" not in share_server.details.attributes:
         raise Fatal(
             f"Share server {share_server.id} is not built, so it takes no commands.",
-            object=f"share_server {share_server.id}",
+            object=ObjectKind.SHARE_SERVER.ref(share_server.id),
             code=ErrorCode.COMPUTE_FAILED,
         )
-    return _shell(options, share_server.id, share_server.details.attributes)
+    attributes = share_server.details.attributes
+    return _shell(options, share_server.id, attributes, ErrorCode.STORAGE_FAILED)
 
 
 def check_reachable(
@@ -119,7 +120,7 @@ def check_reachable(
     """
     if not options.wait_for_ssh:
         return
-    shell = _shell(options, share_server_id, attributes)
+    shell = _shell(options, share_server_id, attributes, ErrorCode.COMPUTE_FAILED)
     try:
         done = shell.run(
             ["sh", "-euc", _READY, "sharewright", _ready_file(options)], timeout=10, check=False
@@ -131,7 +132,8 @@ def check_reachable(
             share_server_id=server_id,
         ) from error
     except Fatal as error:
-        error.object, error.share_server_id = f"share_server {share_server_id}", server_id
+        error.object = ObjectKind.SHARE_SERVER.ref(share_server_id)
+        error.share_server_id = server_id
         raise
     if done.exit_code == _NOT_YET:
         raise NotReady(
@@ -145,13 +147,18 @@ def check_reachable(
             f"Share server {share_server_id} has booted without its NFS server: the packages "
             f"{', '.join(options.packages) or '(none)'} did not bring ganesha.nfsd; correct the "
             f"backend's packages or image (/var/log/cloud-init-output.log there says more).",
-            object=f"share_server {share_server_id}",
+            object=ObjectKind.SHARE_SERVER.ref(share_server_id),
             code=ErrorCode.COMPUTE_FAILED,
             share_server_id=server_id,
         )
 
 
-def _shell(options: SshOptions, share_server_id: str, attributes: Mapping[str, str]) -> Shell:
+def _shell(
+    options: SshOptions,
+    share_server_id: str,
+    attributes: Mapping[str, str],
+    failure: ErrorCode,
+) -> Shell:
     return SshShell(
         name=f"share server {share_server_id}",
         host=attributes["ssh_address"],
@@ -160,6 +167,7 @@ def _shell(options: SshOptions, share_server_id: str, attributes: Mapping[str, s
         host_key=attributes["ssh_host_key"],
         private_key_file=options.ssh_private_key_file,
         connect_timeout=options.ssh_connect_timeout,
+        failure=failure,
     )
 
 

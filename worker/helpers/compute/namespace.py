@@ -24,7 +24,15 @@ from typing import ClassVar, Final, cast
 
 from pydantic import Field, IPvAnyAddress
 
-from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady, Retryable, StepError
+from worker.errors import (
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    NotReady,
+    ObjectKind,
+    Retryable,
+    StepError,
+)
 from worker.failpoints import failpoint
 from worker.helpers.compute.base import ComputeHelper, Reachable, Watched
 from worker.model import (
@@ -115,13 +123,13 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         del security_services  # NFS with AUTH_SYS asks nobody
         namespace = namespace_name(share_server.id)
         bridge = self._options.bridge or bridge_name(share_network.id)
-        host = Guarded(LocalShell(), context.guard)
+        host = Guarded(_host(), context.guard)
         try:
             self._end_stray(context, share_server, network_info)
             self._plug(host, bridge, share_server, share_network, network_info)
             failpoint("get_share_server.after_plug")
             self._address(host, namespace, network_info)
-            inside = Guarded(self.shell(share_server), context.guard)
+            inside = Guarded(_inside(share_server), context.guard)
             ganesha = self._ganesha(inside, share_server, network_info)
             failpoint("get_share_server.after_address")
             ganesha.ensure_running()
@@ -132,7 +140,8 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
                 share_server_id=namespace,
             ) from error
         except StepError as error:
-            error.object, error.share_server_id = f"share_server {share_server.id}", namespace
+            error.object = ObjectKind.SHARE_SERVER.ref(share_server.id)
+            error.share_server_id = namespace
             raise
         return ShareServerDetails(
             server_id=namespace,
@@ -147,7 +156,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
 
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
         """As :meth:`ComputeHelper.delete_share_server`."""
-        host = Guarded(LocalShell(), context.guard)
+        host = Guarded(_host(), context.guard)
         namespace = namespace_name(share_server.id)
         owner = "" if self._options.bridge else share_server.share_network_id or ""
         try:
@@ -158,13 +167,14 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
                 owner=owner,
             )
         except Retryable as error:
-            error.object, error.share_server_id = f"share_server {share_server.id}", namespace
+            error.object = ObjectKind.SHARE_SERVER.ref(share_server.id)
+            error.share_server_id = namespace
             raise
         host.run(["rm", "-rf", "--one-file-system", self._directory(share_server.id)])
 
     def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
         """As :meth:`Watched.outages`."""
-        serving = serving_below(LocalShell(), self._directories)
+        serving = serving_below(_host(), self._directories)
         found: dict[str, Outage] = {}
         for server in share_servers:
             if not (NAMESPACES / namespace_name(server.id)).exists():
@@ -179,7 +189,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List the host's share servers, of all backends, and what belongs to this backend's."""
-        host = LocalShell()
+        host = _host()
         server, network = OwnerKind.SHARE_SERVER, OwnerKind.SHARE_NETWORK
         host_has = there(host)
         for name in host_has.namespaces:
@@ -204,7 +214,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         if owned.owner_kind is OwnerKind.SHARE_SERVER:
             self.delete_share_server(context, placeholder_server(self.setting, owned))
             return
-        host = Guarded(LocalShell(), context.guard)
+        host = Guarded(_host(), context.guard)
         remove_bridge(host, bridge_name(owned.owner_id), owned.owner_id)
 
     def _end_stray(
@@ -213,7 +223,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         """End a daemon whose namespace lost its name: nobody enters that one any more."""
         if (NAMESPACES / namespace_name(share_server.id)).exists():
             return
-        stray = self._ganesha(Guarded(LocalShell(), context.guard), share_server, network_info)
+        stray = self._ganesha(Guarded(_host(), context.guard), share_server, network_info)
         if stray.exists():
             stray.stop()
 
@@ -263,7 +273,10 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     def _address(self, host: Shell, namespace: str, network_info: NetworkInfo) -> None:
         """Give the server its addresses and routes; nothing else configures its namespace."""
         if not network_info.addresses:
-            raise Fatal(f"The network gave no address to share server {namespace}.")
+            raise Fatal(
+                f"The network gave no address to share server {namespace}.",
+                code=ErrorCode.NETWORK_FAILED,
+            )
         no_check = " nodad" if network_info.ip_version == 6 else ""  # noqa: PLR2004 - IPv6
         lines = ["link set dev lo up", "link set dev eth0 up"]
         lines += [
@@ -293,11 +306,22 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         return f"{self.setting.state_dir}/servers"
 
 
+def _host() -> Shell:
+    return LocalShell(failure=ErrorCode.COMPUTE_FAILED)
+
+
+def _inside(share_server: ShareServer) -> Shell:
+    return LocalShell(namespace_name(share_server.id), failure=ErrorCode.COMPUTE_FAILED)
+
+
 def namespace_name(server_id: str) -> str:
     """Return the name of a share server's namespace, which is its outside id too."""
     name = f"{_NAMESPACE}{server_id}"
     if "/" in name or not (NAMESPACES / name).name:
-        raise Fatal(f"Share server id {server_id!r} cannot name a network namespace.")
+        raise Fatal(
+            f"Share server id {server_id!r} cannot name a network namespace.",
+            code=ErrorCode.COMPUTE_FAILED,
+        )
     return name
 
 
@@ -313,5 +337,8 @@ def bridge_name(share_network_id: str) -> str:
 def _plain(value: str) -> str:
     """An address or CIDR on a line of ``ip -batch``; anything else would be a command."""
     if not re.fullmatch(r"[0-9A-Fa-f:./]+", value):
-        raise Fatal(f"{value!r} from the network helper is neither an address nor a CIDR.")
+        raise Fatal(
+            f"{value!r} from the network helper is neither an address nor a CIDR.",
+            code=ErrorCode.NETWORK_FAILED,
+        )
     return value

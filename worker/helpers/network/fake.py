@@ -11,7 +11,14 @@ from netaddr import IPAddress, IPNetwork
 from pydantic import Field
 
 from worker.addressing import Pool, network_info, parse_pool, parse_subnet, share_network_pool
-from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest, Retryable
+from worker.errors import (
+    ConfigurationError,
+    ErrorCode,
+    Fatal,
+    InvalidRequest,
+    ObjectKind,
+    Retryable,
+)
 from worker.helpers.network.base import AddressStore, NetworkHelper
 from worker.model import (
     DriverMode,
@@ -149,7 +156,7 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
                 raise Fatal(
                     f"The ports of share server {share_server.id} are in use: it still exists; "
                     f"delete it first.",
-                    object=f"share_server {share_server.id}",
+                    object=ObjectKind.SHARE_SERVER.ref(share_server.id),
                     code=ErrorCode.NETWORK_FAILED,
                 )
             change.write("DELETE FROM ports WHERE server = ?", share_server.id)
@@ -194,7 +201,7 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
             raise Fatal(
                 f"The addresses of share network {share_network.id} cannot be used: "
                 f"{error.message}",
-                object=f"share_network {share_network.id}",
+                object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
                 field=error.field,
                 code=ErrorCode.NETWORK_FAILED,
             ) from error
@@ -227,7 +234,7 @@ def _take(change: Change, domain: str, pool: Pool, share_server: ShareServer, am
         raise Fatal(
             f"Share server {share_server.id} needs {amount - held} more addresses of {domain} and "
             f"{len(numbers)} of {pool.size} are free; delete shares or enlarge the pool.",
-            object=f"share_server {share_server.id}",
+            object=ObjectKind.SHARE_SERVER.ref(share_server.id),
             code=ErrorCode.ADDRESSES_EXHAUSTED,
         )
     for ordinal, number in enumerate(numbers, held):

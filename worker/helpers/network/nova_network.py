@@ -16,7 +16,7 @@ from netaddr import IPAddress
 from pydantic import Field
 
 from worker.addressing import Pool, network_info, parse_pool, parse_subnet
-from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
+from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest, ObjectKind
 from worker.helpers.network.base import AddressStore, NetworkHelper
 from worker.model import (
     DriverMode,
@@ -111,7 +111,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
 
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
         """Unreserve the server's addresses; remove the network that was made for the last one."""
-        about = f"share_server {share_server.id}"
+        about = ObjectKind.SHARE_SERVER.ref(share_server.id)
         for address in self.addresses.held(self._reserving, share_server.id):
             self._nova.unreserve(address, about=about, guard=context.guard)
         context.guard()
@@ -140,7 +140,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
                 )
         if self._source is None:
             return
-        for network in self._nova.networks(about=f"backend {self.setting.backend}"):
+        for network in self._nova.networks(about=ObjectKind.BACKEND.ref(self.setting.backend)):
             owner = network.label.removeprefix(_LABEL)
             if owner != network.label:
                 yield OwnedResource("network", network.id, OwnerKind.SHARE_NETWORK, owner)
@@ -166,7 +166,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
         self, context: RequestContext, share_server: ShareServer, share_network: ShareNetwork
     ) -> NovaNetwork:
         """Find the share network's network, or make it."""
-        about = f"share_network {share_network.id}"
+        about = ObjectKind.SHARE_NETWORK.ref(share_network.id)
         if share_network.nova_network_id is not None:
             return self._nova.network(share_network.nova_network_id, about=about)
         if self._source is None:
@@ -230,7 +230,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
 
     def _reserve(self, context: RequestContext, share_server: ShareServer, address: str) -> bool:
         """Reserve an address whose row is ours; whether nobody else has it."""
-        about = f"share_server {share_server.id}"
+        about = ObjectKind.SHARE_SERVER.ref(share_server.id)
         seen = self._nova.fixed_address(address, about=about)
         if seen is None or seen.in_use:
             return False
@@ -286,6 +286,6 @@ def _pool(network: NovaNetwork, share_network: ShareNetwork) -> Pool:
         raise Fatal(
             f"nova-network {network.id} of share network {share_network.id} cannot be used: "
             f"{error.message}",
-            object=f"share_network {share_network.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
             code=ErrorCode.NETWORK_FAILED,
         ) from error

@@ -17,7 +17,7 @@ from netaddr import IPAddress, IPNetwork
 from pydantic import Field
 
 from worker.addressing import FieldNames, Pool, network_info, parse_pool, parse_subnet
-from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
+from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest, ObjectKind
 from worker.helpers.network.base import NETWORK_DOMAIN, AddressStore, NetworkHelper
 from worker.model import (
     DriverMode,
@@ -200,7 +200,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
         except InvalidRequest as error:
             raise Fatal(
                 f"The subnet of share network {share_network.id} cannot be used: {error.message}",
-                object=f"share_network {share_network.id}",
+                object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
                 field="cidr",
                 code=ErrorCode.NETWORK_FAILED,
             ) from error

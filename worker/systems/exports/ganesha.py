@@ -19,7 +19,7 @@ from typing import Final
 
 from netaddr import AddrFormatError, IPNetwork, ipv6_verbose
 
-from worker.errors import ConfigurationError, ErrorCode, Fatal, Retryable
+from worker.errors import ConfigurationError, ErrorCode, Fatal, ObjectKind, Retryable
 from worker.model import AccessRule
 from worker.systems.shell.base import Completed, Shell, locked
 
@@ -187,7 +187,8 @@ class Ganesha:
         if done.exit_code != 0:
             raise Fatal(
                 f"The NFS server in {self.directory} does not start; see its ganesha.log: "
-                f"{done.stderr.strip()[-500:]}"
+                f"{done.stderr.strip()[-500:]}",
+                code=self.shell.failure,
             )
 
     def running(self) -> bool:
@@ -216,8 +217,9 @@ class Ganesha:
         if done == _NO_EXPORT:
             raise Fatal(
                 f"Share {share_id} is not exported on its server, so no rules can be set; "
-                f"delete the share.",
-                object=f"share {share_id}",
+                f"export it again with `sharewright share-server ensure`.",
+                object=ObjectKind.SHARE.ref(share_id),
+                code=ErrorCode.STORAGE_FAILED,
             )
         try:
             self._reload(share_id)
@@ -241,7 +243,9 @@ class Ganesha:
         if claimed.exit_code != 0 or not number:
             raise Fatal(
                 f"No export id could be taken for share {share_id} on the server in "
-                f"{self.directory}: {claimed.stderr.strip()[-300:] or 'all are in use'}."
+                f"{self.directory}: {claimed.stderr.strip()[-300:] or 'all are in use'}.",
+                object=ObjectKind.SHARE.ref(share_id),
+                code=ErrorCode.STORAGE_FAILED,
             )
         staged = f"{self.directory}/staged/{share_id}.{generation}"
         content = render_export(share_id, path, int(number), rules, generation)
@@ -272,7 +276,8 @@ class Ganesha:
         if mine:
             raise Fatal(
                 f"The NFS server refused the export of share {share_id}: {' '.join(mine)[:500]}",
-                object=f"share {share_id}",
+                object=ObjectKind.SHARE.ref(share_id),
+                code=ErrorCode.STORAGE_FAILED,
             )
 
     def _locked(self, script: str, *arguments: str) -> Completed:
@@ -320,7 +325,11 @@ def render_export(
     Raises :class:`~worker.errors.Fatal` for a rule that NFS cannot express.
     """
     if not _SAFE_PATH.match(path):
-        raise Fatal(f"The path {path!r} of share {share_id} cannot be exported.")
+        raise Fatal(
+            f"The path {path!r} of share {share_id} cannot be exported.",
+            object=ObjectKind.SHARE.ref(share_id),
+            code=ErrorCode.CONFIGURATION,
+        )
     clients = "".join(
         f"    CLIENT {{ Clients = {clients}; Access_Type = {level}; Protocols = 4; }}\n"
         for clients, level in _clients(rules)
@@ -351,7 +360,7 @@ def _network(rule: AccessRule) -> IPNetwork:
         raise Fatal(
             f"Access rule {rule.id} is for {rule.access_type!r}, but NFS shares know clients by "
             f"address only; deny it and allow an `ip`.",
-            object=f"access {rule.id}",
+            object=ObjectKind.ACCESS_RULE.ref(rule.id),
             code=ErrorCode.NOT_SUPPORTED,
         )
     try:
@@ -360,7 +369,7 @@ def _network(rule: AccessRule) -> IPNetwork:
         raise Fatal(
             f"Access rule {rule.id} names {rule.access_to!r}, which is neither an address nor a "
             f"CIDR; deny it and allow the right one.",
-            object=f"access {rule.id}",
+            object=ObjectKind.ACCESS_RULE.ref(rule.id),
             code=ErrorCode.INVALID_REQUEST,
         ) from error
 
@@ -369,7 +378,7 @@ def _level(rule: AccessRule) -> str:
     if rule.access_level not in _LEVELS:
         raise Fatal(
             f"Access rule {rule.id} asks for level {rule.access_level!r}; there are ro and rw.",
-            object=f"access {rule.id}",
+            object=ObjectKind.ACCESS_RULE.ref(rule.id),
             code=ErrorCode.INVALID_REQUEST,
         )
     return _LEVELS[rule.access_level]

@@ -305,7 +305,8 @@ def _refusal(done: Completed, namespace: str, port: str, plug: Plug) -> Fatal:
     if sentence is None:
         return Fatal(
             f"The namespace {namespace} could not be connected to {plug.bridge}: "
-            f"{done.stderr.strip()[-300:]}"
+            f"{done.stderr.strip()[-300:]}",
+            code=ErrorCode.COMPUTE_FAILED,
         )
     wrong_setting = done.exit_code in {_NO_BRIDGE, _NO_UNDERLAY, _NO_VLAN, _NO_PARENT}
     return Fatal(

@@ -20,7 +20,7 @@ from openstack.connection import Connection
 from pydantic import Field, SecretStr, model_validator
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
-from worker.errors import ErrorCode, Fatal, Retryable, StepError
+from worker.errors import ErrorCode, Fatal, ObjectKind, Retryable, StepError
 from worker.model import RequestContext, ShareServer
 from worker.plugin import Options
 
@@ -148,7 +148,7 @@ class ServerCalls:
         self._cloud = cloud
         self._context = context
         self.server = server
-        self.about = f"share_server {server.id}"
+        self.about = ObjectKind.SHARE_SERVER.ref(server.id)
 
     def ask(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
         """As :meth:`OpenStack.ask`."""

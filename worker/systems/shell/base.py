@@ -30,6 +30,10 @@ class Completed:
 class Shell(Protocol):
     """Runs commands and keeps small files on one machine."""
 
+    @property
+    def failure(self) -> ErrorCode:
+        """The code of an error about a command or file; it says whose work the shell does."""
+
     def run(
         self,
         argv: Sequence[str],
@@ -69,6 +73,11 @@ class Guarded:
     shell: Shell
     guard: Callable[[], None]
 
+    @property
+    def failure(self) -> ErrorCode:
+        """As :attr:`Shell.failure`."""
+        return self.shell.failure
+
     def run(
         self,
         argv: Sequence[str],
@@ -106,12 +115,15 @@ def shown(argv: Sequence[str]) -> str:
     return " ".join(" ".join(argv).split())[:80]
 
 
-def checked(done: Completed, where: str) -> Completed:
+def checked(done: Completed, where: str, failure: ErrorCode) -> Completed:
     """Return a command that ended well; raise :class:`~worker.errors.Fatal` for another."""
     if done.exit_code == 0:
         return done
     said = (done.stderr or done.stdout).strip()[-500:] or "it printed nothing"
-    raise Fatal(f"`{shown(done.argv)}` ended with exit code {done.exit_code} on {where}: {said}")
+    raise Fatal(
+        f"`{shown(done.argv)}` ended with exit code {done.exit_code} on {where}: {said}",
+        code=failure,
+    )
 
 
 def overran(argv: Sequence[str], timeout: float, where: str) -> Retryable:

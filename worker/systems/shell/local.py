@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from worker.errors import Fatal, Retryable
+from worker.errors import ErrorCode, Fatal, Retryable
 from worker.systems.shell.base import Completed, checked, decoded, not_installed, overran
 
 NAMESPACES: Final = Path("/run/netns")
@@ -34,6 +34,7 @@ class LocalShell:
     """
 
     namespace: str | None = None
+    failure: ErrorCode = ErrorCode.STORAGE_FAILED
 
     def run(
         self,
@@ -67,7 +68,7 @@ class LocalShell:
                 _end(process)
                 raise
         done = Completed(tuple(argv), process.returncode, decoded(out), decoded(err))
-        return checked(done, self._where()) if check else done
+        return checked(done, self._where(), self.failure) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
         """As :meth:`~worker.systems.shell.base.Shell.write_file`; makes missing directories."""
@@ -86,7 +87,7 @@ class LocalShell:
         except OSError as error:
             with contextlib.suppress(OSError):
                 half.unlink()
-            raise _file_error("write", path, error) from error
+            raise self._file_error("write", path, error) from error
 
     def read_file(self, path: str) -> str | None:
         """As :meth:`~worker.systems.shell.base.Shell.read_file`."""
@@ -95,7 +96,7 @@ class LocalShell:
         except FileNotFoundError:
             return None
         except OSError as error:
-            raise _file_error("read", path, error) from error
+            raise self._file_error("read", path, error) from error
 
     def remove_file(self, path: str) -> None:
         """As :meth:`~worker.systems.shell.base.Shell.remove_file`."""
@@ -104,7 +105,7 @@ class LocalShell:
         except NotADirectoryError:
             return
         except OSError as error:
-            raise _file_error("remove", path, error) from error
+            raise self._file_error("remove", path, error) from error
 
     def _prefix(self) -> tuple[str, ...]:
         if self.namespace is None:
@@ -116,6 +117,12 @@ class LocalShell:
                 f"again when its share server is built again."
             )
         return ("nsenter", f"--net={handle}", "--")
+
+    def _file_error(self, verb: str, path: str, error: OSError) -> Fatal:
+        advice = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check it"
+        return Fatal(
+            f"Cannot {verb} {path} on this host: {error.strerror}; {advice}.", code=self.failure
+        )
 
     def _where(self) -> str:
         return f"this host (namespace {self.namespace})" if self.namespace else "this host"
@@ -146,8 +153,3 @@ def _sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _file_error(verb: str, path: str, error: OSError) -> Fatal:
-    advice = "free some space" if error.errno in {errno.ENOSPC, errno.EDQUOT} else "check it"
-    return Fatal(f"Cannot {verb} {path} on this host: {error.strerror}; {advice}.")

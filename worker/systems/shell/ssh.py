@@ -17,7 +17,7 @@ import os
 import shlex
 import threading
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -94,6 +94,8 @@ class SshShell:
     host_key: str
     private_key_file: Path
     connect_timeout: float = 15.0
+    # Shells that differ in this alone share a connection.
+    failure: ErrorCode = field(default=ErrorCode.STORAGE_FAILED, compare=False)
 
     def run(
         self,
@@ -110,7 +112,7 @@ class SshShell:
         if ended.status == _NOT_FOUND and not self._installed(argv[0]):
             raise not_installed(argv[0], self.name)
         done = Completed(tuple(argv), ended.status, decoded(ended.out), decoded(ended.err))
-        return checked(done, self.name) if check else done
+        return checked(done, self.name, self.failure) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
         """As :meth:`~worker.systems.shell.base.Shell.write_file`; makes missing directories."""
@@ -139,7 +141,7 @@ class SshShell:
 
     def _file_error(self, verb: str, path: str, done: Completed) -> Fatal:
         said = done.stderr.strip()[-300:] or f"exit code {done.exit_code}"
-        return Fatal(f"Cannot {verb} {path} on {self.name}: {said}; check it.")
+        return Fatal(f"Cannot {verb} {path} on {self.name}: {said}; check it.", code=self.failure)
 
     def _line(self, argv: Sequence[str], timeout: float) -> str:
         words = ["exec", *(["sudo", "-n", "--"] if self.user != "root" else []), *_ENVIRONMENT]

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_fixed
 
-from worker.errors import Fatal, Retryable, StepError
+from worker.errors import ErrorCode, Fatal, ObjectKind, Retryable, StepError
 from worker.systems.shell.base import Completed, Shell, locked
 
 GIB: Final = 1 << 30
@@ -92,7 +92,8 @@ class Storage(ABC):
             raise Fatal(
                 f"The data of share {share_id} is not at {held_in} any more; bring it back and "
                 f"run `sharewright share-server ensure`, or delete the share.",
-                object=f"share {share_id}",
+                object=ObjectKind.SHARE.ref(share_id),
+                code=ErrorCode.STORAGE_FAILED,
             )
         self.attach(share_id)
 
@@ -194,11 +195,18 @@ def _translated(done: Completed, doing: str) -> StepError:
     """Turn what a storage command printed (in the C locale) into the right error, once."""
     said = (done.stderr or done.stdout).strip()[-400:] or f"exit code {done.exit_code}"
     if "No space left on device" in said:
-        return Fatal(f"Could not {doing}: the storage is full; add space or delete shares.")
+        return _failed(f"Could not {doing}: the storage is full; add space or delete shares.")
     if "Disk quota exceeded" in said:
-        return Fatal(f"Could not {doing}: a quota on the storage is used up; raise it.")
+        return _failed(f"Could not {doing}: a quota on the storage is used up; raise it.")
     if "busy" in said:
         return Retryable(f"Could not {doing}: it is in use ({said}).")
     if "not found" in said and "sh:" in said:
-        return Fatal(f"Could not {doing}: a command is not installed there ({said}).")
-    return Fatal(f"Could not {doing}: {said}")
+        return Fatal(
+            f"Could not {doing}: a command is not installed there ({said}).",
+            code=ErrorCode.CONFIGURATION,
+        )
+    return _failed(f"Could not {doing}: {said}")
+
+
+def _failed(sentence: str) -> Fatal:
+    return Fatal(sentence, code=ErrorCode.STORAGE_FAILED)

@@ -19,7 +19,7 @@ from openstack.connection import Connection
 from openstack.network.v2.port import Port
 from pydantic import Field
 
-from worker.errors import ErrorCode, Fatal, NotReady, Retryable, StepError
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind, Retryable, StepError
 from worker.failpoints import failpoint
 from worker.helpers.compute.base import ComputeHelper, Reachable
 from worker.helpers.compute.machines import (
@@ -124,7 +124,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         machines = self._nova.ask(
             "list our machines",
             lambda c: list(c.compute.servers(name=f"^{_PREFIX}")),
-            about=f"backend {self.setting.backend}",
+            about=ObjectKind.BACKEND.ref(self.setting.backend),
         )
         for machine in machines:
             owner = machine.metadata.get(_OWNER)
@@ -163,7 +163,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
                 "Nova has no machine of it any more, and what was on that went with it; delete "
                 "its shares, or restore the machine under its name."
             )
-        about = f"share_server {server.id}"
+        about = ObjectKind.SHARE_SERVER.ref(server.id)
         chosen = self._choices.look_up(about)
         networks: list[dict[str, str]] = [{"port": port} for port in network_info.ports]
         if chosen.management_network is not None:

@@ -15,7 +15,7 @@ from netaddr import IPAddress, IPNetwork
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
 from worker.addressing import Pool, network_info, parse_endpoint
-from worker.errors import ErrorCode, Fatal, InvalidRequest, Retryable, StepError
+from worker.errors import ErrorCode, Fatal, InvalidRequest, ObjectKind, Retryable, StepError
 from worker.helpers.network.base import LeaseStore
 from worker.model import DhcpLease, NetworkInfo, RequestContext, Route, ShareNetwork, ShareServer
 from worker.systems.network.dhcp import DhcpServer, Lease, LeaseRefused, Offer, Relay
@@ -85,7 +85,7 @@ class DhcpAddresses:
                         f"The DHCP server {server} offered {offer.address} to share server "
                         f"{share_server.id}, and another share server has that address from it; "
                         f"see whether it lost its record of leases.",
-                        object=f"share_server {share_server.id}",
+                        object=ObjectKind.SHARE_SERVER.ref(share_server.id),
                     )
                 lease = server.request(client, offer)
                 self._acknowledged(share_server, ordinal, lease)
@@ -137,7 +137,7 @@ class DhcpAddresses:
                         f"{refused.message} It would give {offer.address} instead, but share "
                         f"server {share_server.id} serves at {lease.address}; see that nobody "
                         f"else gets that address, or delete the server's shares.",
-                        object=f"share_server {share_server.id}",
+                        object=ObjectKind.SHARE_SERVER.ref(share_server.id),
                         code=ErrorCode.NETWORK_FAILED,
                     ) from refused
                 prolonged = server.request(client, offer)
@@ -152,7 +152,7 @@ class DhcpAddresses:
         self, context: RequestContext, share_server: ShareServer, endpoint: str
     ) -> DhcpServer:
         host, _, port = endpoint.rpartition(":")
-        about = f"share_server {share_server.id}"
+        about = ObjectKind.SHARE_SERVER.ref(share_server.id)
         return DhcpServer(host, int(port), self.relay, about, context.guard)
 
 
@@ -170,7 +170,7 @@ def _endpoint(share_network: ShareNetwork) -> str:
         raise Fatal(
             f"The dhcp_endpoint of share network {share_network.id} cannot be used: "
             f"{error.message}",
-            object=f"share_network {share_network.id}",
+            object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
             field="dhcp_endpoint",
             code=ErrorCode.NETWORK_FAILED,
         ) from error
@@ -183,7 +183,7 @@ def _network_info(share_server: ShareServer, endpoint: str, leases: Sequence[Lea
         raise Fatal(
             f"The DHCP server {endpoint} gave share server {share_server.id} addresses of several "
             f"subnets ({', '.join(sorted(map(str, subnets)))}); one subnet must have enough.",
-            object=f"share_server {share_server.id}",
+            object=ObjectKind.SHARE_SERVER.ref(share_server.id),
             code=ErrorCode.NETWORK_FAILED,
         )
     first = leases[0]

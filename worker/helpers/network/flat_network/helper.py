@@ -14,7 +14,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from worker.addressing import BACKEND_FIELDS, Pool, network_info, parse_pool, share_network_pool
-from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest
+from worker.errors import ConfigurationError, ErrorCode, Fatal, InvalidRequest, ObjectKind
 from worker.helpers.network.base import (
     NETWORK_DOMAIN,
     AddressPools,
@@ -133,7 +133,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
                 f"Share server {share_server.id} holds {', '.join(external)}, which is outside the "
                 f"subnet {pool.subnet}: the subnet was changed while the server was being built; "
                 f"create the share again.",
-                object=f"share_server {share_server.id}",
+                object=ObjectKind.SHARE_SERVER.ref(share_server.id),
                 code=ErrorCode.NETWORK_FAILED,
             )
         return network_info(pool, taken, attributes={"domain": domain})
@@ -182,7 +182,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
             except InvalidRequest as error:
                 raise Fatal(
                     f"The pool of share network {share_network.id} cannot be used: {error.message}",
-                    object=f"share_network {share_network.id}",
+                    object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
                     field=error.field,
                     code=ErrorCode.NETWORK_FAILED,
                 ) from error
@@ -192,7 +192,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
                 f"Backend {self.setting.backend} has no addresses of its own and share network "
                 f"{share_network.id} of kind {share_network.kind} names none; set the network "
                 f"helper's subnet, or use a flat_pool share network.",
-                object=f"share_network {share_network.id}",
+                object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
                 code=ErrorCode.CONFIGURATION,
             )
         return self._domain, self._pool

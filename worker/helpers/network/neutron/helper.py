@@ -20,7 +20,7 @@ from openstack.network.v2.port import Port
 from pydantic import Field
 
 from worker.addressing import Pool, network_info
-from worker.errors import ConfigurationError, ErrorCode, Fatal
+from worker.errors import ConfigurationError, ErrorCode, Fatal, ObjectKind
 from worker.failpoints import failpoint
 from worker.helpers.network.base import AddressStore, NetworkHelper
 from worker.helpers.network.neutron.managed import (
@@ -98,7 +98,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
 
     def check(self) -> None:
         """Log in, and look for the networks that the options name."""
-        about = f"backend {self.setting.backend}"
+        about = ObjectKind.BACKEND.ref(self.setting.backend)
         self._neutron.ask("log in", lambda c: c.session.get_token(), about=about)
         if self._flat:
             self._configured(about)
@@ -124,7 +124,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
             raise Fatal(
                 f"Share server {share_server.id} needs {amount_of_ports} addresses and subnet "
                 f"{place.subnet.id} ({place.subnet.cidr}) has {room} in all; use a larger subnet.",
-                object=f"share_server {share_server.id}",
+                object=ObjectKind.SHARE_SERVER.ref(share_server.id),
                 code=ErrorCode.ADDRESSES_EXHAUSTED,
             )
         ports = self._ports(context, share_server, place, amount_of_ports)
@@ -141,7 +141,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List ports that name their share server, and the networks and routers that we make."""
-        about = f"backend {self.setting.backend}"
+        about = ObjectKind.BACKEND.ref(self.setting.backend)
 
         def find(connection: Connection) -> list[Port]:
             ours = (
@@ -186,7 +186,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
     def _place(
         self, context: RequestContext, server: ShareServer, share_network: ShareNetwork
     ) -> Place:
-        about = f"share_network {share_network.id}"
+        about = ObjectKind.SHARE_NETWORK.ref(share_network.id)
         if self._flat:
             return self._configured(about)
         if share_network.kind is NetworkKind.MANAGED:
@@ -265,7 +265,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
             attributes["binding:host_id"] = self.options.binding_host
         if self.options.security_groups is not None:
             attributes["security_groups"] = list(self.options.security_groups)
-        about = f"share_server {server.id}"
+        about = ObjectKind.SHARE_SERVER.ref(server.id)
         try:
             return self._neutron.change(
                 f"make port {name} on network {place.network.id}",
@@ -290,7 +290,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         found = self._neutron.ask(
             f"list the ports of share server {server.id}",
             lambda c: {port.id: port for port in find(c)},
-            about=f"share_server {server.id}",
+            about=ObjectKind.SHARE_SERVER.ref(server.id),
         )
         return sorted(found.values(), key=lambda port: (port.name, port.id))
 
@@ -301,7 +301,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         self._neutron.change(
             f"tag port {port.name}",
             lambda c: c.network.set_tags(port, sorted(tags | set(port.tags))),
-            about=f"share_server {server.id}",
+            about=ObjectKind.SHARE_SERVER.ref(server.id),
             guard=context.guard,
         )
 
@@ -311,7 +311,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
                 f"Neutron could not bind port {port.name} on host {port.binding_host_id}: none of "
                 f"its mechanism drivers serves network {port.network_id} there; correct the "
                 f"backend's binding_host or the host's agent.",
-                object=f"share_server {server.id}",
+                object=ObjectKind.SHARE_SERVER.ref(server.id),
                 code=ErrorCode.NETWORK_FAILED,
             )
 
@@ -319,7 +319,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         self._neutron.change(
             f"delete port {port.name}",
             lambda c: c.network.delete_port(port.id, ignore_missing=True),
-            about=f"share_server {server.id}",
+            about=ObjectKind.SHARE_SERVER.ref(server.id),
             guard=context.guard,
         )
         failpoint("neutron.after_port_deleted")
@@ -368,7 +368,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
                 f"The segment of network {network.id} is not shown to the user of backend "
                 f"{self.setting.backend}, or it has none on the backend's physical_network; give "
                 f"the user an administrator's role in Neutron, or correct the option.",
-                object=f"network {network.id}",
+                object=ObjectKind.BACKEND.ref(self.setting.backend),
                 code=ErrorCode.NETWORK_FAILED,
             )
         return kind, number

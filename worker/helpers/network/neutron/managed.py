@@ -21,7 +21,7 @@ from openstack.network.v2.router import Router
 from openstack.network.v2.subnet import Subnet
 from pydantic import Field, field_validator
 
-from worker.errors import ErrorCode, Fatal, NotReady
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.failpoints import failpoint
 from worker.helpers.network.base import AddressStore
 from worker.model import OwnedResource, OwnerKind, RequestContext, ShareNetwork, ShareServer
@@ -174,7 +174,7 @@ class ManagedNetworks:
             now = self._neutron.ask(
                 f"read network {network.id}",
                 lambda c: c.network.get_network(network.id),
-                about=f"share_server {server.id}",
+                about=ObjectKind.SHARE_SERVER.ref(server.id),
             )
         except Missing:
             return False
@@ -230,7 +230,7 @@ class ManagedNetworks:
             self._neutron.change(
                 f"delete router {owned.id}",
                 lambda c: c.network.delete_router(owned.id, ignore_missing=True),
-                about=f"share_network {owned.owner_id}",
+                about=ObjectKind.SHARE_NETWORK.ref(owned.owner_id),
                 guard=context.guard,
             )
             return
@@ -250,7 +250,7 @@ class ManagedNetworks:
         found = self._neutron.ask(
             f"look for the network of share network {share_network_id}",
             lambda c: list(c.network.networks(name=_name(share_network_id))),
-            about=f"share_network {share_network_id}",
+            about=ObjectKind.SHARE_NETWORK.ref(share_network_id),
         )
         return sorted(found, key=lambda network: str(network.id))
 
@@ -262,7 +262,7 @@ class ManagedNetworks:
             lambda c: c.network.create_network(
                 name=_name(share_network.id), description=_maker(server)
             ),
-            about=f"share_network {share_network.id}",
+            about=ObjectKind.SHARE_NETWORK.ref(share_network.id),
             guard=context.guard,
         )
 
@@ -272,7 +272,7 @@ class ManagedNetworks:
         subnets = self._neutron.ask(
             f"read the subnet of network {network.id}",
             lambda c: list(c.network.subnets(network_id=network.id)),
-            about=f"share_network {share_network.id}",
+            about=ObjectKind.SHARE_NETWORK.ref(share_network.id),
         )
         return Place(
             network, only("subnet", f"of network {network.id}", subnets, _tag(share_network.id))
@@ -288,7 +288,7 @@ class ManagedNetworks:
         self, context: RequestContext, network: Network, share_network: ShareNetwork
     ) -> Place:
         """Give our network what it lacks, and publish it."""
-        about = f"share_network {share_network.id}"
+        about = ObjectKind.SHARE_NETWORK.ref(share_network.id)
         cidr = share_network.cidr or self._cut(context, network, about)
 
         def subnet_of(connection: Connection) -> Subnet:
@@ -379,7 +379,7 @@ class ManagedNetworks:
         """Decide whether a published network has no more users; then nobody can join it."""
         if self._is_used(network, server):
             return False
-        about = f"share_server {server.id}"
+        about = ObjectKind.SHARE_SERVER.ref(server.id)
         mark = f"{LEAVING}{server.id}"
         self._neutron.change(
             f"tag network {network.id}",
@@ -405,7 +405,7 @@ class ManagedNetworks:
                 port.device_owner == DEVICE_OWNER or TAG in port.tags
                 for port in c.network.ports(network_id=network.id)
             ),
-            about=f"share_server {server.id}",
+            about=ObjectKind.SHARE_SERVER.ref(server.id),
         )
 
     def _remove(self, context: RequestContext, share_network_id: str, network: Network) -> None:
@@ -414,7 +414,7 @@ class ManagedNetworks:
         Raises :class:`~worker.errors.NotReady` while somebody who has not yet seen that it is
         going holds a port on it.
         """
-        about = f"share_network {share_network_id}"
+        about = ObjectKind.SHARE_NETWORK.ref(share_network_id)
 
         def remove(connection: Connection) -> None:
             neutron = connection.network
