@@ -1,8 +1,8 @@
 """Rewrites those parts of the documentation that the code itself says best.
 
 ``python docs/generate.py`` rewrites every section between ``<!-- generated: NAME -->`` and
-``<!-- end -->`` in README.md and docs/*.md. With ``--check`` it changes nothing, names the files
-that would change, and exits with 1 if there are any.
+``<!-- end -->`` in README.md and the pages below docs/. With ``--check`` it changes nothing, names
+the files that would change, and exits with 1 if there are any.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from itertools import product
 from pathlib import Path
@@ -50,7 +51,7 @@ from worker.plugin import Options
 from worker.tasks.sagas import ACTIONS, ALL
 
 ROOT: Final = Path(__file__).resolve().parent.parent
-PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+PAGES: Final = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 _SECTION: Final = re.compile(
     r"(?P<begin><!-- generated: (?P<name>[a-z-]+) -->\n).*?(?P<end><!-- end -->)", re.DOTALL
 )
@@ -292,27 +293,36 @@ def _summary(documented_thing: Any) -> str:
     return str(documented_thing.__doc__ or "").strip().split("\n\n")[0].replace("``", "`")
 
 
-def plugin_options() -> str:
-    """The options of every driver and helper that comes with Sharewright."""
-    groups = {
-        "share_drivers": ("Share driver", "[backends.<name>.driver]"),
-        "compute_helpers": ("Compute helper", "[backends.<name>.compute]"),
-        "network_helpers": ("Network helper", "[backends.<name>.network.{}]"),
+PLUGINS: Final[Mapping[str, tuple[str, str]]] = {
+    "share_drivers": ("share driver", "[backends.<name>.driver]"),
+    "compute_helpers": ("compute helper", "[backends.<name>.compute]"),
+    "network_helpers": ("network helper", "[backends.<name>.network.{}]"),
+}
+"""The entry point groups, what one of each is called, and where its options stand."""
+
+
+def plugin_options(title: str, section: str, name: str, plugin: Any) -> str:
+    """What a driver or helper says of itself, and its options."""
+    model: type[Options] = plugin.OptionsModel
+    modes = ", ".join(code(mode) for mode in DriverMode if mode in plugin.modes)
+    bound = " It is bound to a host." if plugin.host_bound else ""
+    if getattr(plugin, "needs_shell", False):
+        bound = " It is bound to a host in `single_svm`, and where its compute helper is."
+    return (
+        f"### {title.capitalize()}: `{section.format(name)}`\n\n"
+        f"{_summary(plugin)} Modes: {modes}.{bound}\n\n" + (fields(model) or "It has no options.\n")
+    )
+
+
+def plugin_sections() -> dict[str, Callable[[], str]]:
+    """A section for each driver and helper that comes with Sharewright."""
+    return {
+        f"options-{title}-{name}".replace(" ", "-").replace("_", "-"): partial(
+            plugin_options, title, section, name, plugin
+        )
+        for group, (title, section) in PLUGINS.items()
+        for name, plugin in plugins(group).items()
     }
-    parts = []
-    for group, (title, section) in groups.items():
-        for name, plugin in plugins(group).items():
-            model: type[Options] = plugin.OptionsModel
-            modes = ", ".join(code(mode) for mode in DriverMode if mode in plugin.modes)
-            bound = " It is bound to a host." if plugin.host_bound else ""
-            if getattr(plugin, "needs_shell", False):
-                bound = " It is bound to a host in `single_svm`, and where its compute helper is."
-            parts.append(
-                f"#### {title} `{name}`: `{section.format(name)}`\n\n"
-                f"{_summary(plugin)} Modes: {modes}.{bound}\n\n"
-                + (fields(model) or "It has no options.\n")
-            )
-    return "\n".join(parts)
 
 
 def verbs() -> str:
@@ -333,7 +343,7 @@ def payloads() -> str:
     ]
     for model in dict.fromkeys(verb.model for verb in VERBS.values()):
         names = ", ".join(code(verb.name) for verb in VERBS.values() if verb.model is model)
-        own = fields(model, leave_out=common, explained=False)
+        own = fields(model, leave_out=common, explained=False) or "It has no fields of its own.\n"
         parts.append(f"#### {names}\n\n{_summary(model)}\n\n{own}")
     return "\n".join(parts)
 
@@ -403,7 +413,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "kinds": kinds,
     "resolution": resolution,
     "settings": settings,
-    "plugin-options": plugin_options,
+    **plugin_sections(),
     "verbs": verbs,
     "payloads": payloads,
     "commands": commands,

@@ -25,7 +25,7 @@ from typing import Any
 
 
 class ErrorCode(StrEnum):
-    """The codes that producers may rely on; docs/producer.md lists them from here."""
+    """The codes that producers may rely on; docs/reference/errors.md lists them from here."""
 
     INVALID_REQUEST = "invalid_request"
     """A field is missing, unknown, of the wrong type or out of range."""
@@ -224,7 +224,7 @@ class Fatal(StepError):
 
 
 class NotReady(SharewrightError):
-    """The outside needs time: not a failure and not an attempt (DESIGN rule 7).
+    """The external system needs time: neither a failure nor an attempt (engine.md, rule 7).
 
     Either ``retry_after`` seconds from now is worth another look, or ``waits_for`` names what
     must happen first (the key that ends the wait, such as ``share_server:<id>``).
@@ -248,7 +248,7 @@ class NotReady(SharewrightError):
 class LeaseLost(SharewrightError):
     """The step's lease is another worker's now, or the operation moved on.
 
-    Whoever gets this stops at once and undoes nothing (DESIGN rule 5).
+    Whoever gets this stops at once and undoes nothing (engine.md, rule 5).
     """
 
 

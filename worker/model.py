@@ -172,7 +172,7 @@ LIVE_STATES = frozenset({OperationState.RUNNING, OperationState.UNDOING})
 
 
 class Phase(StrEnum):
-    """What a live operation's deadline means (DESIGN rules 3, 4, 7)."""
+    """What a live operation's deadline means (docs/explanation/engine.md, rules 3, 4 and 7)."""
 
     QUEUED = "queued"
     """A message should be on its way; overdue means it was lost or its queue is slow."""

@@ -1,4 +1,4 @@
-"""Which share network a share is made on (DESIGN §5).
+"""Which share network a share is made on (docs/explanation/placement.md).
 
 The first of these that names one decides: the request, the share type's extra spec, the
 configuration, the default in the database. Where none does, and where the share type asks for

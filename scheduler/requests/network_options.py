@@ -1,4 +1,4 @@
-"""The options of a share network, which exclude one another and make its kind (DESIGN §5)."""
+"""The options of a share network, which exclude one another and make its kind."""
 
 from __future__ import annotations
 

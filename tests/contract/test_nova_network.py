@@ -289,7 +289,7 @@ class TestNovaNetwork:
 
 
 class TestSimulator:
-    """What facts/vendors.md measured of the real one."""
+    """What was measured of the real one (docs/facts.md)."""
 
     def ask(self, nova: NovaSimulator, path: str, version: str, body: Any = None) -> int:
         nova.tokens.add("token")

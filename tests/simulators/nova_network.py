@@ -2,7 +2,7 @@
 
 It holds state, is spoken to over real HTTP, and refuses what the real one refuses:
 
-- measured on Nova 15.1.5 (facts/vendors.md): the calls and their statuses; at microversions above
+- measured on Nova 15.1.5 (docs/facts.md): the calls and their statuses; at microversions above
   2.35 they are 404, above Nova's highest 406; `reserved` is shown from 2.4; an unknown address is
   404; reserving succeeds for an address that is reserved or in use already;
 - from the source of its API and network manager: which fields a network may be made with; 409 for

@@ -27,7 +27,7 @@ import time
 from urllib.parse import urlsplit
 
 CHUNK = 3072
-"""libnfs 4.0 encodes NFSv4 writes of up to 3,000-odd bytes only (facts/datapath.md)."""
+"""libnfs 4.0 encodes NFSv4 writes of up to 3,000-odd bytes only (docs/facts.md)."""
 SECONDS = 4
 
 

@@ -1,6 +1,6 @@
-"""Which share networks a backend takes, and which of its network helpers serves them (DESIGN §5).
+"""Which share networks a backend takes, and which of its network helpers serves them.
 
-Placement, the share manager and the table in docs/architecture.md all ask here.
+Placement, the share manager and the table in docs/explanation/placement.md all ask here.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The share driver's interface: storage only (DESIGN §4).
+"""The share driver's interface: storage only (docs/explanation/architecture.md).
 
 Optional powers are small ABCs of their own; a request that needs a power which the backend's
 driver lacks is refused by the scheduler.

@@ -1,8 +1,9 @@
 """Share servers: allocate_network and get_share_server, and their undoing.
 
-Every create takes part in one server per project, share network and backend (DESIGN rule 8). Only
-its builder allocates and builds; the others wait here and are then done at once. Undoing gives
-the operation's own reference back, and whoever gives back the last one deletes the server.
+Every create takes part in one server per project, share network and backend. Only its builder
+allocates and builds; the others wait here and are then done at once. Undoing releases the
+operation's own reference, and whoever releases the last one deletes the server
+(docs/explanation/engine.md, rule 8).
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Statements that are built once, for what every share goes through.
 
 Of the CPU that a small statement takes on PostgreSQL, SQLAlchemy's share is three quarters when it
-is built anew, and half when it is not (docs/performance.md). A :class:`Prepared` is compiled once a
-process; its text then goes to psycopg itself, which prepares it on the server. On SQLite, where a
-statement costs more than what is around it, SQLAlchemy runs it.
+is built anew, and half when it is not (docs/explanation/performance.md). A :class:`Prepared` is
+compiled once a process; its text then goes to psycopg itself, which prepares it on the server. On
+SQLite, where a statement costs more than what is around it, SQLAlchemy runs it.
 """
 
 from __future__ import annotations

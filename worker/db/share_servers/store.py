@@ -1,4 +1,4 @@
-"""Share servers and who refers to them (DESIGN rules 8 and 9).
+"""Share servers and who refers to them (docs/explanation/engine.md, rules 8 and 9).
 
 Joining is one conditional update on a server that has room; clean-up is one on a server with no
 references; ``deleting`` is never left again. Counters and reference rows change together, and the

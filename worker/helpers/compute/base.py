@@ -1,4 +1,4 @@
-"""The compute helper's interface (DESIGN §4; the specification's ``compute_helper``)."""
+"""The compute helper's interface (docs/explanation/architecture.md)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Share servers as network namespaces of this host (facts/datapath.md, "Network").
+"""Share servers as network namespaces of this host (docs/facts.md, "Network namespaces").
 
 A server is the namespace ``sw-<server id>`` with one interface ``eth0``, whose other end is a
 port of a bridge, and an nfs-ganesha inside. Each share network has a bridge of its own, made

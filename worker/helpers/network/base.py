@@ -1,4 +1,4 @@
-"""The network helper's interface (DESIGN §4; the specification's ``network_helper``)."""
+"""The network helper's interface (docs/explanation/architecture.md)."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
     """Addresses that are rows: each share network gets a subnet, each server ports in it.
 
     A share network that names addresses is served from those, in flat mode only where the backend
-    says so (DESIGN §5). A network goes with its last port.
+    says so. A network goes with its last port.
     """
 
     OptionsModel: ClassVar[type[Options]] = FakeNetworkOptions

@@ -1,4 +1,4 @@
-"""One nfs-ganesha a share server (facts/datapath.md, "NFS-Ganesha").
+"""One nfs-ganesha a share server (docs/facts.md, "NFS-Ganesha").
 
 Everything about a daemon lies in one directory of its own on the server's machine::
 

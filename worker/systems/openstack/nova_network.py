@@ -1,4 +1,4 @@
-"""nova-network through Nova's API, up to microversion 2.35 (facts/vendors.md, "nova-network").
+"""nova-network through Nova's API, up to microversion 2.35 (docs/facts.md, "nova-network").
 
 Nova dropped these calls: from microversion 2.36 they are 404, reserving is gone from Nova 18, and
 networks are gone from Nova 21. Whatever tells of that becomes one sentence here.

@@ -138,7 +138,7 @@ def not_installed(command: str, where: str) -> Fatal:
     """Return the error of a command that is not there."""
     return Fatal(
         f"The command {command!r} is not installed on {where}; install the packages that "
-        f"docs/operator.md lists.",
+        f"docs/how-to/install.md lists.",
         code=ErrorCode.CONFIGURATION,
     )
 

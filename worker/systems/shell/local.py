@@ -30,7 +30,7 @@ class LocalShell:
     file descriptor but its own three. A worker that is killed does not take it along.
 
     Namespaces are entered with ``nsenter --net``: ``ip netns exec`` makes a private mount
-    namespace, in which mounts made later are not seen (facts/datapath.md).
+    namespace, in which mounts made later are not seen (docs/facts.md).
     """
 
     namespace: str | None = None

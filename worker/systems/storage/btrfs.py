@@ -1,4 +1,4 @@
-"""Shares as btrfs subvolumes, each with a qgroup limit (facts/datapath.md, "Storage")."""
+"""Shares as btrfs subvolumes, each with a qgroup limit (docs/facts.md, "Storage")."""
 
 from __future__ import annotations
 

@@ -175,7 +175,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         self.deallocate_network(context, placeholder_server(self.setting, owned))
 
     def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
-        """Return where the share network's servers get addresses from (DESIGN §5)."""
+        """Return where the share network's servers get addresses from."""
         if self.setting.share_network_addresses and share_network.kind is NetworkKind.FLAT_POOL:
             try:
                 pool = share_network_pool(share_network)

@@ -1,0 +1,45 @@
+"""The page on PostgreSQL, followed literally on a real one."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import psycopg
+from sqlalchemy.engine import make_url
+
+from tests.support.services import ROOT, PostgresServer
+from worker.config import from_document
+from worker.db.core.engine import open_engine
+from worker.db.schema import check, upgrade
+
+PAGE = (ROOT / "docs/how-to/postgresql.md").read_text()
+
+
+def block(language: str) -> str:
+    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    return str(found)
+
+
+def test_role_database_and_configuration_of_the_page_go_together(
+    postgres_server: PostgresServer,
+) -> None:
+    config = from_document(tomllib.loads(block("toml")), "the page")
+    url = make_url(config.database.url)
+    superuser = make_url(postgres_server.url("postgres"))
+    with psycopg.connect(
+        host=superuser.host, port=superuser.port, user=superuser.username, autocommit=True
+    ) as connection:
+        for statement in block("sql").strip().splitlines():
+            connection.execute(statement.encode())
+        try:
+            there = url.set(host=superuser.host, port=superuser.port)
+            upgrade(there.render_as_string(hide_password=False))
+            engine = open_engine(there)
+            try:
+                assert check(engine) == []
+            finally:
+                engine.dispose()
+        finally:
+            connection.execute("DROP DATABASE IF EXISTS sharewright")
+            connection.execute("DROP ROLE sharewright")
