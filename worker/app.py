@@ -31,7 +31,7 @@ from worker.engine.saga import Action
 from worker.errors import ConfigurationError
 from worker.logs import set_up_logging
 from worker.messaging.broker import our_transport, queue_depth, transport_options
-from worker.messaging.dead_letters import install
+from worker.messaging.consumer import install
 from worker.messaging.queues import groups, queue_for, queues_of
 from worker.messaging.results import storer
 from worker.tasks.periodic import lease_renewals as renewals

@@ -12,7 +12,7 @@ from celery import Celery
 from worker.config import BrokerSettings
 from worker.db.dead_letters import DeadLetter
 from worker.messaging.broker import transport_options
-from worker.messaging.dead_letters import install
+from worker.messaging.consumer import install
 
 _DIRECTORY = Path(os.environ["POISON_DIRECTORY"])
 _BROKER = BrokerSettings(url=os.environ["POISON_BROKER"], visibility_timeout=5)

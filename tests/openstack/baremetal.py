@@ -10,8 +10,8 @@ from typing import Final
 from openstack.baremetal.v1.node import Node
 from openstack.connection import Connection
 
-from tests.openstack import venv
 from tests.openstack.configuration import KEYSTONE, NEUTRON
+from tests.openstack.recipe import INSIDE
 from tests.openstack.service import Command, Kit, Service, login
 from tests.support.services import wait_until
 
@@ -77,7 +77,7 @@ def _ironic_tables(programs: Path, home: Path) -> Iterator[Command]:
 
 def _start_ironic(programs: Path, home: Path, _port: int) -> Command:
     """API and conductor in one process, so that they need no messages."""
-    return (str(programs / "python"), str(venv.INSIDE / "ironic_in_one.py"), *_file(home))
+    return (str(programs / "python"), str(INSIDE / "ironic_in_one.py"), *_file(home))
 
 
 def _file(home: Path) -> Command:

@@ -16,9 +16,10 @@ import openstack
 import requests
 from openstack.connection import Connection
 
-from tests.openstack import venv
 from tests.openstack.configuration import NETWORK
+from tests.openstack.recipe import INSIDE, RECIPE
 from tests.openstack.service import PASSWORD, REGION, Kit, Service, keystone_url
+from tests.support import venv
 from tests.support.services import Process, free_port
 
 _START_SECONDS: Final = 120.0
@@ -30,10 +31,10 @@ class OpenStack:
     def __init__(self, kit: Kit = NETWORK) -> None:
         self._services = {service.name: service for service in kit.services}
         # Kits agree in the versions of what they share, so they share the tables too.
-        recipe = (*venv.RECIPE.rglob("*.py"), *venv.RECIPE.glob("*.in"))
+        recipe = (*RECIPE.rglob("*.py"), *RECIPE.glob("*.in"))
         prepared = {name: venv.cache(name, *recipe) for name in self._services}
         with venv.locked(kit.requirements):
-            self._programs = venv.install(venv.RECIPE / kit.requirements)
+            self._programs = venv.install(RECIPE / kit.requirements)
         for name, directory in prepared.items():
             with venv.locked(name):
                 if not directory.exists():
@@ -74,7 +75,7 @@ class OpenStack:
     def _process(self, name: str) -> Process:
         service, home = self._services[name], self.home / name
         env = {
-            "PYTHONPATH": str(venv.INSIDE),
+            "PYTHONPATH": str(INSIDE),
             "PYTHONWARNINGS": "ignore",
             f"OS_{name.upper()}_CONFIG_DIR": str(home),
             f"OS_{name.upper()}_CONFIG_FILES": service.files or service.file_name,

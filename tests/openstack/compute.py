@@ -8,8 +8,8 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tests.openstack import venv
 from tests.openstack.configuration import KEYSTONE, NEUTRON
+from tests.openstack.recipe import INSIDE
 from tests.openstack.service import Command, Kit, Service, login
 
 
@@ -106,7 +106,7 @@ catalog_info = volumev3::publicURL
 
 
 def _nova_tables(programs: Path, home: Path) -> Iterator[Command]:
-    yield (str(programs / "python"), str(venv.INSIDE / "nova_schema.py"), str(home))
+    yield (str(programs / "python"), str(INSIDE / "nova_schema.py"), str(home))
 
 
 def _move_nova(home: Path, _keystone_url: str) -> None:
@@ -120,7 +120,7 @@ def _move_nova(home: Path, _keystone_url: str) -> None:
 
 
 def _start_nova(programs: Path, _home: Path, port: int) -> Command:
-    return (str(programs / "python"), str(venv.INSIDE / "nova_in_one.py"), str(port))
+    return (str(programs / "python"), str(INSIDE / "nova_in_one.py"), str(port))
 
 
 PLACEMENT: Final = Service(

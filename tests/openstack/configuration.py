@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Final
 
-from tests.openstack import venv
+from tests.openstack.recipe import INSIDE
 from tests.openstack.service import PASSWORD, REGION, Command, Kit, Service, login
 
 _PLACEHOLDER: Final = "http://127.0.0.1:1/v3"
@@ -37,7 +37,7 @@ password_hash_rounds = 4
 
 
 def _keystone_tables(programs: Path, home: Path) -> Iterator[Command]:
-    script = str(venv.INSIDE / "keystone_schema.py")
+    script = str(INSIDE / "keystone_schema.py")
     configuration = str(home / "keystone.conf")
     yield (str(programs / "python"), script, configuration, PASSWORD, REGION, _PLACEHOLDER)
 
@@ -93,7 +93,7 @@ vni_ranges = 2000:3000
 
 
 def _neutron_tables(programs: Path, home: Path) -> Iterator[Command]:
-    script = str(venv.INSIDE / "neutron_schema.py")
+    script = str(INSIDE / "neutron_schema.py")
     yield (str(programs / "python"), script, str(home / "neutron.conf"))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from tests.openstack import venv
+from tests.openstack.recipe import INSIDE
 
 Command = tuple[str, ...]
 
@@ -60,7 +60,7 @@ class Service:
         """The command that starts it."""
         if self.command is not None:
             return self.command(programs, home, port)
-        return (str(programs / "python"), str(venv.INSIDE / "serve.py"), self.module, str(port))
+        return (str(programs / "python"), str(INSIDE / "serve.py"), self.module, str(port))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""The virtual environment that OpenStack's services run in: their needs conflict with ours.
+"""Virtual environments for what cannot share ours: OpenStack's services, old producers.
 
-It and the prepared databases are kept in ``.run/openstack`` under a digest of what they are made
+They, and what else is made once, are kept in ``.run/cache`` under a digest of what they are made
 from, so a changed recipe makes new ones and a second run starts at once.
 """
 
@@ -19,9 +19,7 @@ from typing import Final
 
 from tests.support.services import ROOT, missing
 
-RECIPE: Final = Path(__file__).resolve().parent
-INSIDE: Final = RECIPE / "inside"
-CACHE: Final = ROOT / ".run" / "openstack"
+CACHE: Final = ROOT / ".run" / "cache"
 INSTALL_SECONDS: Final = 150
 
 
@@ -48,16 +46,21 @@ def install(requirements: Path) -> Path:
     complete = venv / ".complete"
     if not complete.exists():
         shutil.rmtree(venv, ignore_errors=True)
-        _run((sys.executable, "-m", "venv", str(venv)))
         beside = str(Path(sys.executable).parent)
         uv = shutil.which("uv", path=os.pathsep.join([beside, os.environ.get("PATH", os.defpath)]))
-        python = str(venv / "bin" / "python")
-        # uv is five times quicker, and does not know what a machine has set for pip alone.
-        quick = (uv, "pip", "install", "-q", "--python", python, "-r", str(requirements))
-        if uv is None or not _try(quick):
-            _run((python, "-m", "pip", "install", "-q", "-r", str(requirements)))
+        if uv is None or not _install_quickly(uv, venv, requirements):
+            run_or_skip((sys.executable, "-m", "venv", "--clear", str(venv)))
+            python = str(venv / "bin" / "python")
+            run_or_skip((python, "-m", "pip", "install", "-q", "-r", str(requirements)))
         complete.touch()
     return venv / "bin"
+
+
+def _install_quickly(uv: str, venv: Path, requirements: Path) -> bool:
+    """Try uv: it is five times quicker, and does not know what a machine has set for pip alone."""
+    make = (uv, "venv", "-q", "--python", sys.executable, str(venv))
+    install = (uv, "pip", "install", "-q", "--python", str(venv / "bin" / "python"))
+    return _try(make) and _try((*install, "-r", str(requirements)))
 
 
 def _try(command: tuple[str, ...]) -> bool:
@@ -65,13 +68,23 @@ def _try(command: tuple[str, ...]) -> bool:
     return done.returncode == 0
 
 
-def _run(command: tuple[str, ...]) -> None:
+def run_or_skip(
+    command: tuple[str, ...], *, directory: Path | None = None, path: str | None = None
+) -> None:
+    """Run a command of an installation; see :func:`~tests.support.services.missing` if it fails."""
+    environment = os.environ if path is None else {**os.environ, "PATH": path}
     try:
         done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=INSTALL_SECONDS
+            command,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_SECONDS,
+            cwd=directory,
+            env=environment,
         )
     except subprocess.TimeoutExpired:
-        missing(f"OpenStack's services could not be installed within {INSTALL_SECONDS} s.")
+        missing(f"{command} did not end within {INSTALL_SECONDS} s.")
     else:
         if done.returncode:
-            missing(f"OpenStack's services could not be installed: {done.stderr[-500:]}")
+            missing(f"{command} failed: {done.stderr[-500:]}")

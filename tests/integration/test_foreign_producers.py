@@ -1,0 +1,99 @@
+"""Producers that are not ours get our result: the share, or the failure's four parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+from sqlalchemy import select, update
+
+from tests.support.deployment import Deployment
+from tests.support.producers import celery_producer, node_producer, produce
+from tests.support.services import RedisServer
+from worker.db.core.engine import reading, transaction
+from worker.db.tables.main import share_networks, shares
+
+CREATE: Final = "sharewright.request.create_share"
+
+
+@pytest.fixture(scope="module")
+def deployment(
+    tmp_path_factory: pytest.TempPathFactory, shared_redis: RedisServer
+) -> Iterator[Deployment]:
+    directory = tmp_path_factory.mktemp("foreign")
+    with shared_redis.client() as client:
+        client.flushall()
+    made = Deployment(directory, f"sqlite:///{directory / 'sw.db'}", shared_redis)
+    try:
+        yield made.start()
+    finally:
+        made.close()
+
+
+@pytest.fixture(scope="module")
+def network(deployment: Deployment) -> str:
+    return deployment.network("p1")
+
+
+@pytest.fixture(scope="module")
+def broken_network(deployment: Deployment) -> str:
+    """A share network on which every create fails in its first step, and is undone."""
+    network = deployment.network("p1")
+    with transaction(deployment.engine) as connection:
+        # What no request can write.
+        connection.execute(
+            update(share_networks)
+            .where(share_networks.c.id == network)
+            .values(flat_network_ip_pool=["10.9.9.0/33"])
+        )
+    return network
+
+
+PRODUCERS: Final = {
+    "celery 4.4": (("4.4",), {}),
+    "celery 5.2": (("5.2",), {}),
+    "celery 5.2, ignore_result=False": (("5.2",), {"ignore_result": False}),
+    "celery 5.6": (("5.6",), {}),
+    "celery 5.6, ignore_result=False": (("5.6",), {"ignore_result": False}),
+    "celery as installed": (("installed",), {}),
+    "celery as installed, ignore_result=False": (("installed",), {"ignore_result": False}),
+    "celery-node": ((), {}),
+}
+
+
+@pytest.mark.parametrize("name", PRODUCERS)
+def test_share_refusal_and_failure(
+    deployment: Deployment, network: str, broken_network: str, name: str
+) -> None:
+    version, options = PRODUCERS[name]
+    command = celery_producer(*version) if version else node_producer()
+    asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
+        (CREATE, deployment.payload("p1", size=1, share_network_id=network, name=name), options),
+        (CREATE, deployment.payload("p1", size=1, share_network_id="nowhere"), options),
+        (CREATE, deployment.payload("p1", size=1, share_network_id=broken_network), options),
+    ]
+    made, refused, failed = produce(command, deployment.redis, asked)
+    with reading(deployment.engine) as connection:
+        share = connection.execute(select(shares).where(shares.c.name == name)).one()
+        undone = connection.execute(
+            select(shares).where(shares.c.share_network_id == broken_network)
+        ).all()
+    assert made["result"]["id"] == share.id, deployment.logs()
+    assert made["result"]["status"] == "available"
+    assert made["result"]["export_locations"] == share.export_locations
+    assert refused == {
+        "type": "RequestFailed",
+        "args": [
+            "not_found",
+            "There is no share network nowhere.",
+            "share network nowhere",
+            "share_network_id",
+        ],
+    }
+    assert failed["type"] == "RequestFailed"
+    code, message, resource, _field = failed["args"]
+    assert {"code": code, "message": message} in [
+        {"code": one.error["code"], "message": one.error["message"]} for one in undone
+    ]
+    assert resource
