@@ -26,7 +26,8 @@ from tenacity import (
 from scheduler.placement.pool_cache import PoolCache
 from scheduler.requests.base import Payload, Verb
 from worker.config import Config
-from worker.db.core.engine import db_now, insert_into, is_passing, transaction
+from worker.db.core.engine import db_now, insert_into, transaction
+from worker.db.core.outages import is_passing
 from worker.db.core.prepared import Prepared
 from worker.db.operations.values import Dispatch
 from worker.db.tables.main import operation_aliases

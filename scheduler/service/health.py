@@ -20,13 +20,21 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
-from sqlalchemy import Connection, case, func, select
+from sqlalchemy import Connection, Engine, case, func, select, update
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 
 from scheduler.client import broker_fault
 from worker.addressing import parse_pool
 from worker.config import Config, HealthSettings
-from worker.db.core.engine import db_now, engine_for, reading
+from worker.db.core.engine import (
+    db_now,
+    engine_for,
+    insert_into,
+    reading,
+    transaction,
+    wait_for_locks,
+)
 from worker.db.schema import head, revision
 from worker.db.tables.audits import audit_findings
 from worker.db.tables.main import (
@@ -42,6 +50,9 @@ from worker.errors import ConfigurationError
 from worker.model import LIVE_STATES, NetworkKind, OperationState
 
 _PREFIX: Final = "sharewright_"
+READINESS_COUNTER: Final = "readiness_checks_total"
+LOCK_SECONDS: Final = 1.0
+"""Another check's write is waited for no longer than this."""
 _log = logging.getLogger(__name__)
 
 
@@ -55,8 +66,9 @@ def missing(config: Config) -> list[str]:
 
 
 def _missing_from_database(config: Config) -> list[str]:
+    engine = engine_for(config.database.url)
     try:
-        with reading(engine_for(config.database.url)) as connection:
+        with reading(engine) as connection:
             found = revision(connection)
             if found != head():
                 needed = f"this version needs {head()}; run `sharewright db upgrade`."
@@ -64,12 +76,37 @@ def _missing_from_database(config: Config) -> list[str]:
             recent = select(func.count()).where(
                 backends.c.reported_at > db_now() - config.engine.report_expiry
             )
-            if not connection.execute(recent).scalar_one():
-                seconds = f"{config.engine.report_expiry:.0f} s"
-                return [f"No backend has reported within {seconds}; is a worker running?"]
-    except DBAPIError as error:
-        return [f"The database cannot be reached ({type(error.orig).__name__})."]
+            has_reports = connection.execute(recent).scalar_one() > 0
+    except (DBAPIError, NoConnectionLeft) as error:
+        return [f"The database cannot be read ({_reason(error)})."]
+    try:
+        _write(engine)
+    except (DBAPIError, NoConnectionLeft) as error:
+        return [f"The database can be read, but takes no writes ({_reason(error)})."]
+    if not has_reports:
+        seconds = f"{config.engine.report_expiry:.0f} s"
+        return [f"No backend has reported within {seconds}; is a worker running?"]
     return []
+
+
+def _reason(error: DBAPIError | NoConnectionLeft) -> str:
+    """Name the driver's error and its first line, which says what the server lacks."""
+    cause = error.orig if isinstance(error, DBAPIError) else error
+    lines = str(cause).strip().splitlines() or [""]
+    return f"{type(cause).__name__}: {lines[0]}"
+
+
+def _write(engine: Engine) -> None:
+    """Commit a write as the engine's steps do; it is always the same row."""
+    with transaction(engine) as connection:
+        wait_for_locks(connection, LOCK_SECONDS)
+        counted = update(counters).where(counters.c.name == READINESS_COUNTER)
+        if connection.execute(counted.values(value=counters.c.value + 1)).rowcount == 0:
+            connection.execute(
+                insert_into(connection, counters)
+                .values(name=READINESS_COUNTER, value=1)
+                .on_conflict_do_nothing()
+            )
 
 
 class _Figures(Collector):
@@ -161,6 +198,7 @@ _HELP: Final = {
     "redrives_total": "Operations that the reconciler took up again.",
     "compensations_failed_total": "Undos and deletions that used up their attempts.",
     "unknown_operations_total": "Messages for operations that do not exist.",
+    READINESS_COUNTER: "Times that readiness was asked for and the database took a write.",
     "publish_failures_total": "Messages that could not be published after their commit.",
 }
 """Shown from the start, at 0; others appear with their first count."""

@@ -11,7 +11,8 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import DBAPIError
 
 from tests.support.services import wait_until
-from worker.db.core.engine import is_passing, open_engine, reading, transaction
+from worker.db.core.engine import open_engine, reading, transaction
+from worker.db.core.outages import is_passing
 from worker.db.schema import upgrade
 from worker.db.tables.main import counters
 from worker.engine.heartbeat import Heartbeat

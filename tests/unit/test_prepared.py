@@ -8,7 +8,8 @@ from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from tests.support.services import PostgresServer
 from tests.support.tables import tables
-from worker.db.core.engine import engine_for, is_passing, reading, statement, transaction
+from worker.db.core.engine import engine_for, reading, statement, transaction
+from worker.db.core.outages import is_passing
 from worker.db.core.prepared import Prepared
 from worker.db.tables.main import share_types
 

@@ -17,7 +17,8 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import make_url
 
-from worker.db.core.engine import BUSY_TIMEOUT_SECONDS, open_engine, patiently, transaction
+from worker.db.core.engine import BUSY_TIMEOUT_SECONDS, open_engine, transaction
+from worker.db.core.outages import patiently
 from worker.db.tables.all import metadata
 
 VERSION_TABLE: Final = "alembic_version"
@@ -54,7 +55,7 @@ def upgrade(url: str) -> str:
     target = make_url(url)
     if target.get_backend_name() == "sqlite" and target.database:
         Path(target.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = open_engine(target)
+    engine = open_engine(target, limited=False)
     try:
         # Two processes that both make a new SQLite file may find it locked without being queued.
         for attempt in patiently(BUSY_TIMEOUT_SECONDS):
@@ -82,7 +83,8 @@ def check(engine: Engine) -> list[str]:
     """
     with engine.connect() as connection, connection.begin() as scratch:
         if connection.dialect.name == "postgresql":
-            found = _postgresql_definitions(connection, "public")
+            schema = connection.execute(text("SELECT current_schema()")).scalar_one()
+            found = _postgresql_definitions(connection, schema)
             connection.execute(text(f"CREATE SCHEMA {_SCRATCH}"))
             connection.execute(text(f"SET LOCAL search_path TO {_SCRATCH}"))
             metadata.create_all(connection)

@@ -12,7 +12,8 @@ from sqlalchemy import Connection, Engine
 
 from worker.backends.manager import ShareManager
 from worker.config import Config
-from worker.db.core.engine import patiently, reading, transaction
+from worker.db.core.engine import reading, transaction
+from worker.db.core.outages import patiently
 from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch, Operation
 from worker.engine.heartbeat import Heartbeat

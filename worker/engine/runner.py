@@ -15,7 +15,8 @@ from functools import partial
 from typing import Any
 
 from worker.config import Config
-from worker.db.core.engine import is_passing, reading, statement, transaction
+from worker.db.core.engine import reading, statement, transaction
+from worker.db.core.outages import is_passing
 from worker.db.operations import store as operations
 from worker.db.operations.values import Operation, cancelled
 from worker.db.share_servers import store as servers

@@ -17,28 +17,15 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Float, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.engine import URL, ExceptionContext, make_url
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
-from tenacity import (
-    Retrying,
-    retry_if_exception,
-    stop_after_delay,
-    wait_random,
-    wait_random_exponential,
-)
 
+from worker.db.core.outages import is_server_unfit
+from worker.db.core.postgresql import PostgresConnection, connect, driver_connection
 from worker.db.core.prepared import send
 
 BUSY_TIMEOUT_SECONDS: Final = 30
-RECONNECT_SECONDS: Final = 5.0
-_PASSING_IN_SQLITE: Final = {
-    *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED),
-    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),  # a full disk may be given room again
-}
-IDLE_TRANSACTION_SECONDS: Final = 10
-"""A process that is stopped in a transaction holds its rows no longer than this (PostgreSQL)."""
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - it reads as the SQL function that it is
@@ -74,10 +61,15 @@ def engine_for(url: str) -> Engine:
     return found
 
 
-def open_engine(url: URL) -> Engine:
-    """Open a new engine; most callers want :func:`engine_for`."""
+def open_engine(url: URL, *, limited: bool = True) -> Engine:
+    """Open a new engine; most callers want :func:`engine_for`.
+
+    A migration is not ``limited``: its statements take as long as they take.
+    """
     if url.get_backend_name() == "sqlite":
-        engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS})
+        engine = create_engine(
+            url, connect_args={"timeout": BUSY_TIMEOUT_SECONDS}, hide_parameters=True
+        )
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediate)
         return engine
@@ -86,15 +78,25 @@ def open_engine(url: URL) -> Engine:
         pool_size=3,
         max_overflow=2,
         pool_pre_ping=False,
-        pool_use_lifo=True,  # one server process is kept warm, the others are for the keeper
+        pool_use_lifo=True,  # one server process is kept warm, the others are for the heartbeat
         isolation_level="AUTOCOMMIT",
-        connect_args={
-            "connect_timeout": 10,
-            "options": f"-c idle_in_transaction_session_timeout={IDLE_TRANSACTION_SECONDS}s",
-        },
+        use_native_hstore=False,  # nothing is asked about a type that no table has
+        hide_parameters=True,  # what was asked for stands in no log
     )
+
+    @event.listens_for(engine, "do_connect")
+    def _(_dialect: Any, _record: Any, arguments: Any, options: Any) -> PostgresConnection:
+        return connect(arguments, options, limited=limited)
+
     event.listen(engine, "begin", _begin)
+    event.listen(engine, "handle_error", _replace_unfit)
     return engine
+
+
+def _replace_unfit(context: ExceptionContext) -> None:
+    """Replace the pool's connections when their server turns out to be of no use."""
+    if is_server_unfit(context.original_exception):
+        context.is_disconnect = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
@@ -115,7 +117,7 @@ def _begin_immediate(connection: Connection) -> None:
 
 def _begin(connection: Connection) -> None:
     if not connection.get_execution_options().get("single"):
-        send(connection, "BEGIN")
+        send(connection, driver_connection(connection).begin)
 
 
 @contextmanager
@@ -133,12 +135,16 @@ def wait_for_locks(connection: Connection, seconds: float) -> None:
 
 @contextmanager
 def statement(engine: Engine) -> Iterator[Connection]:
-    """One statement that is a transaction by itself: PostgreSQL is asked once, not three times."""
-    if engine.dialect.name == "sqlite":
-        with engine.begin() as connection:
-            yield connection
-    else:
-        with engine.connect().execution_options(single=True) as connection:
+    """One statement that is a transaction by itself: PostgreSQL is asked once, not three times.
+
+    Not behind a pooler, where the session's settings hold for a transaction only.
+    """
+    with engine.connect() as connection:
+        if engine.dialect.name == "sqlite" or driver_connection(connection).is_pooled:
+            with connection.begin():
+                yield connection
+        else:
+            connection.execution_options(single=True)
             yield connection
 
 
@@ -167,40 +173,3 @@ INSERTS: Final[Mapping[str, Callable[[Table], postgresql.Insert | sqlite.Insert]
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
     """An insert that can say what happens on a conflict, in the connection's dialect."""
     return INSERTS[connection.dialect.name](table)
-
-
-def is_passing(error: BaseException) -> bool:
-    """Whether a database error is an outage or a lost race rather than a defect."""
-    if not isinstance(error, DBAPIError):
-        return False
-    if error.connection_invalidated:
-        return True
-    # 40001 serialization failure, 40P01 deadlock, 57P0x shutdown, 08xxx connection, 53300 too many,
-    # 25P03 was stopped in a transaction.
-    state = getattr(error.orig, "sqlstate", None)
-    if state is not None:
-        return str(state)[:2] in {"08", "40"} or str(state)[:3] in {"57P", "533", "25P"}
-    if isinstance(error.orig, sqlite3.OperationalError):
-        return error.orig.sqlite_errorcode & 0xFF in _PASSING_IN_SQLITE
-    # psycopg reports a server that is gone as an OperationalError without a state.
-    return type(error.orig).__name__ == "OperationalError"
-
-
-def patiently(seconds: float = RECONNECT_SECONDS) -> Retrying:
-    """Tenacity's loop around one whole transaction, for outages of seconds."""
-    return Retrying(
-        retry=retry_if_exception(is_passing),
-        stop=stop_after_delay(seconds),
-        wait=wait_random_exponential(multiplier=0.05, max=1.0),
-        reraise=True,
-    )
-
-
-def racing(seconds: float = RECONNECT_SECONDS) -> Retrying:
-    """As :func:`patiently`, and for races too: what loses to a unique constraint looks again."""
-    return Retrying(
-        retry=retry_if_exception(lambda e: isinstance(e, IntegrityError) or is_passing(e)),
-        stop=stop_after_delay(seconds),
-        wait=wait_random(0.01, 0.1),
-        reraise=True,
-    )

@@ -19,6 +19,9 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import replacement_traverse
 
+from worker.db.core.outages import is_server_unfit
+from worker.db.core.postgresql import driver_connection
+
 _CURSOR = "sharewright.cursor"
 
 
@@ -111,15 +114,17 @@ def send(
     """
     kept = connection.info
     cursor: psycopg.Cursor[Any] | None = kept.get(_CURSOR)
-    driver = cast("psycopg.Connection[Any]", connection.connection.driver_connection)
+    driver = driver_connection(connection)
     if cursor is None:
         cursor = kept[_CURSOR] = driver.cursor(row_factory=namedtuple_row)
     try:
         return cursor.execute(text, values)
     except psycopg.Error as error:
-        gone = driver.closed or driver.broken
+        gone = driver.closed or driver.broken or is_server_unfit(error)
         if gone:
             connection.invalidate(error)
+            # The others lead to the same server.
+            connection.engine.dispose()
         raise DBAPIError.instance(
             text,
             None,  # what was asked for stands in no log

@@ -17,7 +17,8 @@ from typing import Final
 from netaddr import IPAddress
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, or_, select, update
 
-from worker.db.core.engine import db_now, engine_for, insert_into, racing, reading, transaction
+from worker.db.core.engine import db_now, engine_for, insert_into, reading, transaction
+from worker.db.core.outages import racing
 from worker.db.networks.dhcp_leases import DatabaseLeaseStore
 from worker.db.networks.segments import DatabaseSegmentStore
 from worker.db.tables.main import address_cursors, addresses

@@ -23,7 +23,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.exc import IntegrityError
 
-from worker.db.core.engine import db_now, engine_for, insert_into, patiently, reading, transaction
+from worker.db.core.engine import db_now, engine_for, insert_into, reading, transaction
+from worker.db.core.outages import patiently
 from worker.db.tables.main import share_servers
 from worker.db.tables.networks import dhcp_leases
 from worker.errors import NotReady

@@ -14,7 +14,8 @@ from typing import Any, Final
 from netaddr import IPAddress, IPNetwork
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
-from worker.db.core.engine import db_now, engine_for, racing, reading, transaction
+from worker.db.core.engine import db_now, engine_for, reading, transaction
+from worker.db.core.outages import racing
 from worker.db.tables.networks import segment_holders, segments
 from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.model import Holding, Segment, SegmentSource

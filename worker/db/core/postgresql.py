@@ -1,0 +1,159 @@
+"""Connections to PostgreSQL that never wait for ever and rely on nobody's settings.
+
+A role, a database or a server may have any default. What the engine relies on is therefore set
+after connecting, in one statement and not as a startup parameter: PgBouncer refuses those, and
+they would replace the ``options`` of the URL. Behind a pooler, which may give each transaction
+another server process, nothing outlives a transaction: there the settings are made at each
+transaction's beginning and no statement is prepared.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from sqlalchemy import Connection, Engine
+from sqlalchemy.exc import DBAPIError
+
+from worker.db.core.outages import is_passing
+from worker.errors import ConfigurationError
+
+IDLE_TRANSACTION_SECONDS: Final = 10
+"""A process that is stopped in a transaction holds its rows no longer than this."""
+STATEMENT_SECONDS: Final = 10
+"""The server cancels a statement that takes longer. Ours take milliseconds, or wait for a lock."""
+SILENCE_SECONDS: Final = 12
+"""The client gives a connection up when a statement's answer takes longer.
+
+That is longer than the server's own limit, so a server that lives has answered by then. TCP alone
+does not tell: whatever forwards the connection may acknowledge what it never delivers.
+"""
+_CONNECT_ARGUMENTS: Final[Mapping[str, Any]] = {
+    "connect_timeout": 10,
+    "tcp_user_timeout": 10_000,
+    "keepalives": 1,
+    "keepalives_idle": 5,
+    "keepalives_interval": 2,
+    "keepalives_count": 3,
+    "client_encoding": "utf8",
+}
+"""For what the URL leaves open: a host that vanishes is noticed within about ten seconds."""
+_TRANSACTION_TIMEOUT_SINCE: Final = 170000
+_READ_ONLY: Final = """
+SELECT current_user FROM pg_settings
+WHERE name = 'default_transaction_read_only' AND setting = 'on'
+    AND source IN ('user', 'database', 'database user')
+"""
+Answer = TypeVar("Answer")
+
+
+class PostgresConnection(psycopg.Connection[Any]):
+    """A connection that breaks when the server is silent for :data:`SILENCE_SECONDS`.
+
+    ``is_pooled``: a pooler stands between us and the server. ``begin`` starts a transaction.
+    """
+
+    is_pooled: bool = False
+    begin: str = "BEGIN"
+    is_limited: bool = True
+
+    def wait(self, gen: PQGen[Answer], *args: Any, **options: Any) -> Answer:
+        """Wait for the server's answer as psycopg does, but not for ever."""
+        return super().wait(self._bounded(gen) if self.is_limited else gen, *args, **options)
+
+    def _bounded(self, gen: PQGen[Answer]) -> PQGen[Answer]:
+        deadline = time.monotonic() + SILENCE_SECONDS
+        try:
+            wanted = next(gen)
+            while True:
+                ready = yield wanted
+                if not ready and time.monotonic() > deadline:
+                    self.pgconn.finish()
+                    raise psycopg.OperationalError(
+                        f"The server has not answered for {SILENCE_SECONDS} s."
+                    )
+                wanted = gen.send(ready)
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
+def connect(
+    arguments: tuple[Any, ...], options: Mapping[str, Any], *, limited: bool
+) -> PostgresConnection:
+    """Connect and make the session's settings; without time limits unless ``limited``."""
+    given = {**_CONNECT_ARGUMENTS, **options}
+    connection = PostgresConnection.connect(*arguments, autocommit=True, **given)
+    try:
+        # A pooler invents a process number for its clients.
+        (process,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (None,)
+        connection.is_pooled = process != connection.info.backend_pid
+        connection.is_limited = limited
+        settings = _settings(connection.info.server_version, limited=limited)
+        if connection.is_pooled:
+            connection.prepare_threshold = None
+            setting = _setting(settings, local=True)
+            connection.begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; {setting}"
+        else:
+            connection.execute(_setting(settings, local=False).encode())
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _settings(server_version: int, *, limited: bool) -> dict[str, str]:
+    """What every session relies on, in SQL."""
+    settings = {
+        "statement_timeout": f"'{STATEMENT_SECONDS if limited else 0}s'",
+        "lock_timeout": "'0'",
+        "idle_in_transaction_session_timeout": f"'{IDLE_TRANSACTION_SECONDS}s'",
+        "default_transaction_isolation": "'read committed'",
+        # What is acknowledged must survive the server's crash. Only "off" breaks that.
+        "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
+        "ELSE current_setting('synchronous_commit') END",
+    }
+    if server_version >= _TRANSACTION_TIMEOUT_SINCE:
+        settings["transaction_timeout"] = "'0'"
+    return settings
+
+
+def _setting(settings: Mapping[str, str], *, local: bool) -> str:
+    calls = [f"set_config('{name}', {value}, {local})" for name, value in settings.items()]
+    return f"SELECT {', '.join(calls)}"
+
+
+def driver_connection(connection: Connection) -> PostgresConnection:
+    """Return the driver's connection behind one of SQLAlchemy's."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, PostgresConnection), "opened by worker.db.core.engine"
+    return driver
+
+
+def check_settings(engine: Engine) -> None:
+    """Refuse a database that cannot serve as it is set up.
+
+    Raises :class:`~worker.errors.ConfigurationError`. A database that is away is waited for later.
+    """
+    if engine.dialect.name != "postgresql":
+        return
+    try:
+        with engine.begin() as connection:
+            role = connection.exec_driver_sql(_READ_ONLY).scalar()
+    except DBAPIError as error:
+        if "statement pooling" in str(error.orig):
+            raise ConfigurationError(
+                "The database's pooler is in statement pooling mode, which has no transactions; "
+                "set pool_mode to transaction or session."
+            ) from error
+        if not is_passing(error):
+            raise
+        return
+    if role is not None:
+        raise ConfigurationError(
+            f"The database role {role} has default_transaction_read_only = on, so nothing can be "
+            f"written; ALTER ROLE (or DATABASE) ... RESET default_transaction_read_only."
+        )
