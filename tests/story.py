@@ -101,8 +101,11 @@ class Service:
         if not real:
             world = World(self.home / "state" / "backends" / "fake" / "world.db")
             return FakeView(world, share["share_network_id"])
-        server = self.ask(project, "show_share_server", share_server_id=share["share_server_id"])
-        return NfsView(server["details"]["attributes"]["bridge"], 24)
+        network = self.ask(
+            project, "show_share_network", share_network_id=share["share_network_id"]
+        )
+        (attachment,) = network["attachments"]
+        return NfsView(attachment["bridge"], 24)
 
     def close(self) -> None:
         self.client.close()

@@ -19,8 +19,8 @@ from scheduler.requests.security_services import (
     UpdateSecurityService,
 )
 from worker.db import security_services as security
+from worker.db import views
 from worker.db.core.engine import db_now
-from worker.db.documents import shown
 from worker.db.tables.main import (
     security_services,
     share_network_security_services,
@@ -58,7 +58,7 @@ def create(acceptance: Acceptance) -> Completed:
         .returning(*_c)
     ).one()
     _check_key(acceptance, request)
-    return Completed(("security_service", row.id), shown(row))
+    return Completed(("security_service", row.id), views.SECURITY_SERVICE(row))
 
 
 def change(acceptance: Acceptance) -> Completed:
@@ -92,7 +92,7 @@ def change(acceptance: Acceptance) -> Completed:
     if values:
         for network in networks:
             security.note_key(acceptance.connection, network.id)
-    return Completed(("security_service", row.id), shown(changed))
+    return Completed(("security_service", row.id), views.SECURITY_SERVICE(changed))
 
 
 def delete(acceptance: Acceptance) -> Completed:
@@ -170,7 +170,7 @@ def _held(acceptance: Acceptance, service_id: str) -> Row[Any]:
 
 def _finish(acceptance: Acceptance, network_id: str) -> Completed:
     row = security.note_key(acceptance.connection, network_id)
-    return Completed(("share_network", network_id), shown(row))
+    return Completed(("share_network", network_id), views.SHARE_NETWORK(row))
 
 
 def _check_key(

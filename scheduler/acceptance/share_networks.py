@@ -10,9 +10,8 @@ from sqlalchemy import delete as sql_delete
 
 from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.share_networks import CreateShareNetwork, UpdateShareNetwork
-from worker.db import audits
+from worker.db import audits, views
 from worker.db.core.engine import db_now
-from worker.db.documents import shown
 from worker.db.networks import addresses
 from worker.db.tables.main import (
     operations,
@@ -56,7 +55,7 @@ def create(acceptance: Acceptance) -> Completed:
         )
         .returning(*_n)
     ).one()
-    return Completed(("share_network", row.id), shown(row))
+    return Completed(("share_network", row.id), views.SHARE_NETWORK(row))
 
 
 def change(acceptance: Acceptance) -> Completed:
@@ -169,7 +168,7 @@ def _finish(acceptance: Acceptance, row: Row[Any], **values: Any) -> Completed:
         .values(**values, updated_at=db_now())
         .returning(*_n)
     ).one()
-    return Completed(("share_network", row.id), shown(changed))
+    return Completed(("share_network", row.id), views.SHARE_NETWORK(changed))
 
 
 def _check_not_default(row: Row[Any], *, to: str) -> None:

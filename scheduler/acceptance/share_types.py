@@ -11,8 +11,8 @@ from scheduler.acceptance.accept import Acceptance
 from scheduler.placement.filters import MODE_SPEC
 from scheduler.placement.share_network import NETWORK_SPEC
 from scheduler.requests.share_types import CreateShareType
+from worker.db import views
 from worker.db.core.engine import db_now
-from worker.db.documents import shown
 from worker.db.tables.main import share_networks, share_types, shares
 from worker.engine.accept import Completed
 from worker.errors import Conflict, InvalidRequest, NotFound, ObjectKind
@@ -44,7 +44,7 @@ def create_share_type(acceptance: Acceptance) -> Completed:
         )
         .returning(*share_types.c)
     ).one()
-    return Completed(("share_type", row.id), shown(row))
+    return Completed(("share_type", row.id), views.SHARE_TYPE(row))
 
 
 def _check_network(acceptance: Acceptance, request: CreateShareType) -> None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 import click
 
 from scheduler.exits import NotInTime, Unreachable
-from scheduler.requests.base import Verb, parse
+from scheduler.requests.base import parse
 from scheduler.requests.verbs import VERBS
 from scheduler.service.home import DEFAULT_HOME, Home
 from worker.config import Config, load
@@ -51,17 +51,17 @@ class Session:
         default = Home.at(DEFAULT_HOME)
         return default.config() if default.service() is not None else load()
 
-    def payload(
-        self, verb: Verb, values: Mapping[str, Any], *, admin: bool = False
-    ) -> dict[str, Any]:
-        """A request's payload; options that were not given are left out."""
-        admin = admin or verb.admin or bool(values.get("all_projects"))
+    def payload(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A request's payload; options that were not given are left out.
+
+        Who may run this command reads the service's configuration: an administrator.
+        """
         return {
             "version": 1,
             "context": {
                 "project_id": self.project,
                 "user_id": getpass.getuser(),
-                "roles": ["admin"] if admin else [],
+                "roles": ["admin"],
             },
             **{name: value for name, value in values.items() if value is not None},
         }
@@ -69,7 +69,7 @@ class Session:
     def read(self, verb_name: str, **values: Any) -> dict[str, Any]:
         """Answer a reading request."""
         verb = VERBS[verb_name]
-        payload = self.payload(verb, values)
+        payload = self.payload(values)
         request = parse(verb, payload)
         found = self.from_database(verb_name, request)
         if found is not None:
@@ -162,7 +162,7 @@ class Session:
     def send(self, verb_name: str, *, key: str | None, admin: bool = False, **values: Any) -> str:
         """Send a request by message; return the id of the operation that was accepted."""
         verb = VERBS[verb_name]
-        payload = self.payload(verb, {**values, "idempotency_key": key}, admin=admin)
+        payload = self.payload({**values, "idempotency_key": key})
         parse(verb, payload)
         with self.client() as client:
             return client.submit(
@@ -184,7 +184,7 @@ class Session:
         from worker.model import OperationState  # noqa: PLC0415
 
         verb = VERBS["show_operation"]
-        request = parse(verb, self.payload(verb, {"operation_id": operation_id}))
+        request = parse(verb, self.payload({"operation_id": operation_id}))
         deadline = time.monotonic() + timeout
         with Timeline(quiet=self.as_json) as timeline:
             while True:

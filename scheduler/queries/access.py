@@ -11,10 +11,7 @@ from sqlalchemy import (
 from scheduler.queries.base import all_projects, list_rows, show
 from scheduler.requests.access import ListAccess
 from worker.config import Config
-from worker.db.tables.main import (
-    access_rules,
-    shares,
-)
+from worker.db import views
 from worker.errors import ObjectKind
 
 
@@ -22,6 +19,6 @@ def list_access(connection: Connection, request: ListAccess, _config: Config) ->
     """Return a page of a share's access rules."""
     if not all_projects(request):
         # An empty list would say that the share of another project exists.
-        show(connection, shares, ObjectKind.SHARE, request.context, request.share_id)
+        show(connection, views.SHARE, ObjectKind.SHARE, request.context, request.share_id)
     filters = request.model_dump(include={"share_id", "state"})
-    return list_rows(connection, access_rules, "access_rules", request, filters)
+    return list_rows(connection, views.ACCESS_RULE, "access_rules", request, filters)

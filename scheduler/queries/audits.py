@@ -7,7 +7,7 @@ from typing import Any
 
 from sqlalchemy import Connection, select
 
-from worker.db.documents import moment
+from worker.db import views
 from worker.db.tables.audits import audit_findings
 
 
@@ -15,18 +15,9 @@ def list_findings(connection: Connection, backends: Sequence[str], limit: int) -
     """Return what is wrong on some backends, the longest known first."""
     f = audit_findings.c
     rows = connection.execute(
-        select(audit_findings)
+        select(*views.FINDING.columns)
         .where(f.backend.in_(backends))
         .order_by(f.backend, f.problem, f.first_seen, f.part, f.kind, f.thing)
         .limit(limit)
     )
-    times = ("first_seen", "last_seen", "created_at")
-    return {
-        "findings": [
-            {
-                name: moment(value) if name in times else value
-                for name, value in row._asdict().items()
-            }
-            for row in rows
-        ]
-    }
+    return {"findings": [views.FINDING(row) for row in rows]}

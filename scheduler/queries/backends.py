@@ -8,14 +8,15 @@ from typing import Any, Final
 from sqlalchemy import (
     Connection,
     Row,
+    Select,
     select,
 )
 
 from scheduler.queries.base import page
 from scheduler.requests.backends import BackendOnly, ListBackends
 from worker.config import Config
+from worker.db import views
 from worker.db.core.engine import db_now
-from worker.db.documents import moment
 from worker.db.tables.main import (
     backends,
     storage_pools,
@@ -48,32 +49,26 @@ def list_backends(connection: Connection, request: ListBackends, config: Config)
     return {"backends": _backends(connection, rows, config), "next_marker": marker}
 
 
-_BACKENDS: Final = select(backends, (db_now() - backends.c.reported_at).label("age"))
+_BACKENDS: Final[Select[Any]] = select(
+    *views.BACKEND.columns, (db_now() - backends.c.reported_at).label("age")
+)
 
 
 def _backends(
     connection: Connection, rows: Sequence[Row[Any]], config: Config
 ) -> list[dict[str, Any]]:
     p = storage_pools.c
-    pools = connection.execute(
-        select(p.backend, p.name, p.total_gib, p.free_gib, p.allocated_gib, p.shares)
+    statement: Select[Any] = (
+        select(p.backend, *views.STORAGE_POOL.columns)
         .where(p.backend.in_([row.name for row in rows]))
         .order_by(p.backend, p.name)
-    ).all()
+    )
+    pools = connection.execute(statement).all()
     return [
         {
-            "name": row.name,
-            "enabled": row.enabled,
-            "disabled_reason": row.disabled_reason,
+            **views.BACKEND(row),
             "state": _up_or_down(row.age, config),
-            "reported_at": moment(row.reported_at),
-            "report_error": row.report_error,
-            "report": row.report,
-            "pools": [
-                {name: value for name, value in pool._asdict().items() if name != "backend"}
-                for pool in pools
-                if pool.backend == row.name
-            ],
+            "pools": [views.STORAGE_POOL(pool) for pool in pools if pool.backend == row.name],
         }
         for row in rows
     ]

@@ -18,7 +18,7 @@ from sqlalchemy import (
 
 from scheduler.requests.base import Context
 from worker.config import Config
-from worker.db.documents import shown
+from worker.db.views import View
 from worker.errors import Forbidden, InvalidRequest, NotFound, ObjectKind
 
 Read = Callable[[Connection, Any, Config], dict[str, Any]]
@@ -27,9 +27,14 @@ Read = Callable[[Connection, Any, Config], dict[str, Any]]
 ADMIN_ROLE: Final = "admin"
 
 
+def is_administrator(context: Context) -> bool:
+    """Tell whether a request is made in the administrators' role."""
+    return ADMIN_ROLE in context.roles
+
+
 def all_projects(request: Any) -> bool:
     """Tell whether a list spans all projects; only administrators may ask for that."""
-    if request.all_projects and ADMIN_ROLE not in request.context.roles:
+    if request.all_projects and not is_administrator(request.context):
         raise Forbidden(
             f"Only the role {ADMIN_ROLE!r} may list the objects of all projects.",
             field="all_projects",
@@ -53,15 +58,15 @@ def missing(kind: ObjectKind, object_id: str, field: str) -> NotFound:
 
 
 def show(
-    connection: Connection, table: Table, kind: ObjectKind, context: Context, object_id: str
+    connection: Connection, view: View, kind: ObjectKind, context: Context, object_id: str
 ) -> dict[str, Any]:
     """Return the document of one object that the project may see."""
     row = connection.execute(
-        select(table).where(table.c.id == object_id, mine(table, context))
+        select(*view.columns).where(view.table.c.id == object_id, mine(view.table, context))
     ).first()
     if row is None:
         raise missing(kind, object_id, f"{kind}_id")
-    return shown(row)
+    return view(row)
 
 
 def page(
@@ -96,15 +101,16 @@ def page(
 
 def list_rows(
     connection: Connection,
-    table: Table,
+    view: View,
     plural: str,
     request: Any,
     filters: Mapping[str, Any],
     *conditions: ColumnElement[bool],
 ) -> dict[str, Any]:
     """Return a page of a table's objects that match the filters, and the next marker."""
+    table = view.table
     visible = None if all_projects(request) else mine(table, request.context)
-    statement = select(table).where(
+    statement = select(*view.columns).where(
         *(table.c[name] == value for name, value in filters.items() if value is not None),
         *conditions,
     )
@@ -116,4 +122,4 @@ def list_rows(
         request=request,
         visible=visible,
     )
-    return {plural: [shown(row) for row in rows], "next_marker": marker}
+    return {plural: [view(row) for row in rows], "next_marker": marker}

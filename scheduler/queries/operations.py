@@ -11,30 +11,20 @@ from sqlalchemy import (
     select,
 )
 
-from scheduler.queries.base import all_projects, missing, page
+from scheduler.queries.base import all_projects, is_administrator, missing, page
 from scheduler.requests.operations import ListOperations, OperationOnly
 from worker.config import Config
-from worker.db.documents import moment, shown
+from worker.db import views
 from worker.db.tables.main import (
     operation_aliases,
     operation_steps,
     operations,
 )
+from worker.db.views import View
 from worker.errors import ObjectKind
 
-# The payload is not among them: it may hold what a later verb must keep secret.
-_OPERATION_COLUMNS: Final = tuple(
-    operations.c[name]
-    for name in (
-        *("id", "project_id", "user_id", "request_id", "verb", "resource_kind", "resource_id"),
-        *("backend", "state", "phase", "undoing", "task", "attempts", "waits_for", "redrives"),
-        *("worker", "error", "result", "accepted_at", "finished_at"),
-    )
-)
-_STEP_COLUMNS: Final = tuple(
-    operation_steps.c[name]
-    for name in ("task", "outcome", "attempt", "worker", "started_at", "finished_at", "message")
-)
+_OF_TENANTS: Final = (views.OPERATION, views.STEP)
+_OF_ADMINISTRATORS: Final = (views.OPERATION_FOR_ADMINISTRATORS, views.STEP_FOR_ADMINISTRATORS)
 
 
 def show_operation(
@@ -46,9 +36,11 @@ def show_operation(
     either.
     """
     o, a = operations.c, operation_aliases.c
+    administrator = is_administrator(request.context)
+    view, of_step = _OF_ADMINISTRATORS if administrator else _OF_TENANTS
     alias = select(a.operation_id).where(a.id == request.operation_id)
     row = connection.execute(
-        select(*_OPERATION_COLUMNS)
+        select(*view.columns)
         .where(
             or_(o.id == request.operation_id, o.id == alias.scalar_subquery()),
             o.project_id == request.context.project_id,
@@ -58,20 +50,15 @@ def show_operation(
     if row is None:
         raise missing(ObjectKind.OPERATION, request.operation_id, "operation_id")
     steps = connection.execute(
-        select(*_STEP_COLUMNS)
+        select(*of_step.columns)
         .where(operation_steps.c.operation_id == row.id)
         .order_by(operation_steps.c.seq)
     )
-    return {**shown(row), "steps": [_step(step) for step in steps]}
+    return {**view(row), "steps": [_step(of_step, step) for step in steps]}
 
 
-def _step(row: Row[Any]) -> dict[str, Any]:
-    return {
-        **row._asdict(),
-        "started_at": moment(row.started_at),
-        "finished_at": moment(row.finished_at),
-        "seconds": round(row.finished_at - row.started_at, 3),
-    }
+def _step(view: View, row: Row[Any]) -> dict[str, Any]:
+    return {**view(row), "seconds": round(row.finished_at - row.started_at, 3)}
 
 
 def list_operations(
@@ -81,9 +68,10 @@ def list_operations(
     o = operations.c
     filters = request.model_dump(include={"state", "verb", "resource_id"})
     everybodys = all_projects(request)
+    view, _ = _OF_ADMINISTRATORS if is_administrator(request.context) else _OF_TENANTS
     rows, marker = page(
         connection,
-        select(*_OPERATION_COLUMNS).where(
+        select(*view.columns).where(
             *(o[name] == value for name, value in filters.items() if value is not None)
         ),
         order=(o.seq,),
@@ -91,4 +79,4 @@ def list_operations(
         request=request,
         visible=None if everybodys else o.project_id == request.context.project_id,
     )
-    return {"operations": [shown(row) for row in rows], "next_marker": marker}
+    return {"operations": [view(row) for row in rows], "next_marker": marker}

@@ -17,6 +17,7 @@ from scheduler.requests.security_services import (
     ShowSealingKey,
 )
 from worker.config import Config
+from worker.db import views
 from worker.db.tables.main import (
     security_services,
     share_network_security_services,
@@ -31,7 +32,7 @@ def show_security_service(
     """Return one security service, and with which key its password is sealed."""
     service_id = request.security_service_id
     return show(
-        connection, security_services, ObjectKind.SECURITY_SERVICE, request.context, service_id
+        connection, views.SECURITY_SERVICE, ObjectKind.SECURITY_SERVICE, request.context, service_id
     )
 
 
@@ -46,7 +47,7 @@ def list_security_services(
         conditions.append(security_services.c.id.in_(added))
     filters = request.model_dump(include={"name", "type"}, mode="json")
     return list_rows(
-        connection, security_services, "security_services", request, filters, *conditions
+        connection, views.SECURITY_SERVICE, "security_services", request, filters, *conditions
     )
 
 

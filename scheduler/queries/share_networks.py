@@ -13,10 +13,10 @@ from scheduler.queries.base import list_rows, mine, show
 from scheduler.requests.base import Context
 from scheduler.requests.share_networks import ListShareNetworks, ShareNetworkOnly
 from worker.config import Config
+from worker.db import views
 from worker.db.documents import network_info, server_details
 from worker.db.tables.main import (
     share_network_security_services,
-    share_networks,
     share_servers,
 )
 from worker.errors import ObjectKind
@@ -28,7 +28,7 @@ def show_share_network(
 ) -> dict[str, Any]:
     """Return one share network, the project's own or a public one, and what to attach to."""
     network_id, context = request.share_network_id, request.context
-    found = show(connection, share_networks, ObjectKind.SHARE_NETWORK, context, network_id)
+    found = show(connection, views.SHARE_NETWORK, ObjectKind.SHARE_NETWORK, context, network_id)
     a = share_network_security_services.c
     added = connection.execute(
         select(a.security_service_id, a.type)
@@ -78,4 +78,4 @@ def list_share_networks(
 ) -> dict[str, Any]:
     """Return a page of share networks, the project's own and public ones."""
     filters = request.model_dump(include={"name", "kind"}, mode="json")
-    return list_rows(connection, share_networks, "share_networks", request, filters)
+    return list_rows(connection, views.SHARE_NETWORK, "share_networks", request, filters)

@@ -8,12 +8,12 @@ from sqlalchemy import (
     Connection,
 )
 
-from scheduler.queries.base import list_rows, show
+from scheduler.queries.base import is_administrator, list_rows, show
+from scheduler.requests.base import Context
 from scheduler.requests.share_servers import ListShareServers, ShareServerOnly
 from worker.config import Config
-from worker.db.tables.main import (
-    share_servers,
-)
+from worker.db import views
+from worker.db.views import View
 from worker.errors import ObjectKind
 
 
@@ -21,9 +21,8 @@ def show_share_server(
     connection: Connection, request: ShareServerOnly, _config: Config
 ) -> dict[str, Any]:
     """Return one share server."""
-    return show(
-        connection, share_servers, ObjectKind.SHARE_SERVER, request.context, request.share_server_id
-    )
+    view = _view(request.context)
+    return show(connection, view, ObjectKind.SHARE_SERVER, request.context, request.share_server_id)
 
 
 def list_share_servers(
@@ -31,4 +30,11 @@ def list_share_servers(
 ) -> dict[str, Any]:
     """Return a page of share servers."""
     filters = request.model_dump(include={"status", "share_network_id", "backend"})
-    return list_rows(connection, share_servers, "share_servers", request, filters)
+    return list_rows(connection, _view(request.context), "share_servers", request, filters)
+
+
+def _view(context: Context) -> View:
+    """Tenants see nothing of the management side."""
+    if is_administrator(context):
+        return views.SHARE_SERVER_FOR_ADMINISTRATORS
+    return views.SHARE_SERVER

@@ -13,7 +13,7 @@ from sqlalchemy import (
 from scheduler.queries.base import missing, page
 from scheduler.requests.share_types import ListShareTypes, ShareTypeOnly
 from worker.config import Config
-from worker.db.documents import shown
+from worker.db import views
 from worker.db.tables.main import (
     share_types,
 )
@@ -34,7 +34,7 @@ def show_share_type(
     ).first()
     if row is None:
         raise missing(ObjectKind.SHARE_TYPE, request.share_type, "share_type")
-    return shown(row)
+    return views.SHARE_TYPE(row)
 
 
 def list_share_types(
@@ -53,4 +53,4 @@ def list_share_types(
         request=request,
         visible=None,
     )
-    return {"share_types": [shown(row) for row in rows], "next_marker": marker}
+    return {"share_types": [views.SHARE_TYPE(row) for row in rows], "next_marker": marker}

@@ -13,6 +13,7 @@ from sqlalchemy import (
 from scheduler.queries.base import list_rows, show
 from scheduler.requests.shares import ListShares, ShareOnly
 from worker.config import Config
+from worker.db import views
 from worker.db.tables.main import (
     share_types,
     shares,
@@ -22,7 +23,7 @@ from worker.errors import ObjectKind
 
 def show_share(connection: Connection, request: ShareOnly, _config: Config) -> dict[str, Any]:
     """Return one share."""
-    return show(connection, shares, ObjectKind.SHARE, request.context, request.share_id)
+    return show(connection, views.SHARE, ObjectKind.SHARE, request.context, request.share_id)
 
 
 def list_shares(connection: Connection, request: ListShares, _config: Config) -> dict[str, Any]:
@@ -37,4 +38,4 @@ def list_shares(connection: Connection, request: ListShares, _config: Config) ->
             *("name", "status", "share_network_id", "share_server_id", "snapshot_id", "backend")
         }
     )
-    return list_rows(connection, shares, "shares", request, filters, *conditions)
+    return list_rows(connection, views.SHARE, "shares", request, filters, *conditions)

@@ -11,15 +11,15 @@ from sqlalchemy import (
 from scheduler.queries.base import list_rows, show
 from scheduler.requests.snapshots import ListSnapshots, SnapshotOnly
 from worker.config import Config
-from worker.db.tables.main import (
-    snapshots,
-)
+from worker.db import views
 from worker.errors import ObjectKind
 
 
 def show_snapshot(connection: Connection, request: SnapshotOnly, _config: Config) -> dict[str, Any]:
     """Return one snapshot."""
-    return show(connection, snapshots, ObjectKind.SNAPSHOT, request.context, request.snapshot_id)
+    return show(
+        connection, views.SNAPSHOT, ObjectKind.SNAPSHOT, request.context, request.snapshot_id
+    )
 
 
 def list_snapshots(
@@ -27,4 +27,4 @@ def list_snapshots(
 ) -> dict[str, Any]:
     """Return a page of snapshots."""
     filters = request.model_dump(include={"name", "status", "share_id"})
-    return list_rows(connection, snapshots, "snapshots", request, filters)
+    return list_rows(connection, views.SNAPSHOT, "snapshots", request, filters)

@@ -52,8 +52,9 @@ def served(home: Path) -> Iterator[list[Service]]:
 
 
 def bridge_of(service: Service, share: dict[str, Any]) -> str:
-    server = service.ask("p1", "show_share_server", share_server_id=share["share_server_id"])
-    return str(server["details"]["attributes"]["bridge"])
+    network = service.ask("p1", "show_share_network", share_network_id=share["share_network_id"])
+    (attachment,) = network["attachments"]
+    return str(attachment["bridge"])
 
 
 def daemons(home: Path) -> list[str]:

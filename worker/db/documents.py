@@ -1,4 +1,4 @@
-"""Frozen values to JSON columns and back, and rows to the documents that producers are shown."""
+"""Frozen values to JSON columns and back, and times as producers see them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
-
-from sqlalchemy import Row
 
 from worker.model import ExportLocation, NetworkInfo, Route, ShareServerDetails
 
@@ -48,24 +46,3 @@ def plain(value: NetworkInfo | ShareServerDetails | ExportLocation) -> dict[str,
 def moment(seconds: float | None) -> str | None:
     """ISO 8601 in UTC, as producers see times."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
-
-
-_TIMES = frozenset({"created_at", "updated_at", "accepted_at", "finished_at", "reported_at"})
-_INTERNAL = frozenset(
-    {
-        *("allocated_gib", "access_generation", "applied_generation"),  # of shares
-        *("builder_id", "deleter_id", "idle_since"),  # of share servers
-        *("security_key",),  # of share networks and share servers
-        *("password_sealed", "revision"),  # of security services
-        *("generation",),  # of access rules
-    }
-)
-
-
-def shown(row: Row[Any]) -> dict[str, Any]:
-    """A row as the object that results and commands show: ISO times, no bookkeeping."""
-    return {
-        name: moment(value) if name in _TIMES else value
-        for name, value in row._asdict().items()
-        if name not in _INTERNAL
-    }

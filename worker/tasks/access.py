@@ -12,8 +12,7 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from worker.db import access_rules, shares
-from worker.db.documents import shown
+from worker.db import access_rules, shares, views
 from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit
 from worker.errors import Fatal, StepError
@@ -74,7 +73,7 @@ def _answer(tx: StepTransaction) -> None:
         return
     row = access_rules.access_row(tx.connection, rule_id)
     rule: dict[str, Any] = (
-        shown(row)
+        views.ACCESS_RULE(row)
         if row is not None
         else {"id": rule_id, "state": "deleted"}  # denied again in the meantime
     )

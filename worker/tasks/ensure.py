@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from worker.db import access_rules, shares
-from worker.db.documents import plain, shown
+from worker.db import access_rules, shares, views
+from worker.db.documents import plain
 from worker.db.share_servers import health
 from worker.db.share_servers import store as servers
 from worker.engine.accept import Begin
@@ -122,7 +122,7 @@ def _ensure_share(job: Job) -> OnCommit | None:
         ensured = shares.ensured(
             tx.connection, share.id, locations=[plain(location) for location in locations]
         )
-        tx.result = None if ensured is None else shown(ensured)
+        tx.result = None if ensured is None else views.SHARE(ensured)
 
     return commit
 

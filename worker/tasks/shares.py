@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import Connection, Row, select
 
-from worker.db import capacity, shares, snapshots
-from worker.db.documents import plain, shown
+from worker.db import capacity, shares, snapshots, views
+from worker.db.documents import plain
 from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
 from worker.engine.job import Job, StepTransaction
@@ -52,7 +52,7 @@ def _create_share(job: Job) -> OnCommit:
             ShareStatus.AVAILABLE,
             export_locations=[plain(location) for location in locations],
         )
-        tx.result = shown(row)
+        tx.result = views.SHARE(row)
 
     return commit
 
@@ -124,7 +124,7 @@ def _extend_share(job: Job) -> OnCommit:
 
     def commit(tx: StepTransaction) -> None:
         extended = shares.set_share(tx.connection, share.id, ShareStatus.AVAILABLE, size=size)
-        tx.result = shown(extended)
+        tx.result = views.SHARE(extended)
 
     return commit
 

@@ -6,8 +6,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Row
 
-from worker.db import shares, snapshots
-from worker.db.documents import shown
+from worker.db import shares, snapshots, views
 from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit
 from worker.errors import StepError
@@ -32,7 +31,7 @@ def _create_snapshot(job: Job) -> OnCommit:
         made = snapshots.set_snapshot(
             tx.connection, row.id, SnapshotStatus.AVAILABLE, size=share.size
         )
-        tx.result = shown(made)
+        tx.result = views.SNAPSHOT(made)
 
     return commit
 
