@@ -25,6 +25,7 @@ from worker.db.core.engine import reading
 from worker.engine.job import Runtime
 from worker.errors import Forbidden, InvalidRequest, Refused
 from worker.logs import about
+from worker.messaging.broker import request_transport_options
 from worker.messaging.queues import ADMIN_REQUESTS, REQUESTS
 from worker.messaging.results import ACKNOWLEDGE_HEADER, acknowledge
 
@@ -133,6 +134,7 @@ def _is_taken(runtime: Runtime, request_id: str) -> bool:
 def run_scheduler(config: Config, *, concurrency: int = 1, pool: str = "solo") -> int:
     """Run the process that takes requests in, until it is told to stop; returns its exit code."""
     app = make_app(config)
+    app.conf.broker_transport_options = request_transport_options(config.broker)
     add_request_tasks(app)
     return start(
         app,

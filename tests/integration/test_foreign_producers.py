@@ -87,7 +87,7 @@ def test_share_refusal_and_failure(
         "args": [
             "not_found",
             "There is no share network nowhere.",
-            "share network nowhere",
+            "share_network nowhere",
             "share_network_id",
         ],
     }
@@ -97,3 +97,15 @@ def test_share_refusal_and_failure(
         {"code": one.error["code"], "message": one.error["message"]} for one in undone
     ]
     assert resource
+
+
+@pytest.mark.parametrize("steps", [None, list(range(10)), [0, 5]], ids=["default", "ten", "two"])
+def test_every_priority_is_read(deployment: Deployment, steps: list[int] | None) -> None:
+    """Celery puts a message into the Redis list of the producer's own step below its priority."""
+    asked = [
+        ("sharewright.request.list_shares", deployment.payload("p1"), {"priority": priority})
+        for priority in range(10)
+    ]
+    options = {"priority_steps": steps} if steps else {}
+    told = produce(celery_producer("installed"), deployment.redis, asked, options)
+    assert ["shares" in one.get("result", {}) for one in told] == [True] * 10, told

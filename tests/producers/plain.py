@@ -1,8 +1,8 @@
 """A producer with whatever Celery is installed here: send requests, write down what each became.
 
-Arguments: broker, result backend. Standard input: a JSON list of ``[task, payload, options]``,
-options being those of ``send_task``. Standard output: a JSON list of ``{"result": ...}`` or
-``{"type": ..., "args": [...]}``, in the same order.
+Arguments: broker, result backend, transport options as JSON. Standard input: a JSON list of
+``[task, payload, options]``, options being those of ``send_task``. Standard output: a JSON list
+of ``{"result": ...}`` or ``{"type": ..., "args": [...]}``, in the same order.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ def outcome(result: Any) -> dict[str, Any]:
         return {"type": type(failure).__name__, "args": failure.args}
 
 
-broker, results = sys.argv[1:]
+broker, results, transport_options = sys.argv[1:]
 app = Celery(broker=broker, backend=results)
+app.conf.broker_transport_options = json.loads(transport_options)
 sent = [
     app.send_task(task, [payload], queue="requests", **options)
     for task, payload, options in json.load(sys.stdin)

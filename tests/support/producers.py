@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -62,11 +62,14 @@ def node_modules() -> Path:
 
 
 def produce(
-    command: Sequence[str], redis: RedisServer, requests: Sequence[Sequence[Any]]
+    command: Sequence[str],
+    redis: RedisServer,
+    requests: Sequence[Sequence[Any]],
+    transport_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """Send requests (task, payload, options) and return what the producer was told of each."""
     done = subprocess.run(
-        (*command, redis.url(), redis.url(1)),
+        (*command, redis.url(), redis.url(1), json.dumps(transport_options or {})),
         input=json.dumps(requests),
         capture_output=True,
         text=True,

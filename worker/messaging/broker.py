@@ -69,6 +69,18 @@ def transport_options(config: BrokerSettings) -> dict[str, Any]:
     }
 
 
+def request_transport_options(config: BrokerSettings) -> dict[str, Any]:
+    """Celery's ``broker_transport_options`` for a process that consumes requests.
+
+    Kombu keeps a Redis list a priority, and the producer's own ``priority_steps`` decide which
+    lists that are: whatever a producer has set, its list is read.
+    """
+    options = transport_options(config)
+    if "priority_steps" in options:
+        options["priority_steps"] = list(range(10))
+    return options
+
+
 def queue_depth(connection: Any, queue: str) -> int:
     """Messages waiting in a queue, of all priorities; 0 when the queue does not exist.
 
