@@ -41,7 +41,7 @@ from worker.engine.accept import (
     accept_completed,
 )
 from worker.engine.job import Runtime
-from worker.engine.saga import Saga
+from worker.engine.saga import Sagas
 from worker.errors import ErrorCode, InvalidRequest, ObjectKind, Refused
 from worker.failpoints import failpoint
 from worker.model import OperationState
@@ -59,7 +59,7 @@ class Acceptance:
 
     connection: Connection
     config: Config
-    sagas: Mapping[str, Saga]
+    sagas: Sagas
     pools: PoolCache
     verb: Verb
     request: Any

@@ -41,10 +41,10 @@ def cancel(acceptance: Acceptance) -> Completed:
         raise _refused(row, "is being undone already")
     if state is _S.COMPENSATION_FAILED:
         raise _refused(row, "could not be undone or deleted; retry it, or give it up")
-    saga = acceptance.sagas.get(row.saga)
-    if saga is None:
-        raise _refused(row, "is of a newer version; its own scheduler has to cancel it")
-    step = saga.steps[row.position]
+    saga = acceptance.sagas.find(row.saga, row.saga_version)
+    step = saga.step(row.task, undoing=False) if saga else None
+    if step is None:
+        raise _refused(row, "is of a newer release; a scheduler of that release has to cancel it")
     if step.compensation is None:
         raise _refused(row, f"cannot be undone ({step.because}); ask for the opposite")
     cancelled = {

@@ -26,7 +26,6 @@ from worker.engine.saga import Action
 from worker.model import Phase
 from worker.systems.fake_world import World
 from worker.tasks.periodic.pool_reports import report_pools
-from worker.tasks.sagas import SAGAS
 
 
 class EngineBench(AuditBench):
@@ -80,13 +79,9 @@ class EngineBench(AuditBench):
         """Deliver the messages, oldest first, for at most so many steps in all."""
         while self.dispatches and steps > 0:
             dispatch = self.dispatches.pop(0)
-            saga = SAGAS[dispatch.saga]
-            chain = (
-                saga.undoing(dispatch.position)
-                if dispatch.undoing
-                else saga.doing(dispatch.position)
-            )
-            for action in chain:
+            saga = self.runtime.sagas.find(dispatch.saga, dispatch.saga_version)
+            assert saga is not None, "the bench knows what it accepts"
+            for action in saga.chain(dispatch.task, undoing=dispatch.undoing):
                 steps -= 1
                 if not self.deliver(action, dispatch) or steps == 0:
                     break
@@ -102,13 +97,13 @@ class EngineBench(AuditBench):
                 .where(operations.c.phase == Phase.WAITING.value)
                 .values(due_at=db_now() - 1)
             )
-            late = recovery.due(connection, (Phase.WAITING,), 10)
+            late = recovery.due(connection, (Phase.WAITING,), 10, known=self.runtime.sagas.versions)
             self.dispatches += recovery.redrive(connection, late, republish_after=30)
 
     def wake_due(self) -> int:
         """What is due at this very moment, without time passing."""
         with transaction(self.engine) as connection:
-            late = recovery.due(connection, (Phase.WAITING,), 10)
+            late = recovery.due(connection, (Phase.WAITING,), 10, known=self.runtime.sagas.versions)
             dispatches = recovery.redrive(connection, late, republish_after=30)
         self.dispatches += dispatches
         return len(dispatches)

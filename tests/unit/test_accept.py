@@ -11,12 +11,15 @@ from sqlalchemy import select, update
 from tests.support.engine import EngineBench
 from worker.db.core.engine import db_now, reading, transaction
 from worker.db.tables.main import backends, operations, share_servers
+from worker.engine.saga import Sagas
 from worker.tasks.audit import ask_for_audits
 from worker.tasks.periodic.reconciler import Reconciler
 from worker.tasks.periodic.server_checks import check_share_servers
 from worker.tasks.sagas import SAGAS
 
-VERSION_2 = {name: dataclasses.replace(saga, version=2) for name, saga in SAGAS.items()}
+VERSION_2 = Sagas(
+    [*SAGAS, *(dataclasses.replace(saga, version=2) for saga in SAGAS if saga.version == 1)]
+)
 
 
 def _reconciler(bench: EngineBench) -> Reconciler:

@@ -197,7 +197,7 @@ def test_a_worker_killed_in_a_repair_leaves_the_rest_to_the_next_audit(
             .where(operations.c.id == dispatch.operation_id)
             .values(due_at=db_now() - 1)
         )
-        late = recovery.due(connection, (Phase.LEASED,), 10)
+        late = recovery.due(connection, (Phase.LEASED,), 10, known=bench.runtime.sagas.versions)
         (again,) = recovery.redrive(connection, late, republish_after=30)
     run(bench.runtime, ACTIONS[NAME], again.operation_id, again.dispatch)
     assert everything(world_of(bench)) == {

@@ -23,7 +23,7 @@ def test_every_step_and_undo_of_every_saga_is_hit() -> None:
     hit = {
         (cell.verb.compensation_of is not None, cell.point.partition(".")[0]) for cell in cells.ALL
     }
-    steps = [step for saga in SAGAS.values() for step in saga.steps]
+    steps = [step for saga in SAGAS for step in saga.steps]
     for step in steps:
         assert (False, step.do.name) in hit or cells.elsewhere(f"{step.do.name}.before")
         assert step.compensation is None or (True, step.compensation.name) in hit

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 
 from worker.engine.job import Job
-from worker.engine.saga import Action, OnCommit, Saga, Step, forward_only, undoable
+from worker.engine.saga import Action, OnCommit, Saga, Sagas, Step, forward_only, undoable
 from worker.errors import StepError
-from worker.tasks.sagas import ACTIONS, ALL
+from worker.tasks.sagas import ALL
 
 
 def action(name: str) -> Action:
@@ -65,33 +66,75 @@ def test_a_missing_reason_is_a_type_error() -> None:
         forward_only(action("drop"), on_failure=on_failure)  # type: ignore[call-arg] # what is tested
 
 
+def names(actions: Iterable[Action]) -> list[str]:
+    return [one.name for one in actions]
+
+
 def test_forward_only_may_follow_undoable() -> None:
     saga = Saga("s", (way_back("a"), forward("b")))
-    assert [one.name for one in saga.doing()] == ["a", "b"]
+    assert names(saga.chain("a", undoing=False)) == ["a", "b"]
 
 
 @pytest.mark.parametrize(
-    ("position", "undone"), [(0, ["una"]), (1, ["unb", "una"]), (2, ["unc", "unb", "una"])]
+    ("task", "undone"),
+    [("una", ["una"]), ("unb", ["unb", "una"]), ("unc", ["unc", "unb", "una"])],
 )
-def test_undoing_begins_with_the_failed_step(position: int, undone: list[str]) -> None:
+def test_undoing_goes_backwards(task: str, undone: list[str]) -> None:
     saga = Saga("s", (way_back("a"), way_back("b"), way_back("c")), failed=failed)
-    assert [one.name for one in saga.undoing(position)] == undone
+    assert names(saga.chain(task, undoing=True)) == undone
 
 
-def test_doing_goes_on_from_a_position() -> None:
+def test_doing_goes_on_from_a_task() -> None:
     saga = Saga("s", (way_back("a"), way_back("b"), way_back("c")), failed=failed)
-    assert [one.name for one in saga.doing(1)] == ["b", "c"]
+    assert names(saga.chain("b", undoing=False)) == ["b", "c"]
 
 
-def test_what_cannot_be_undone_is_left_out_of_the_undo() -> None:
+@pytest.mark.parametrize("undoing", [False, True])
+def test_every_task_has_its_neighbours(undoing: bool) -> None:
+    """A step without a way back is left out of the undo."""
+    saga = Saga("s", (way_back("a"), way_back("b"), forward("c")))
+    path = ["unb", "una"] if undoing else ["a", "b", "c"]
+    for before, after in itertools.pairwise(path):
+        following, previous = (
+            saga.following(before, undoing=undoing),
+            saga.previous(after, undoing=undoing),
+        )
+        assert following is not None
+        assert previous is not None
+        position, action = following
+        assert (action.name, previous.name) == (after, before)
+        assert saga.step(after, undoing=undoing) is saga.steps[position]
+    assert saga.previous(path[0], undoing=undoing) is None
+    assert saga.following(path[-1], undoing=undoing) is None
+
+
+def test_a_task_of_another_version_is_not_found() -> None:
     saga = Saga("s", (way_back("a"), forward("b")))
-    assert [one.name for one in saga.undoing(1)] == ["una"]
+    assert saga.step("c", undoing=False) is None
+    assert saga.step("b", undoing=True) is None
+    assert saga.chain("c", undoing=False) == ()
+    assert saga.following("c", undoing=False) is None
 
 
-def test_every_name_stands_for_one_act() -> None:
-    every = [one for saga in ALL for one in saga.actions()]
-    assert all(ACTIONS[one.name] is one for one in every)
-    assert len({saga.name for saga in ALL}) == len(ALL)
+def test_sagas_are_known_by_name_and_version() -> None:
+    old, new = (
+        Saga("s", (way_back("a"),), failed=failed),
+        Saga("s", (way_back("a"), way_back("b")), failed=failed, version=2),
+    )
+    with pytest.raises(TypeError, match="two actions are named a"):
+        Sagas([old, new])
+    step = way_back("a")
+    old, new = (
+        Saga("s", (step,), failed=failed),
+        Saga("s", (way_back("b"), step), failed=failed, version=2),
+    )
+    sagas = Sagas([new, old])
+    assert sagas.newest("s") is new
+    assert sagas.find("s", 1) is old
+    assert sagas.find("s", 3) is None
+    assert sagas.versions == [("s", 2), ("s", 1)]
+    with pytest.raises(TypeError, match="version 1 of saga s is defined twice"):
+        Sagas([old, old])
 
 
 @pytest.mark.parametrize("saga", ALL, ids=lambda saga: saga.name)

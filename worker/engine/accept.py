@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from worker.config import Config
 from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
-from worker.engine.saga import Saga
+from worker.engine.saga import Sagas
 from worker.errors import Conflict, ErrorCode
 from worker.messaging.queues import queue_for
 
@@ -68,7 +68,7 @@ class AlreadyAccepted(Exception):
 def accept(
     connection: Connection,
     config: Config,
-    sagas: Mapping[str, Saga],
+    sagas: Sagas,
     request: OperationRequest,
     begin: Begin,
     *,
@@ -86,7 +86,7 @@ def accept(
     busy = not begin.at_once and operations.is_busy(connection, kind, object_id)
     if busy and max_queued is not None:
         _check_queue(connection, kind, object_id, max_queued)
-    saga = sagas[begin.saga]
+    saga = sagas.newest(begin.saga)
     values = {
         **_values(request, begin.resource),
         "payload": {**request.payload, **begin.payload},

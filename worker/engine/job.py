@@ -17,7 +17,7 @@ from worker.db.core.outages import patiently
 from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch, Operation
 from worker.engine.heartbeat import Heartbeat
-from worker.engine.saga import Saga, StepCommitted, StepWaiting
+from worker.engine.saga import Action, Saga, Sagas, Step, StepCommitted, StepWaiting
 from worker.errors import ErrorCode, Fatal
 from worker.messaging.broker import UNREACHABLE
 from worker.model import RequestContext
@@ -33,7 +33,7 @@ class Runtime:
 
     config: Config
     engine: Engine
-    sagas: Mapping[str, Saga]
+    sagas: Sagas
     manager: Callable[[str], ShareManager]
     publish: Callable[[Dispatch], None]
     store_result: Callable[[str, Mapping[str, Any] | None, Mapping[str, str] | None], None]
@@ -101,7 +101,7 @@ class StepTransaction:
     connection: Connection
     operation: Operation
     config: Config
-    sagas: Mapping[str, Saga]
+    sagas: Sagas
     dispatches: list[Dispatch] = field(default_factory=list)
     result: dict[str, Any] | None = None
     ended: list[Outcome] = field(default_factory=list)
@@ -132,8 +132,15 @@ class Job:
 
     runtime: Runtime
     operation: Operation
+    saga: Saga
+    step: Step
     context: RequestContext
     write_end: Callable[[StepTransaction], None]
+
+    @property
+    def following(self) -> tuple[int, Action] | None:
+        """The position and action after the one in hand, in the operation's direction."""
+        return self.saga.following(self.operation.task, undoing=self.operation.undoing)
 
     @property
     def manager(self) -> ShareManager:

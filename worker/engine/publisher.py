@@ -1,4 +1,4 @@
-"""Ringing: the chain of an operation's remaining steps goes onto its backend's queue.
+"""Publish the chain of an operation's remaining steps to its backend's queue.
 
 Every step is a task of its own with a message of its own, which Celery publishes when the one
 before has ended. A message carries the operation's id and a dispatch number, nothing else.
@@ -6,26 +6,40 @@ before has ended. A message carries the operation's id and a dispatch number, no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable
 
 from celery import Celery, chain
 
 from worker.db.operations.values import Dispatch
-from worker.engine.saga import Saga
+from worker.engine.saga import Sagas
 from worker.messaging.broker import Priorities, priorities
 
 PREFIX = "sharewright."
+_log = logging.getLogger(__name__)
 
 
-def publisher(app: Celery, sagas: Mapping[str, Saga]) -> Callable[[Dispatch], None]:
-    """Return the function that publishes an operation's chain."""
+def publisher(app: Celery, sagas: Sagas) -> Callable[[Dispatch], None]:
+    """Return the function that publishes an operation's chain.
+
+    What this release does not know stays queued in the database for a newer one: its reconciler
+    publishes it. An older process must not fail over it, for the others of a batch would wait.
+    """
     levels: Priorities = priorities(app.conf.broker_url)
 
     def publish(dispatch: Dispatch) -> None:
-        saga = sagas[dispatch.saga]
-        actions = (
-            saga.undoing(dispatch.position) if dispatch.undoing else saga.doing(dispatch.position)
-        )
+        saga = sagas.find(dispatch.saga, dispatch.saga_version)
+        actions = saga.chain(dispatch.task, undoing=dispatch.undoing) if saga else ()
+        if not actions:
+            _log.warning(
+                "Operation %s is not published: this release does not know step %s of saga %s, "
+                "version %d. A process of a newer release has to take it.",
+                dispatch.operation_id,
+                dispatch.task,
+                dispatch.saga,
+                dispatch.saga_version,
+            )
+            return
         # What was begun goes ahead of what was not: a backlog would otherwise be all begun.
         begun = dispatch.position > 0 or dispatch.undoing
         links = [

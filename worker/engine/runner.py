@@ -11,7 +11,6 @@ import logging
 import random
 import time
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 from worker.config import Config
@@ -45,8 +44,8 @@ from worker.model import OperationState, Phase, RequestContext
 
 _log = logging.getLogger(__name__)
 
-PARKED_SECONDS = 30.0
-"""How long a step waits that this worker's version does not know."""
+PARKED_SECONDS = 5.0
+"""How long a step that this release does not know waits before a worker is tried again."""
 
 
 def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool:
@@ -68,7 +67,8 @@ def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> boo
         runtime.heartbeat.holding(operation.id, operation.fence, before, action.timeout) as lease,
     ):
         try:
-            return _run_claimed(runtime, action, operation, lease)
+            job = _job(runtime, action, operation, lease)
+            return _park(runtime, operation) if job is None else _run_claimed(job, action)
         except LeaseLost as lost:
             _log.warning("%s of operation %s stops: %s", action.name, operation_id, lost.message)
             runtime.heartbeat.count(f"steps_total:{action.name}:lease_lost")
@@ -89,24 +89,22 @@ def _unclaimed(runtime: Runtime, action: Action, operation_id: str, number: int)
     if operation.dispatch != number or operation.phase is not Phase.QUEUED:
         return False
     # The worker died after the finish and before the next link was published: go on from here.
-    saga = runtime.sagas.get(operation.saga)
-    previous = _previous(saga, operation) if saga else None
+    saga = runtime.sagas.find(operation.saga, operation.saga_version)
+    previous = saga.previous(operation.task, undoing=operation.undoing) if saga else None
     return previous is not None and previous.name == action.name
 
 
-def _previous(saga: Saga, operation: Operation) -> Action | None:
-    if operation.undoing:
-        later = [
-            step.compensation for step in saga.steps[operation.position + 1 :] if step.compensation
-        ]
-        return later[0] if later else None
-    return saga.steps[operation.position - 1].do if operation.position else None
-
-
-def _run_claimed(runtime: Runtime, action: Action, operation: Operation, lease: Lease) -> bool:
+def _job(runtime: Runtime, action: Action, operation: Operation, lease: Lease) -> Job | None:
+    """Return what the step is handed; None when this release does not know the step."""
+    saga = runtime.sagas.find(operation.saga, operation.saga_version)
+    step = saga.step(operation.task, undoing=operation.undoing) if saga else None
+    if saga is None or step is None:
+        return None
     job = Job(
         runtime,
         operation,
+        saga,
+        step,
         RequestContext(
             project_id=operation.project_id,
             user_id=operation.user_id,
@@ -114,12 +112,16 @@ def _run_claimed(runtime: Runtime, action: Action, operation: Operation, lease: 
             operation_id=operation.id,
             guard=lease.guard,
         ),
-        write_end=partial(_write_action_end, runtime, action),
+        write_end=lambda tx: _write_action_end(job, action, tx),
     )
+    return job
+
+
+def _run_claimed(job: Job, action: Action) -> bool:
+    runtime, operation = job.runtime, job.operation
     try:
-        step = _step(runtime, operation)
         _check_cancelled(operation)
-        _check_attempts(runtime.config, operation, step)
+        _check_attempts(runtime.config, operation, job.step)
         failpoint(f"{action.name}.before")
         result = action.run(job)
         if not isinstance(result, StepCommitted | StepWaiting):
@@ -142,22 +144,27 @@ def _run_claimed(runtime: Runtime, action: Action, operation: Operation, lease: 
         )
         return _failed(job, action, defect)
     if isinstance(result, StepCommitted):
-        return _announce_end(runtime, action, result.tx)
+        return _announce_end(job, action, result.tx)
     if isinstance(result, StepWaiting):
         runtime.heartbeat.count(f"steps_total:{action.name}:waited")
         return False
     return _finish(job, action, result)
 
 
-def _step(runtime: Runtime, operation: Operation) -> Step:
-    saga = runtime.sagas.get(operation.saga)
-    if saga is None or saga.version < operation.saga_version:
-        raise NotReady(
-            f"This worker does not know version {operation.saga_version} of "
-            f"{operation.saga}; a newer one has to take it.",
-            retry_after=PARKED_SECONDS,
-        )
-    return saga.steps[operation.position]
+def _park(runtime: Runtime, operation: Operation) -> bool:
+    """Leave a step that this release does not know to a worker of a newer one."""
+    _log.warning(
+        "Operation %s is parked: this release does not know step %s of saga %s, version %d. "
+        "A worker of a newer release has to take it.",
+        operation.id,
+        operation.task,
+        operation.saga,
+        operation.saga_version,
+    )
+    with transaction(runtime.engine) as connection:
+        operations.park(connection, operation, seconds=PARKED_SECONDS)
+    runtime.heartbeat.count(f"steps_total:{operation.task}:parked")
+    return False
 
 
 def _check_cancelled(operation: Operation) -> None:
@@ -203,64 +210,50 @@ def _wait(job: Job, action: Action, wait: NotReady) -> bool:
 
 def _finish(job: Job, action: Action, commit: OnCommit | None) -> bool:
     """Write step, object and next deadline; end the operation after its last step."""
-    runtime = job.runtime
-    alone = commit is None and _following(runtime, job.operation) is not None
+    alone = commit is None and job.following is not None
 
     def body(tx: StepTransaction) -> None:
         if commit is not None:
             commit(tx)
-        _write_end(runtime, tx)
+        _write_end(job, tx)
 
     failpoint(f"{action.name}.before_commit")
     try:
         tx = write(job, body, statement if alone else transaction)
     except StepError as error:  # cancelled meanwhile, or the object moved on
         return _failed(job, action, error)
-    return _announce_end(runtime, action, tx)
+    return _announce_end(job, action, tx)
 
 
-def _write_action_end(runtime: Runtime, action: Action, tx: StepTransaction) -> None:
+def _write_action_end(job: Job, action: Action, tx: StepTransaction) -> None:
     failpoint(f"{action.name}.after_effect")
     failpoint(f"{action.name}.before_commit")
-    _write_end(runtime, tx)
+    _write_end(job, tx)
 
 
-def _write_end(runtime: Runtime, tx: StepTransaction) -> None:
+def _write_end(job: Job, tx: StepTransaction) -> None:
     """The step is done: on to the next one, or the operation ends. One statement in the former."""
-    operation = tx.operation
-    following = _following(runtime, operation)
+    following = job.following
     if following is None:
-        _end(tx, runtime.sagas[operation.saga])
+        _end(tx, job.saga)
         return
     operations.advance(
         tx.connection,
-        operation,
+        tx.operation,
         task=following[1].name,
         position=following[0],
         republish_after=tx.republish_after,
     )
 
 
-def _announce_end(runtime: Runtime, action: Action, tx: StepTransaction) -> bool:
+def _announce_end(job: Job, action: Action, tx: StepTransaction) -> bool:
     """Store and publish what the committed end of a step brought; True if another step follows."""
+    runtime = job.runtime
     runtime.heartbeat.count(f"steps_total:{action.name}:done")
     failpoint(f"{action.name}.after_commit")
     _announce(runtime, tx)
     failpoint(f"{action.name}.after_publish")
-    return _following(runtime, tx.operation) is not None
-
-
-def _following(runtime: Runtime, operation: Operation) -> tuple[int, Action] | None:
-    """The position and act after the one in hand, in the direction that the operation goes."""
-    saga = runtime.sagas[operation.saga]
-    if not operation.undoing:
-        position = operation.position + 1
-        return (position, saga.steps[position].do) if position < len(saga.steps) else None
-    for position in range(operation.position - 1, -1, -1):
-        compensation = saga.steps[position].compensation
-        if compensation is not None:
-            return position, compensation
-    return None
+    return job.following is not None
 
 
 def _end(tx: StepTransaction, saga: Saga) -> None:
@@ -323,8 +316,7 @@ def _announce(runtime: Runtime, tx: StepTransaction) -> None:
 def _failed(job: Job, action: Action, error: StepError) -> bool:
     """Another attempt later, or undo, or (forward-only) what the step says of its failure."""
     operation, runtime = job.operation, job.runtime
-    saga = runtime.sagas[operation.saga]
-    step = saga.steps[operation.position]
+    step = job.step
     engine = runtime.config.engine
     if not error.object:
         error.object = f"{operation.resource_kind} {operation.resource_id}"
@@ -342,7 +334,7 @@ def _failed(job: Job, action: Action, error: StepError) -> bool:
         return False
     runtime.heartbeat.count(f"steps_total:{action.name}:failed")
     if operation.undoing or step.compensation is None:
-        _failed_forward(job, action, step, error)
+        _failed_forward(job, action, error)
     else:
         _start_compensation(job, step.compensation, error)
     return False
@@ -377,11 +369,10 @@ def _start_compensation(job: Job, compensation: Action, error: StepError) -> Non
     _announce(job.runtime, tx)
 
 
-def _failed_forward(job: Job, action: Action, step: Step, error: StepError) -> None:
+def _failed_forward(job: Job, action: Action, error: StepError) -> None:
     """There is no way back: the object shows it, and what destroys is tried on, slowly."""
-    operation, runtime = job.operation, job.runtime
-    saga = runtime.sagas[operation.saga]
-    commit = None if operation.undoing else _on_failure(job, step, error)
+    operation, runtime, saga, step = job.operation, job.runtime, job.saga, job.step
+    commit = None if operation.undoing else _on_failure(job, error)
     document = dict(operation.error or error.to_json())
     if operation.undoing:
         document["message"] += f" Undoing it failed as well, at {action.name}: {error.message}"
@@ -404,8 +395,9 @@ def _failed_forward(job: Job, action: Action, step: Step, error: StepError) -> N
     _announce(runtime, tx)
 
 
-def _on_failure(job: Job, step: Step, error: StepError) -> OnCommit | None:
+def _on_failure(job: Job, error: StepError) -> OnCommit | None:
     """What the failure means for the object, if there still is one."""
+    step = job.step
     if step.on_failure is None:
         return None
     try:

@@ -8,7 +8,8 @@ saga is defined, which is at import.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,6 +96,9 @@ class Saga:
     ``failed`` writes what the failure means for the object. It gets the open writing, the error
     (JSON-safe), and whether all was undone: it runs in the transaction that finishes the last
     undo, and before that in the one which gives an undo up for now.
+
+    An operation keeps the version that it was accepted with. Whoever changes a saga's steps adds
+    a version, and keeps the former one for as long as an operation may carry it.
     """
 
     name: str
@@ -105,9 +109,10 @@ class Saga:
     def __post_init__(self) -> None:
         if not self.steps:
             raise TypeError(f"saga {self.name} has no steps")
-        names = [step.do.name for step in self.steps]
-        if len(set(names)) != len(names):
-            raise TypeError(f"saga {self.name} has a step twice")
+        for undoing in (False, True):
+            names = [action.name for _, action in self._path(undoing=undoing)]
+            if len(set(names)) != len(names):
+                raise TypeError(f"saga {self.name} has a step twice")
         forward = False
         for step in self.steps:
             if step.compensation is None:
@@ -119,18 +124,89 @@ class Saga:
         if self.failed is None and not forward:
             raise TypeError(f"saga {self.name} does not say what its failure means")
 
-    def doing(self, position: int = 0) -> tuple[Action, ...]:
-        """The acts from ``position`` to the end."""
-        return tuple(step.do for step in self.steps[position:])
+    def step(self, task: str, *, undoing: bool) -> Step | None:
+        """Return the step that a task does, or undoes; None when there is no such task."""
+        for position, action in self._path(undoing=undoing):
+            if action.name == task:
+                return self.steps[position]
+        return None
 
-    def undoing(self, position: int) -> tuple[Action, ...]:
-        """The acts that undo the step at ``position`` and all before it, backwards."""
-        return tuple(
-            step.compensation
-            for step in reversed(self.steps[: position + 1])
-            if step.compensation is not None
-        )
+    def chain(self, task: str, *, undoing: bool) -> tuple[Action, ...]:
+        """Return the actions from a task to the end, in its direction."""
+        actions = [action for _, action in self._path(undoing=undoing)]
+        names = [action.name for action in actions]
+        return tuple(actions[names.index(task) :]) if task in names else ()
+
+    def following(self, task: str, *, undoing: bool) -> tuple[int, Action] | None:
+        """Return the position and the action after a task, in its direction."""
+        path = self._path(undoing=undoing)
+        for (_, action), following in itertools.pairwise(path):
+            if action.name == task:
+                return following
+        return None
+
+    def previous(self, task: str, *, undoing: bool) -> Action | None:
+        """Return the action before a task, in its direction."""
+        path = self._path(undoing=undoing)
+        for (_, previous), (_, action) in itertools.pairwise(path):
+            if action.name == task:
+                return previous
+        return None
 
     def actions(self) -> tuple[Action, ...]:
-        """Every act that may be done for this saga."""
-        return self.doing() + self.undoing(len(self.steps) - 1)
+        """Every action that may be done for this saga."""
+        both = self._path(undoing=False) + self._path(undoing=True)
+        return tuple(action for _, action in both)
+
+    def _path(self, *, undoing: bool) -> list[tuple[int, Action]]:
+        """The actions of one direction in their order, each with its step's position."""
+        if not undoing:
+            return [(position, step.do) for position, step in enumerate(self.steps)]
+        return [
+            (position, step.compensation)
+            for position, step in reversed(list(enumerate(self.steps)))
+            if step.compensation is not None
+        ]
+
+
+class Sagas:
+    """Every version of every saga that an operation may carry."""
+
+    def __init__(self, sagas: Iterable[Saga]) -> None:
+        self._known: dict[tuple[str, int], Saga] = {}
+        self._newest: dict[str, Saga] = {}
+        self._actions: dict[str, Action] = {}
+        for saga in sagas:
+            self._add(saga)
+
+    def _add(self, saga: Saga) -> None:
+        if (saga.name, saga.version) in self._known:
+            raise TypeError(f"version {saga.version} of saga {saga.name} is defined twice")
+        self._known[saga.name, saga.version] = saga
+        newest = self._newest.get(saga.name)
+        if newest is None or newest.version < saga.version:
+            self._newest[saga.name] = saga
+        for action in saga.actions():
+            if self._actions.setdefault(action.name, action) is not action:
+                raise TypeError(f"two actions are named {action.name}")
+
+    def __iter__(self) -> Iterator[Saga]:
+        return iter(self._known.values())
+
+    def newest(self, name: str) -> Saga:
+        """Return the version that new operations get."""
+        return self._newest[name]
+
+    def find(self, name: str, version: int) -> Saga | None:
+        """Return the version that an operation carries; None when this release has it not."""
+        return self._known.get((name, version))
+
+    @property
+    def versions(self) -> list[tuple[str, int]]:
+        """The name and version of each."""
+        return list(self._known)
+
+    @property
+    def actions(self) -> Mapping[str, Action]:
+        """Every action by its name."""
+        return self._actions

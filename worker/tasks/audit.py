@@ -24,7 +24,7 @@ from worker.db.share_servers import store as servers
 from worker.db.tables.main import share_servers
 from worker.engine.accept import AlreadyAccepted, Begin, OperationRequest, accept
 from worker.engine.job import Job, Runtime, StepTransaction
-from worker.engine.saga import Action, OnCommit, Saga
+from worker.engine.saga import Action, OnCommit, Sagas
 from worker.errors import NotReady, StepError
 from worker.failpoints import failpoint
 from worker.model import OwnedResource, OwnerKind, ServerStatus, ShareServer
@@ -157,7 +157,7 @@ def audit_failed(job: Job, error: StepError) -> None:
 def start_audit(
     connection: Connection,
     config: Config,
-    sagas: Mapping[str, Saga],
+    sagas: Sagas,
     backend: str,
     *,
     repair: bool,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Connection, Row
@@ -10,7 +9,7 @@ from sqlalchemy import Connection, Row
 from worker.config import Config
 from worker.db.operations.values import Dispatch
 from worker.engine.accept import Begin, OperationRequest, accept
-from worker.engine.saga import Saga
+from worker.engine.saga import Sagas
 from worker.tasks import repairs
 
 SAGA = "clean_up_share_server"
@@ -19,7 +18,7 @@ SAGA = "clean_up_share_server"
 def start_clean_up(
     connection: Connection,
     config: Config,
-    sagas: Mapping[str, Saga],
+    sagas: Sagas,
     server: Row[Any],
     operation_id: str,
 ) -> list[Dispatch]:

@@ -19,7 +19,7 @@ from worker.engine.accept import (
     Resource,
     accept,
 )
-from worker.engine.saga import Saga
+from worker.engine.saga import Sagas
 from worker.errors import ErrorCode
 
 ENSURE_SERVER: Final = "ensure_share_server"
@@ -50,7 +50,7 @@ class Started:
 def start(
     connection: Connection,
     config: Config,
-    sagas: Mapping[str, Saga],
+    sagas: Sagas,
     begin: Begin,
     *,
     requester: Requester,

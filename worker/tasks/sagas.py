@@ -2,14 +2,16 @@
 
 Each line is a saga: its steps in order, each with its undo or the reason why there is none. The
 names are the Celery tasks that a person sees in Flower, as ``sharewright.<name>``.
+
+To change the steps of a saga, add it with its next version and keep the former: operations in
+flight carry that one, and so does what an older release accepts while both run side by side.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Final
 
-from worker.engine.saga import Action, Saga, forward_only, undoable
+from worker.engine.saga import Saga, Sagas, forward_only, undoable
 from worker.tasks import access, audit, ensure, servers, shares, snapshots
 from worker.tasks.clean_up import SAGA as CLEAN_UP
 from worker.tasks.orphans import NAME as AUDIT
@@ -104,7 +106,5 @@ ALL: Final = (
     Saga(RESTART_SERVER, (ENSURE_SHARE_SERVER,)),
     Saga(ENSURE_ONE, (ENSURE_SHARE,)),
 )
-SAGAS: Final[Mapping[str, Saga]] = {saga.name: saga for saga in ALL}
-ACTIONS: Final[Mapping[str, Action]] = {
-    action.name: action for saga in ALL for action in saga.actions()
-}
+SAGAS: Final = Sagas(ALL)
+ACTIONS: Final = SAGAS.actions

@@ -44,12 +44,7 @@ def found() -> frozenset[str]:
 
 def compensations() -> set[str]:
     """The names of the compensating actions."""
-    return {
-        step.compensation.name
-        for saga in SAGAS.values()
-        for step in saga.steps
-        if step.compensation
-    }
+    return {step.compensation.name for saga in SAGAS for step in saga.steps if step.compensation}
 
 
 def of_actions() -> dict[str, set[str]]:

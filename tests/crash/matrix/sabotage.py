@@ -103,7 +103,9 @@ def _unclaimed_whatever(runtime: Any, action: Action, operation_id: str, _number
         operation = operations.find(connection, operation_id)
     if operation is None or operation.phase is not Phase.QUEUED:
         return False
-    previous = worker.engine.runner._previous(runtime.sagas[operation.saga], operation)
+    saga = runtime.sagas.find(operation.saga, operation.saga_version)
+    assert saga is not None, "every process of the matrix is of one release"
+    previous = saga.previous(operation.task, undoing=operation.undoing)
     return previous is not None and previous.name == action.name
 
 

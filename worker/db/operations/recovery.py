@@ -1,10 +1,14 @@
-"""What is overdue: what the reconciler asks of the journal, and how it takes it up again."""
+"""Overdue operations: how the reconciler finds them, and how it takes them up again.
+
+It is told the versions of sagas that its release knows, and leaves all others alone: a newer
+release's reconciler takes those up, and each re-drive would make that one's messages stale.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, func, select, tuple_, update
 
 from worker.db.core.engine import db_now
 from worker.db.operations.store import publish_all
@@ -15,18 +19,36 @@ from worker.model import Phase
 _o = operations.c
 
 
-def due(connection: Connection, phases: Sequence[Phase], limit: int) -> list[Operation]:
+Versions = Sequence[tuple[str, int]]
+"""Names and versions of sagas."""
+
+
+def due(
+    connection: Connection, phases: Sequence[Phase], limit: int, *, known: Versions
+) -> list[Operation]:
     """Return operations whose deadline has passed, the longest overdue first."""
     rows = connection.execute(
         select(*COLUMNS)
         .where(
             _o.due_at < db_now(),
             _o.phase.in_([phase.value for phase in phases]),
+            tuple_(_o.saga, _o.saga_version).in_(known),
         )
         .order_by(_o.due_at)
         .limit(limit)
     )
     return [operation_of(row) for row in rows]
+
+
+def unknown(connection: Connection, known: Versions) -> list[tuple[str, int, int]]:
+    """Return the sagas of other releases that are overdue: name, version, how many operations."""
+    rows = connection.execute(
+        select(_o.saga, _o.saga_version, func.count())
+        .where(_o.due_at < db_now(), tuple_(_o.saga, _o.saga_version).not_in(known))
+        .group_by(_o.saga, _o.saga_version)
+        .order_by(_o.saga, _o.saga_version)
+    )
+    return [tuple(row) for row in rows]
 
 
 def redrive(

@@ -276,6 +276,19 @@ def wait(
     )
 
 
+def park(connection: Connection, operation: Operation, *, seconds: float) -> None:
+    """Release the lease of a step that this release does not know: no attempt, and no wait."""
+    _fenced(
+        connection,
+        operation,
+        {
+            "phase": Phase.WAITING.value,
+            "attempts": _o.attempts - 1,
+            "due_at": db_now() + seconds,
+        },
+    )
+
+
 def retry(connection: Connection, operation: Operation, *, seconds: float) -> None:
     """Release the lease after a failed attempt; the next one is due after a pause."""
     _fenced(connection, operation, {"phase": Phase.WAITING.value, "due_at": _later(seconds)})

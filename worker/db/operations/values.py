@@ -18,11 +18,13 @@ _o = operations.c
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What is needed to ring the doorbell of an operation, once its row is committed."""
+    """What is needed to publish an operation's messages, once its row is committed."""
 
     operation_id: str
     dispatch: int
     saga: str
+    saga_version: int
+    task: str
     position: int
     undoing: bool
     queue: str
@@ -70,7 +72,10 @@ COLUMNS = tuple(
     (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name].label(name)
     for name in Operation.__dataclass_fields__
 )
-DISPATCH_COLUMNS = (_o.id, _o.dispatch, _o.saga, _o.position, _o.undoing, _o.queue)
+DISPATCH_COLUMNS = (
+    *(_o.id, _o.dispatch, _o.saga, _o.saga_version),
+    *(_o.task, _o.position, _o.undoing, _o.queue),
+)
 
 
 def operation_of(row: Row[Any]) -> Operation:
@@ -92,4 +97,13 @@ def cancelled(cancel_reason: Mapping[str, str]) -> Fatal:
 
 def dispatch_of(row: Row[Any]) -> Dispatch:
     """What to ring for a row that has the columns of :data:`BELL`."""
-    return Dispatch(row.id, row.dispatch, row.saga, row.position, row.undoing, row.queue)
+    return Dispatch(
+        operation_id=row.id,
+        dispatch=row.dispatch,
+        saga=row.saga,
+        saga_version=row.saga_version,
+        task=row.task,
+        position=row.position,
+        undoing=row.undoing,
+        queue=row.queue,
+    )

@@ -89,6 +89,7 @@ class Reconciler:
             ask_for_audits(self.runtime)
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
+            self._report_unknown()
             self._purge()
             self._forget_orphans()
             self._forget_failed()
@@ -98,8 +99,11 @@ class Reconciler:
     def _redrive_overdue(self) -> int:
         engine = self.runtime.config.engine
         with reading(self.runtime.engine) as connection:
-            gone = recovery.due(connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch)
-            queued = recovery.due(connection, (Phase.QUEUED,), engine.redrive_batch)
+            known = self.runtime.sagas.versions
+            gone = recovery.due(
+                connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch, known=known
+            )
+            queued = recovery.due(connection, (Phase.QUEUED,), engine.redrive_batch, known=known)
         lost = self._lost(queued)
         room = max(0, engine.redrive_batch - len(gone))
         return self._redrive(gone) + self._redrive(lost[:room])
@@ -180,6 +184,19 @@ class Reconciler:
                     connection, config, self.runtime.sagas, row, operation_id
                 )
             self.runtime.publish_all(dispatches)
+
+    def _report_unknown(self) -> None:
+        """Say which operations wait for a reconciler of a newer release."""
+        with reading(self.runtime.engine) as connection:
+            unknown = recovery.unknown(connection, self.runtime.sagas.versions)
+        for saga, version, count in unknown:
+            _log.warning(
+                "%d operations of saga %s, version %d, are overdue, and this release does not know "
+                "that version. Start a reconciler and workers of a newer release.",
+                count,
+                saga,
+                version,
+            )
 
     def _purge(self) -> None:
         """Forget ended operations, in batches, after the time that they are kept."""
