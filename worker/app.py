@@ -20,7 +20,7 @@ from celery.app.task import Task
 from worker.backends.assembly import Backend, assemble, check
 from worker.backends.manager import ShareManager
 from worker.config import Config
-from worker.db.core.engine import engine_for, transaction
+from worker.db.core.engine import check_settings, engine_for, transaction
 from worker.db.dead_letters import DeadLetter, keep
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.engine.heartbeat import Heartbeat
@@ -188,6 +188,7 @@ def _keep_dead_letter(database_url: str, dead_letter: DeadLetter) -> None:
 
 def run_reconciler(config: Config, stopped: threading.Event) -> None:
     """Run a reconciler until told to stop."""
+    check_settings(config.database.url)
     app = make_app(config)
     runtime = app.sharewright_runtime()
 
@@ -273,6 +274,7 @@ def run_worker(
     """
     check_pool(pool)
     check_times(config)
+    check_settings(config.database.url)
     mine = config.backends_of(group)
     if not mine:
         known = ", ".join(sorted({b.worker_group for b in config.backends.values()})) or "none"

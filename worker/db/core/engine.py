@@ -18,14 +18,21 @@ from typing import Any, Final
 from sqlalchemy import Connection, Engine, Float, Table, create_engine, event
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, ExceptionContext, make_url
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
-from worker.db.core.outages import is_server_unfit
+from worker.db.core.outages import is_passing, is_server_unfit
 from worker.db.core.postgresql import PostgresConnection, connect, driver_connection
 from worker.db.core.prepared import send
+from worker.errors import ConfigurationError
 
 BUSY_TIMEOUT_SECONDS: Final = 30
+_READ_ONLY: Final = """
+SELECT current_user FROM pg_settings
+WHERE name = 'default_transaction_read_only' AND setting = 'on'
+    AND source IN ('user', 'database', 'database user')
+"""
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - it reads as the SQL function that it is
@@ -118,6 +125,36 @@ def _begin_immediate(connection: Connection) -> None:
 def _begin(connection: Connection) -> None:
     if not connection.get_execution_options().get("single"):
         send(connection, driver_connection(connection).begin)
+
+
+def check_settings(url: str) -> None:
+    """Refuse, at a process's start, a database that cannot serve as it is set up.
+
+    Raises :class:`~worker.errors.ConfigurationError`. A database that is away is waited for later.
+    """
+    target = make_url(url)
+    if target.get_backend_name() == "sqlite":
+        return
+    engine = open_engine(target)
+    try:
+        with engine.begin() as connection:
+            role = connection.exec_driver_sql(_READ_ONLY).scalar()
+    except DBAPIError as error:
+        if "statement pooling" in str(error.orig):
+            raise ConfigurationError(
+                "The database's pooler is in statement pooling mode, which has no transactions; "
+                "set its pool_mode to transaction or session."
+            ) from error
+        if not is_passing(error):
+            raise
+        return
+    finally:
+        engine.dispose()
+    if role is not None:
+        raise ConfigurationError(
+            f"The database role {role} has default_transaction_read_only = on, so nothing can be "
+            f"written; ALTER ROLE (or DATABASE) ... RESET default_transaction_read_only."
+        )
 
 
 @contextmanager

@@ -15,11 +15,7 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
-from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError
-
-from worker.db.core.outages import is_passing
-from worker.errors import ConfigurationError
+from sqlalchemy import Connection
 
 IDLE_TRANSACTION_SECONDS: Final = 10
 """A process that is stopped in a transaction holds its rows no longer than this."""
@@ -42,11 +38,6 @@ _CONNECT_ARGUMENTS: Final[Mapping[str, Any]] = {
 }
 """For what the URL leaves open: a host that vanishes is noticed within about ten seconds."""
 _TRANSACTION_TIMEOUT_SINCE: Final = 170000
-_READ_ONLY: Final = """
-SELECT current_user FROM pg_settings
-WHERE name = 'default_transaction_read_only' AND setting = 'on'
-    AND source IN ('user', 'database', 'database user')
-"""
 Answer = TypeVar("Answer")
 
 
@@ -131,29 +122,3 @@ def driver_connection(connection: Connection) -> PostgresConnection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, PostgresConnection), "opened by worker.db.core.engine"
     return driver
-
-
-def check_settings(engine: Engine) -> None:
-    """Refuse a database that cannot serve as it is set up.
-
-    Raises :class:`~worker.errors.ConfigurationError`. A database that is away is waited for later.
-    """
-    if engine.dialect.name != "postgresql":
-        return
-    try:
-        with engine.begin() as connection:
-            role = connection.exec_driver_sql(_READ_ONLY).scalar()
-    except DBAPIError as error:
-        if "statement pooling" in str(error.orig):
-            raise ConfigurationError(
-                "The database's pooler is in statement pooling mode, which has no transactions; "
-                "set pool_mode to transaction or session."
-            ) from error
-        if not is_passing(error):
-            raise
-        return
-    if role is not None:
-        raise ConfigurationError(
-            f"The database role {role} has default_transaction_read_only = on, so nothing can be "
-            f"written; ALTER ROLE (or DATABASE) ... RESET default_transaction_read_only."
-        )
