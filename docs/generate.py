@@ -423,6 +423,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "sealing": lambda: example("seal.py"),
     "example-driver": lambda: example("directories/directories.py"),
     "example-driver-project": lambda: example("directories/pyproject.toml"),
+    "example-driver-test": lambda: example("directories/tests/test_directories.py"),
 }
 
 

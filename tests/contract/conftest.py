@@ -6,8 +6,5 @@ import pytest
 
 pytest.register_assert_rewrite(
     "tests.contract.shell_suite",
-    "tests.contract.share_driver_suite",
     "tests.contract.generic_driver_suite",
-    "tests.contract.compute_helper_suite",
-    "tests.contract.network_helper_suite",
 )

@@ -13,11 +13,12 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.contract.share_driver_suite import ShareDriverContract, context, rule
 from tests.support.tenants import Machine, run
 from worker.drivers.generic import GenericShareDriver
 from worker.errors import Fatal
 from worker.model import Share, ShareServer
+from worker.testing.calls import context, rule
+from worker.testing.share_driver import ShareDriverContract
 
 
 class ExternalSystem:

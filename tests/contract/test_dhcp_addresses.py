@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from tests.contract.network_helper_suite import NetworkHelperContract, a_server
-from tests.contract.share_driver_suite import context
 from tests.support.dnsmasq import ENDPOINT, RELAY, Dnsmasq
 from worker.db.core.engine import engine_for, reading
 from worker.db.networks.addresses import DatabaseAddressStore
@@ -28,6 +26,8 @@ from worker.model import DriverMode, NetworkKind, Route, ShareNetwork
 from worker.plugin import BackendContext
 from worker.systems.network.dhcp import _udp_socket
 from worker.systems.network.dhcp_messages import client_of
+from worker.testing.calls import context
+from worker.testing.network_helper import NetworkHelperContract, a_server
 
 DEADLINE = 1.5
 

@@ -1,141 +1,152 @@
-"""The example of docs/plugin-author.md keeps the contract, and is found by its entry point."""
+"""The example of docs/plugin-author.md, installed and tested as its author would do it."""
 
 from __future__ import annotations
 
-import json
+import os
+import shutil
+import subprocess
 import sys
-import tomllib
-from collections.abc import Callable, Iterator
+import sysconfig
+import textwrap
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import pytest
 
-from tests.contract.share_driver_suite import (
-    GuardThatEnds,
-    ShareDriverContract,
-    context,
-    rule,
-)
 from tests.support.services import ROOT
-from worker.backends import assembly as backend
-from worker.config import Config, this_host
-from worker.drivers.base import ShareDriver
-from worker.errors import ConfigurationError, LeaseLost
-from worker.model import RequestContext, Share, Snapshot
 
-EXAMPLE = ROOT / "docs/examples/directories"
+EXAMPLE: Final = ROOT / "docs/examples/directories"
+CONFIGURATION: Final = """
+state_dir = "{root}/state"
+[backends.files]
+mode = "single_svm"
+share_driver = "directories"
+host = "here"
+[backends.files.driver]
+root = "{root}"
+server = "files.example"
+{more}
+"""
 
 
-@pytest.fixture
-def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the example were installed: its module, and the entry points that it declares."""
-    project = tomllib.loads((EXAMPLE / "pyproject.toml").read_text())["project"]
-    info = tmp_path / "site" / "sharewright_directories-0.1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    (info / "entry_points.txt").write_text(
-        "".join(
-            f"[{group}]\n" + "".join(f"{name} = {target}\n" for name, target in points.items())
-            for group, points in project["entry-points"].items()
+class Installation:
+    """A virtual environment with both wheels, and a repository of the plug-in's author."""
+
+    def __init__(self, directory: Path) -> None:
+        self.repository = directory / "repository"
+        self.python = directory / "environment/bin/python"
+        subprocess.run(
+            [sys.executable, "-m", "venv", "--without-pip", self.python.parents[1]], check=True
+        )
+        packages = next(self.python.parents[1].glob("lib/python*/site-packages"))
+        # What both depend on. Only this path is taken: not what makes our checkout importable.
+        (packages / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        shutil.copytree(EXAMPLE, self.repository)
+        (self.repository / "tests/__init__.py").touch()
+        source = directory / "sharewright"
+        for part in ("worker", "scheduler"):
+            shutil.copytree(
+                ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__")
+            )
+        for part in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / part, source)
+        shutil.copytree(EXAMPLE, directory / "example")
+        for project in (source, directory / "example"):
+            wheel = _wheel(project, directory / "wheels")
+            shutil.unpack_archive(wheel, packages, "zip")
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        environment = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("PYTEST", "PYTHON", "SHAREWRIGHT", "COV"))
+        }
+        return subprocess.run(
+            [self.python, *arguments],
+            cwd=self.repository,
+            env={**environment, "SHAREWRIGHT_HOST": "here"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def pytest(self, file: str) -> subprocess.CompletedProcess[str]:
+        return self.run("-m", "pytest", "-q", "-p", "no:cacheprovider", file)
+
+
+def _wheel(project: Path, to: Path) -> Path:
+    before = set(to.glob("*.whl"))
+    command = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-index"]
+    subprocess.run([*command, "--no-build-isolation", "-w", to, project], check=True)
+    (made,) = set(to.glob("*.whl")) - before
+    return made
+
+
+@pytest.fixture(scope="module")
+def installation(tmp_path_factory: pytest.TempPathFactory) -> Installation:
+    return Installation(tmp_path_factory.mktemp("plug-in"))
+
+
+def test_no_checkout_is_there(installation: Installation) -> None:
+    shown = installation.run("-c", "import worker, directories; print(worker.__file__)")
+    assert shown.returncode == 0, shown.stderr
+    assert Path(shown.stdout.strip()).is_relative_to(installation.python.parents[1])
+
+
+def test_it_passes_the_shipped_contract(installation: Installation) -> None:
+    ended = installation.pytest("tests/test_directories.py")
+    assert ended.returncode == 0, ended.stdout
+    assert " passed" in ended.stdout.splitlines()[-1]
+
+
+def test_a_failure_of_the_suite_shows_values(installation: Installation) -> None:
+    """As it does only where assertions of the installed suite are rewritten."""
+    (installation.repository / "tests/test_broken.py").write_text(
+        textwrap.dedent(
+            """
+            import itertools
+            import pytest
+            from .test_directories import ExternalSystem, TestDirectoryShareDriver as Contract
+
+            class Moving(ExternalSystem):
+                looks = itertools.count()
+
+                def state(self):
+                    return f"look {next(self.looks)}"
+
+            class TestBroken(Contract):
+                @pytest.fixture
+                def external(self, tmp_path):
+                    (tmp_path / "root").mkdir()
+                    return Moving(tmp_path / "root")
+
+            del Contract
+            """
         )
     )
-    monkeypatch.syspath_prepend(info.parent)
-    monkeypatch.syspath_prepend(EXAMPLE)
-    backend._installed.cache_clear()
-    yield
-    backend._installed.cache_clear()
-    sys.modules.pop("directories", None)
+    ended = installation.pytest("tests/test_broken.py")
+    assert ended.returncode == 1
+    assert "assert 'look 2' == 'look 1'" in ended.stdout
 
 
-def config(root: Path, **driver: Any) -> Config:
-    return Config.model_validate(
-        {
-            "state_dir": root / "state",
-            "backends": {
-                "files": {
-                    "mode": "single_svm",
-                    "share_driver": "directories",
-                    "host": this_host(),
-                    "driver": {"root": root, "server": "files.example", **driver},
-                }
-            },
-        }
-    )
-
-
-class ExternalSystem:
-    """What lies under the root, without the driver."""
-
-    holds_data = True
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def state(self) -> Any:
-        return {
-            str(path.relative_to(self.root)): path.read_text() if path.is_file() else ""
-            for path in self.root.glob("*/**/*")
-        }
-
-    def rules(self, share: Share) -> set[tuple[str, str]]:
-        path = self.root / "shares" / f"{share.id}.rules"
-        written = json.loads(path.read_text())["rules"] if path.exists() else []
-        return {(client, level) for client, level in written}
-
-    def write(self, share: Share, name: str, text: str) -> None:
-        (self.root / "shares" / share.id / name).write_text(text)
-
-    def read(self, share: Share, name: str) -> str:
-        return (self.root / "shares" / share.id / name).read_text()
-
-
-@pytest.mark.usefixtures("installed")
-class TestDirectoryShareDriver(ShareDriverContract):
-    @pytest.fixture
-    def root(self, tmp_path: Path) -> Path:
-        root = tmp_path / "root"
-        root.mkdir()
-        return root
-
-    @pytest.fixture
-    def driver(self, installed: None, root: Path) -> ShareDriver:  # noqa: ARG002 - must come first
-        # A driver of single_svm has no use for the address book.
-        return backend.assemble(config(root), "files", addresses=None).driver  # type: ignore[arg-type] # see above
-
-    @pytest.fixture
-    def server(self) -> None:
-        return None
-
-    @pytest.fixture
-    def external(self, root: Path) -> ExternalSystem:
-        return ExternalSystem(root)
-
-    @pytest.mark.parametrize("allowed", range(1, 4))
-    def test_a_delete_clears_a_copy_or_rules_that_were_cut_off(
-        self,
-        driver: ShareDriver,
-        external: ExternalSystem,
-        share: Share,
-        snapshot: Snapshot,
-        allowed: int,
-    ) -> None:
-        driver.create_share(context(), share, None)
-        calls: tuple[Callable[[RequestContext], None], ...] = (
-            lambda given: driver.create_snapshot(given, snapshot, share, None),
-            lambda given: driver.update_access(given, share, None, [rule("10.1.0.1")], 1),
-        )
-        for call in calls:
-            try:
-                call(context(GuardThatEnds(allowed)))
-            except LeaseLost:
-                continue
-        driver.delete_snapshot(context(), snapshot, share, None)
-        driver.delete_share(context(), share, None)
-        assert external.state() == {}
-
-    def test_an_unknown_option_is_refused(self, root: Path) -> None:
-        with pytest.raises(ConfigurationError, match=r"\[backends.files.driver\].*colour"):
-            backend.assemble(config(root, colour="blue"), "files", addresses=None)  # type: ignore[arg-type] # as above
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [("", "DirectoryShareDriver"), ('colour = "blue"', "[backends.files.driver]: colour")],
+)
+def test_it_is_found_by_its_entry_point_and_its_options_are_checked(
+    installation: Installation, more: str, expected: str
+) -> None:
+    settings = installation.repository / "sharewright.toml"
+    settings.write_text(CONFIGURATION.format(root=installation.repository, more=more))
+    script = """
+import pathlib, sys
+from worker.backends.assembly import assemble
+from worker.config import load
+from worker.errors import ConfigurationError
+try:
+    print(type(assemble(load(pathlib.Path(sys.argv[1])), "files", addresses=None).driver).__name__)
+except ConfigurationError as error:
+    print(error)
+"""
+    shown = installation.run("-c", script, str(settings))
+    assert expected in shown.stdout, shown.stderr

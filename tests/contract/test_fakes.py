@@ -17,15 +17,6 @@ from typing import Any
 
 import pytest
 
-from tests.contract.compute_helper_suite import ComputeHelperContract, NetworkFor
-from tests.contract.network_helper_suite import NetworkHelperContract, a_server
-from tests.contract.share_driver_suite import (
-    GuardThatEnds,
-    ShareDriverContract,
-    context,
-    interrupted_everywhere,
-    rule,
-)
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.drivers.fake import FakeDriverOptions, FakeShareDriver
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable, StepError
@@ -43,6 +34,10 @@ from worker.model import (
 )
 from worker.plugin import BackendContext
 from worker.systems.fake_world import FaultKind, World
+from worker.testing.calls import GuardThatEnds, context, interrupted_everywhere, rule
+from worker.testing.compute_helper import ComputeHelperContract, NetworkFor
+from worker.testing.network_helper import NetworkHelperContract, a_server
+from worker.testing.share_driver import ShareDriverContract
 
 SINGLE, FLAT, MANAGED = DriverMode
 fork = multiprocessing.get_context("fork")
@@ -476,3 +471,27 @@ def test_importing_the_fakes_is_light() -> None:
     ).stdout.split()
     assert "worker.drivers.fake" in listed
     assert not {"celery", "sqlalchemy", "openstack", "hypothesis"} & set(listed)
+
+
+def _open_new_worlds(directory: Path, both: Any, failures: Any) -> None:
+    for number in range(400):
+        world = World(directory / str(number) / "world.db")
+        both.wait(60)
+        try:
+            world.servers()
+        except Exception as error:  # noqa: BLE001 - the parent shows it
+            failures.put(repr(error))
+
+
+def test_two_processes_may_open_a_new_world_at_once(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    both, failures = fork.Barrier(2), fork.Queue()
+    pair = [
+        fork.Process(target=_open_new_worlds, args=(tmp_path, both, failures)) for _ in range(2)
+    ]
+    for process in pair:
+        process.start()
+    for process in pair:
+        process.join(120)
+    assert [process.exitcode for process in pair] == [0, 0]
+    assert failures.empty(), failures.get()

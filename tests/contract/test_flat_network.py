@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
-from tests.contract.network_helper_suite import NetworkHelperContract, a_server
-from tests.contract.share_driver_suite import context
 from worker.db.core.engine import engine_for, reading
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
@@ -19,6 +17,8 @@ from worker.errors import ConfigurationError, ErrorCode, Fatal
 from worker.helpers.network.flat_network.helper import FlatNetworkHelper, FlatNetworkOptions
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import BackendContext
+from worker.testing.calls import context
+from worker.testing.network_helper import NetworkHelperContract, a_server
 
 REST = 3600.0
 OWN = FlatNetworkOptions(

@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.contract.generic_driver_suite import ExternalSystem, GenericDriverContract
-from tests.contract.share_driver_suite import context
 from tests.support.services import require_root_datapath
 from tests.support.tenants import Machine, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
@@ -20,6 +19,7 @@ from worker.model import AccessRule, DriverMode, Share, ShareServer
 from worker.plugin import BackendContext, Options
 from worker.systems.exports.ganesha import render_export
 from worker.systems.shell.local import LocalShell
+from worker.testing.calls import context
 
 ADDRESS = "10.72.0.1"
 

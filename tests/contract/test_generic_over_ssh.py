@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from tests.contract.generic_driver_suite import ExternalSystem, GenericDriverContract
-from tests.contract.share_driver_suite import context, rule
 from tests.support.machines import Lan, Machine
 from tests.support.services import require_root_datapath, wait_until
 from tests.support.tenants import Machine as Host
@@ -29,6 +28,7 @@ from worker.systems.openstack.cloud_init import host_key_pair
 from worker.systems.shell.base import Shell
 from worker.systems.shell.local import LocalShell
 from worker.systems.shell.ssh import SshShell
+from worker.testing.calls import context, rule
 
 MODE = DriverMode.FLAT_MULTI_SVM
 

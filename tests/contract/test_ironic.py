@@ -18,12 +18,6 @@ from openstack.baremetal.v1.node import Node
 from openstack.connection import Connection
 from pydantic import ValidationError
 
-from tests.contract.compute_helper_suite import (
-    PATIENCE,
-    ComputeHelperContract,
-    NetworkFor,
-)
-from tests.contract.share_driver_suite import GuardThatEnds, context
 from tests.openstack import baremetal
 from tests.openstack.cloud import OpenStack
 from tests.support.machines import Lan, address_of
@@ -34,6 +28,8 @@ from worker.model import DriverMode, NetworkInfo, ShareNetwork, ShareServer
 from worker.plugin import BackendContext
 from worker.systems.openstack.client import OpenStack as Client
 from worker.systems.openstack.client import OpenStackOptions
+from worker.testing.calls import GuardThatEnds, context
+from worker.testing.compute_helper import PATIENCE, ComputeHelperContract, NetworkFor
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)

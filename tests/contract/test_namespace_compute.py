@@ -15,8 +15,6 @@ from typing import Any
 
 import pytest
 
-from tests.contract.compute_helper_suite import ComputeHelperContract, NetworkFor, a_server
-from tests.contract.share_driver_suite import context
 from tests.support.services import alive, require_root_datapath, wait_until
 from tests.support.tenants import Machine, Tenant, run
 from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
@@ -24,6 +22,8 @@ from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOp
 from worker.model import DriverMode, NetworkInfo, NetworkKind, Outage, ShareNetwork, ShareServer
 from worker.plugin import BackendContext
 from worker.systems.network.bridges import short
+from worker.testing.calls import context
+from worker.testing.compute_helper import ComputeHelperContract, NetworkFor, a_server
 
 
 def network(number: int) -> NetworkInfo:

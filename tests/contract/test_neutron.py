@@ -11,7 +11,6 @@ import pytest
 from openstack.connection import Connection
 from sqlalchemy import select
 
-from tests.contract.network_helper_suite import NetworkHelperContract
 from tests.openstack.cloud import OpenStack
 from worker.db.core.engine import engine_for, reading
 from worker.db.networks.addresses import DatabaseAddressStore
@@ -21,6 +20,7 @@ from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronO
 from worker.helpers.network.neutron.managed import DEVICE_OWNER
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import BackendContext
+from worker.testing.network_helper import NetworkHelperContract
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)

@@ -17,8 +17,6 @@ from typing import Any, Final
 import asyncssh
 import pytest
 
-from tests.contract.compute_helper_suite import ComputeHelperContract
-from tests.contract.share_driver_suite import context
 from tests.openstack.cloud import OpenStack
 from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
@@ -30,6 +28,8 @@ from worker.helpers.compute.base import ComputeHelper
 from worker.helpers.compute.nova.helper import NovaComputeHelper
 from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronOptions
 from worker.model import NetworkKind, ServerStatus, ShareNetwork, ShareServer
+from worker.testing.calls import context
+from worker.testing.compute_helper import ComputeHelperContract
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(600)

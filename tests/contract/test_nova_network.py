@@ -13,8 +13,6 @@ from typing import Any
 import pytest
 from sqlalchemy import update
 
-from tests.contract.network_helper_suite import NetworkHelperContract, a_server
-from tests.contract.share_driver_suite import GuardThatEnds, context
 from tests.contract.test_segmented_network import Held
 from tests.simulators.nova_network import PASSWORD, PROJECT, USER, NovaSimulator
 from worker.db.core.engine import engine_for, transaction
@@ -25,6 +23,8 @@ from worker.errors import ConfigurationError, ErrorCode, Fatal, LeaseLost, Retry
 from worker.helpers.network.nova_network import NovaNetworkHelper, NovaNetworkOptions
 from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer
 from worker.plugin import BackendContext
+from worker.testing.calls import GuardThatEnds, context
+from worker.testing.network_helper import NetworkHelperContract, a_server
 
 REST = 3600.0
 SUBNET = "10.60.0.0/25"

@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from tests.contract.network_helper_suite import NetworkHelperContract, a_server
-from tests.contract.share_driver_suite import context
 from worker.db.core.engine import engine_for, reading, transaction
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
@@ -30,6 +28,8 @@ from worker.model import (
     ShareServer,
 )
 from worker.plugin import BackendContext
+from worker.testing.calls import context
+from worker.testing.network_helper import NetworkHelperContract, a_server
 
 REST = 3600.0
 OPTIONS: dict[str, Any] = {"segment_ids": (5000, 5003), "subnets": "10.40.0.0/22"}

@@ -15,8 +15,6 @@ import pytest
 from openstack.connection import Connection
 from pydantic import ValidationError
 
-from tests.contract.network_helper_suite import a_server
-from tests.contract.share_driver_suite import context
 from tests.openstack.cloud import OpenStack as Cloud
 from tests.openstack.service import PASSWORD
 from worker.backends.assembly import assemble, check
@@ -27,6 +25,8 @@ from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronO
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import BackendContext
 from worker.systems.openstack.client import Missing, OpenStack, OpenStackOptions, Taken
+from worker.testing.calls import context
+from worker.testing.network_helper import a_server
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 pytestmark = pytest.mark.timeout(420)

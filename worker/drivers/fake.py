@@ -55,7 +55,9 @@ class FakeDriverAudit(Audit):
 
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List the backend's shares, and the snapshots of all."""
-        with self.world.call("owned_by_driver", self.setting.backend, context) as change:
+        with self.world.call(
+            "owned_by_driver", self.setting.backend, context, code=ErrorCode.STORAGE_FAILED
+        ) as change:
             shares = change.all("SELECT id FROM shares WHERE backend = ?", self.setting.backend)
             snapshots = change.all("SELECT id FROM snapshots")
         return [
@@ -68,7 +70,9 @@ class FakeDriverAudit(Audit):
 
     def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
         """Remove it, and give its capacity back."""
-        with self.world.call("remove_orphan", owned.id, context) as change:
+        with self.world.call(
+            "remove_orphan", owned.id, context, code=ErrorCode.STORAGE_FAILED
+        ) as change:
             if owned.kind == "snapshot":
                 change.write("DELETE FROM snapshots WHERE id = ?", owned.id)
                 return
@@ -220,7 +224,9 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
 
     def serves(self) -> bool:
         """Look whether anything of the predefined server's is not exported."""
-        with self.world.call("serves", self.setting.backend, RequestContext("")) as change:
+        with self.world.call(
+            "serves", self.setting.backend, RequestContext(""), code=ErrorCode.STORAGE_FAILED
+        ) as change:
             lost = change.one(
                 "SELECT id FROM shares WHERE backend = ? AND server = '' AND exported = 0",
                 self.setting.backend,
@@ -233,6 +239,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             "storage_pools",
             self.setting.backend,
             RequestContext(""),
+            code=ErrorCode.STORAGE_FAILED,
             delay=self.options.delay_of("storage_pools"),
         ) as change:
             rows = change.all("SELECT * FROM pools WHERE backend = ?", self.setting.backend)
@@ -254,7 +261,12 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         if server is not None:
             related = (*related, server.id, server.share_network_id or "")
         return self.world.call(
-            name, thing.id, context, related=related, delay=self.options.delay_of(name)
+            name,
+            thing.id,
+            context,
+            related=related,
+            code=ErrorCode.STORAGE_FAILED,
+            delay=self.options.delay_of(name),
         )
 
     def _create(

@@ -7,6 +7,7 @@ while they work. It is no part of Sharewright's truth: the engine never sees it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -169,8 +170,8 @@ class World:
         context: RequestContext,
         *,
         related: tuple[str | None, ...] = (),
+        code: ErrorCode,
         delay: float = 0.0,
-        code: ErrorCode = ErrorCode.STORAGE_FAILED,
     ) -> Iterator[Change]:
         """Serve one call in one transaction: faults, delay, guard, the work, and its log line.
 
@@ -424,11 +425,14 @@ def _open(path: Path) -> sqlite3.Connection:
     connection.row_factory = sqlite3.Row
     # A test double need not survive a power cut.
     connection.execute("PRAGMA synchronous = OFF")
-    if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.executescript(
-            f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
-        )
+    # SQLite does not wait while another process changes the journal mode: it fails at once.
+    with path.with_name(f"{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if connection.execute("PRAGMA user_version").fetchone()[0] != _VERSION:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.executescript(
+                f"BEGIN IMMEDIATE; {_SCHEMA} PRAGMA user_version = {_VERSION}; COMMIT;"
+            )
     return connection
 
 

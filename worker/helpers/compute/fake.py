@@ -38,7 +38,9 @@ class FakeComputeAudit(Audit):
 
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List the backend's servers."""
-        with self.world.call("owned_by_compute", self.setting.backend, context) as change:
+        with self.world.call(
+            "owned_by_compute", self.setting.backend, context, code=ErrorCode.COMPUTE_FAILED
+        ) as change:
             rows = change.all(
                 "SELECT id, name, created FROM servers WHERE backend = ?", self.setting.backend
             )
@@ -49,7 +51,9 @@ class FakeComputeAudit(Audit):
 
     def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
         """Remove it with its addresses."""
-        with self.world.call("remove_orphan", owned.id, context) as change:
+        with self.world.call(
+            "remove_orphan", owned.id, context, code=ErrorCode.COMPUTE_FAILED
+        ) as change:
             change.write("DELETE FROM server_addresses WHERE server = ?", owned.owner_id)
             change.write("DELETE FROM servers WHERE id = ?", owned.owner_id)
 
@@ -127,7 +131,9 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
 
     def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
         """Look which servers the world has lost, and which stopped to serve in it."""
-        with self.world.call("outages", self.setting.backend, RequestContext("")) as change:
+        with self.world.call(
+            "outages", self.setting.backend, RequestContext(""), code=ErrorCode.COMPUTE_FAILED
+        ) as change:
             known = {row["id"]: row["serves_at"] for row in change.all("SELECT * FROM servers")}
         found: dict[str, Outage] = {}
         for server in share_servers:

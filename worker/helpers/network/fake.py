@@ -54,7 +54,9 @@ class FakeNetworkAudit(Audit):
 
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List all ports and networks: they do not say whose backend's they are."""
-        with self.world.call("owned_by_network", self.setting.backend, context) as change:
+        with self.world.call(
+            "owned_by_network", self.setting.backend, context, code=ErrorCode.NETWORK_FAILED
+        ) as change:
             ports = change.all("SELECT id, server FROM ports")
             networks = change.all("SELECT domain FROM networks")
         return [
@@ -70,7 +72,9 @@ class FakeNetworkAudit(Audit):
 
     def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
         """Remove it; a network that has ports is refused."""
-        with self.world.call("remove_orphan", owned.id, context) as change:
+        with self.world.call(
+            "remove_orphan", owned.id, context, code=ErrorCode.NETWORK_FAILED
+        ) as change:
             if owned.kind == "port":
                 change.write("DELETE FROM ports WHERE id = ?", owned.id)
             else:

@@ -1,23 +1,22 @@
 """What every compute helper must do. Inherit :class:`ComputeHelperContract`; give the fixtures.
 
 ``helper``       the helper under test, with no server
-``outside``      an :class:`Outside`: how the test looks behind the helper
-``network_for``  gives the NetworkInfo of the n-th server (different addresses)
+``external``     an :class:`ExternalSystem`: how the suite looks behind the helper
+``network_for``  returns the NetworkInfo of the n-th server (different addresses)
 ``failing``      a helper, and a server whose build by it fails for good when half of it is there
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
 import uuid
 from collections.abc import Callable
-from typing import Any, Final, Protocol, TypeVar
+from functools import partial
+from typing import Any, ClassVar, Protocol
 
 import pytest
 
-from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
-from worker.errors import LeaseLost, NotReady, StepError
+from worker.errors import ErrorCode, LeaseLost, StepError
 from worker.helpers.compute.base import ComputeHelper, Reachable, Watched
 from worker.model import (
     NetworkInfo,
@@ -31,22 +30,21 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Audit
+from worker.testing.calls import GuardThatEnds, context, interrupted_everywhere, patiently
+from worker.testing.errors import DocumentedErrors
 
-Answer = TypeVar("Answer")
 NetworkFor = Callable[[int], NetworkInfo]
-
-PATIENCE: Final = 60.0
-"""Seconds until a server must be there, or gone."""
 
 
 class ExternalSystem(Protocol):
-    """How a contract test sees what the helper did, without the helper."""
+    """The compute system as the suite sees it, without the helper."""
 
     def state(self) -> Any:
-        """A comparable picture of all that the helper has made."""
+        """Return all that the helper has made, as a value that compares equal when unchanged."""
 
 
 def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareServer:
+    """Return a share server that is to be built."""
     return ShareServer(
         str(uuid.uuid4()),
         "project",
@@ -57,20 +55,10 @@ def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareSer
     )
 
 
-def patiently(call: Callable[[], Answer]) -> Answer:
-    """Call as the engine does: again for as long as the helper is not ready."""
-    deadline = time.monotonic() + PATIENCE
-    while True:
-        try:
-            return call()
-        except NotReady as wait:
-            if time.monotonic() > deadline:
-                pytest.fail(f"not within {PATIENCE:g} s: {wait.message}")
-            time.sleep(min(wait.retry_after, 1))
-
-
-class ComputeHelperContract:
+class ComputeHelperContract(DocumentedErrors):
     """The contract; see :class:`worker.helpers.compute.base.ComputeHelper`."""
+
+    foreign_codes: ClassVar[frozenset[ErrorCode]] = frozenset({ErrorCode.STORAGE_FAILED})
 
     @pytest.fixture
     def share_network(self) -> ShareNetwork:
@@ -245,10 +233,8 @@ class ComputeHelperContract:
             helper.remove_orphan(context(GuardThatEnds(0)), orphans[0])
         assert external.state() == both
         for orphan in orphans:
-            interrupted_everywhere(
-                lambda c, orphan=orphan: patiently(lambda: helper.remove_orphan(c, orphan))
-            )
-            patiently(lambda orphan=orphan: helper.remove_orphan(context(), orphan))
+            interrupted_everywhere(partial(helper.remove_orphan, owned=orphan))
+            patiently(partial(helper.remove_orphan, context(), orphan))
         assert external.state() == alone
         assert goes.id not in {one.owner_id for one in helper.owned(context())}
         assert self.get(helper, stays, share_network) == details

@@ -2,27 +2,28 @@
 
 ``helper``         the helper under test; nobody holds anything
 ``share_network``  a share network that it serves, with room for at least 40 addresses
-``outside``        an :class:`Outside`: how the test looks behind the helper
+``external``       an :class:`ExternalSystem`: how the suite looks behind the helper
 """
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
-import time
 import traceback
 import uuid
+from functools import partial
 from multiprocessing.queues import Queue
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import pytest
 from netaddr import IPAddress, IPNetwork
 
-from tests.contract.share_driver_suite import GuardThatEnds, context, interrupted_everywhere
-from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, StepError
+from worker.errors import ErrorCode, Fatal, LeaseLost, StepError
 from worker.helpers.network.base import NetworkHelper
 from worker.model import NetworkInfo, OwnerKind, ServerStatus, ShareNetwork, ShareServer
 from worker.plugin import Audit
+from worker.testing.calls import GuardThatEnds, context, interrupted_everywhere, patiently
+from worker.testing.errors import DocumentedErrors
 
 MORE_THAN_ANYBODY_HAS = 70_000
 ANSWER_SECONDS = 60
@@ -31,20 +32,25 @@ _fork = multiprocessing.get_context("fork")
 
 
 class ExternalSystem(Protocol):
-    """How a contract test sees what the helper did, without the helper."""
+    """The network system as the suite sees it, without the helper."""
 
     def state(self) -> Any:
-        """A comparable picture of all that is held for share servers."""
+        """Return all that is held for share servers, as a value that compares when unchanged."""
 
 
 def a_server(share_network: ShareNetwork) -> ShareServer:
+    """Return a share server that is to be built."""
     return ShareServer(
         str(uuid.uuid4()), "project", "backend", share_network.id, ServerStatus.BUILDING
     )
 
 
-class NetworkHelperContract:
+class NetworkHelperContract(DocumentedErrors):
     """The contract; see :class:`worker.helpers.network.base.NetworkHelper`."""
+
+    foreign_codes: ClassVar[frozenset[ErrorCode]] = frozenset(
+        {ErrorCode.STORAGE_FAILED, ErrorCode.COMPUTE_FAILED}
+    )
 
     def test_allocating_again_gives_the_same(
         self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
@@ -230,27 +236,13 @@ class NetworkHelperContract:
             helper.remove_orphan(context(GuardThatEnds(0)), orphans[0])
         assert external.state() == both
         for orphan in orphans:
-            interrupted_everywhere(lambda c, orphan=orphan: helper.remove_orphan(c, orphan))
+            interrupted_everywhere(partial(helper.remove_orphan, owned=orphan))
             helper.remove_orphan(context(), orphan)
         assert external.state() == alone
         assert goes.id not in {one.owner_id for one in helper.owned(context())}
         assert helper.allocate_network(context(), stays, share_network, 2) == info
         helper.deallocate_network(context(), stays)
         assert external.state() == empty
-
-
-def patiently(
-    helper: NetworkHelper, server: ShareServer, share_network: ShareNetwork, amount: int
-) -> NetworkInfo:
-    """Allocate as the engine does: a wait is not a failure."""
-    deadline = time.monotonic() + ANSWER_SECONDS
-    while True:
-        try:
-            return helper.allocate_network(context(), server, share_network, amount)
-        except NotReady as wait:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(wait.retry_after)
 
 
 def _allocate_all(
@@ -265,7 +257,9 @@ def _allocate_all(
             [
                 address
                 for server in servers
-                for address in patiently(helper, server, share_network, 2).addresses
+                for address in patiently(
+                    partial(helper.allocate_network, context(), server, share_network, 2)
+                ).addresses
             ]
         )
     except BaseException:

@@ -1,8 +1,8 @@
 """What every share driver must do. Inherit :class:`ShareDriverContract` and give the fixtures.
 
-``driver``   the driver under test, with nothing on it
-``server``   the share server to work on, or None in single_svm
-``outside``  an :class:`Outside`: how the test looks behind the driver
+``driver``    the driver under test, with nothing on its storage system
+``server``    the share server to work on, or None in single_svm
+``external``  an :class:`ExternalSystem`: how the suite looks behind the driver
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import uuid
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import pytest
@@ -18,7 +19,6 @@ import pytest
 from worker.drivers.base import AuditOnServers, Decommission, Ensure, Resize, ShareDriver
 from worker.errors import Conflict, Fatal, LeaseLost, StepError
 from worker.model import (
-    AccessRule,
     OwnedResource,
     OwnerKind,
     RequestContext,
@@ -27,59 +27,33 @@ from worker.model import (
     Snapshot,
 )
 from worker.plugin import Audit
+from worker.testing.calls import GuardThatEnds, context, interrupted_everywhere, rule
+from worker.testing.errors import DocumentedErrors
 
 
 class ExternalSystem(Protocol):
-    """How a contract test sees what the driver did, without the driver."""
+    """The storage system as the suite sees it, without the driver."""
 
     holds_data: bool
-    """Whether ``write`` and ``read`` reach real content (an in-memory driver has none)."""
+    """Whether ``write`` and ``read`` reach real content; an in-memory driver has none."""
 
     def state(self) -> Any:
-        """A comparable picture of all that the driver has made."""
+        """Return all that the driver has made, as a value that compares equal when unchanged."""
 
     def rules(self, share: Share) -> set[tuple[str, str]]:
-        """The enforced (access_to, access_level) pairs."""
+        """Return the enforced (access_to, access_level) pairs; empty if none was ever set."""
 
-    def write(self, share: Share, name: str, text: str) -> None: ...
+    def write(self, share: Share, name: str, text: str) -> None:
+        """Write a file into the share, as a client would; only called if ``holds_data``."""
 
-    def read(self, share: Share, name: str) -> str: ...
+    def read(self, share: Share, name: str) -> str:
+        """Read a file of the share, as a client would; only called if ``holds_data``."""
 
     def reboot(self) -> None:
-        """Take away what a reboot of the server's host does; for drivers that Ensure only."""
+        """Take away what a reboot of the server's host takes; only called if the driver Ensures."""
 
 
-class GuardThatEnds:
-    """Lets ``allowed`` calls pass, then has lost its lease."""
-
-    def __init__(self, allowed: int) -> None:
-        self.allowed = allowed
-
-    def __call__(self) -> None:
-        if self.allowed <= 0:
-            raise LeaseLost("The lease is another worker's now.")
-        self.allowed -= 1
-
-
-def context(guard: Callable[[], None] = lambda: None) -> RequestContext:
-    return RequestContext(project_id="project", operation_id="operation", guard=guard)
-
-
-def interrupted_everywhere(call: Callable[[RequestContext], Any]) -> Any:
-    """Call again and again, losing the lease one guard later each time, until it gets through."""
-    for allowed in range(500):
-        try:
-            return call(context(GuardThatEnds(allowed)))
-        except LeaseLost:
-            continue
-    pytest.fail("the call never ends, or calls guard() more than 500 times")
-
-
-def rule(access_to: str, level: str = "rw") -> AccessRule:
-    return AccessRule(str(uuid.uuid4()), "ip", access_to, level)
-
-
-class ShareDriverContract:
+class ShareDriverContract(DocumentedErrors):
     """The contract; see :class:`worker.drivers.base.ShareDriver`."""
 
     @pytest.fixture
@@ -358,7 +332,7 @@ class ShareDriverContract:
             remove(context(GuardThatEnds(0)), first)
         assert external.state() == everything
         for remove, orphan in orphans:
-            interrupted_everywhere(lambda c, remove=remove, orphan=orphan: remove(c, orphan))
+            interrupted_everywhere(partial(_remove, remove, orphan))
             remove(context(), orphan)
         assert external.state() == alone
         assert {one.owner_id for _, one in _owned(driver, server)} == {stays.id}
@@ -376,6 +350,14 @@ class ShareDriverContract:
         driver.delete_share(context(), share, server)
         driver.decommission(context())
         driver.decommission(context())
+
+
+def _remove(
+    remove: Callable[[RequestContext, OwnedResource], None],
+    owned: OwnedResource,
+    given: RequestContext,
+) -> None:
+    remove(given, owned)
 
 
 def _owned(
