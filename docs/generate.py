@@ -38,7 +38,7 @@ from worker.db.core.engine import engine_for
 from worker.db.schema import upgrade
 from worker.errors import Refused
 from worker.helpers.network.base import NetworkHelper
-from worker.messaging.queues import ADMIN_REQUESTS, REQUESTS
+from worker.messaging.queues import request_queue
 from worker.model import (
     ACCESS_TRANSITIONS,
     SERVER_TRANSITIONS,
@@ -328,7 +328,7 @@ def plugin_sections() -> dict[str, Callable[[], str]]:
 def verbs() -> str:
     """Every request, and what it comes to."""
     rows = [
-        (code(verb.task), code(ADMIN_REQUESTS if verb.admin else REQUESTS), _VERB_KINDS[verb.kind])
+        (code(verb.task), code(request_queue(verb.name, admin=verb.admin)), _VERB_KINDS[verb.kind])
         for verb in VERBS.values()
     ]
     return table(("task", "queue", "what it makes"), rows)

@@ -8,6 +8,7 @@ nothing, which is always safe.
 from __future__ import annotations
 
 import base64
+import contextlib
 import math
 import time
 import uuid
@@ -21,6 +22,7 @@ from kombu.exceptions import OperationalError
 
 from worker.errors import RequestFailed
 from worker.messaging.broker import UNREACHABLE
+from worker.messaging.queues import READ_REQUESTS, REQUESTS, request_queue
 from worker.sealing import SealingKey, seal
 
 RESEND_SECONDS: Final = 5.0
@@ -78,11 +80,16 @@ class Client:
         self, verb: str, payload: Mapping[str, Any], *, operation_id: str, admin: bool = False
     ) -> None:
         """Publish a request, and no more."""
+        self._publish(verb, payload, operation_id, request_queue(verb, admin=admin))
+
+    def _publish(
+        self, verb: str, payload: Mapping[str, Any], operation_id: str, queue: str
+    ) -> None:
         self._app.send_task(
             f"sharewright.request.{verb}",
             args=(dict(payload),),
             task_id=operation_id,
-            queue="requests.admin" if admin else "requests",
+            queue=queue,
             headers={"sharewright-acknowledge": True},
             argsrepr=f"({verb})",
             # Else Celery would listen for it, and not survive an outage of 20 s.
@@ -107,13 +114,17 @@ class Client:
         request_id = operation_id or str(uuid.uuid4())
         result = self._app.AsyncResult(request_id)
         deadline = time.monotonic() + timeout
+        queue = request_queue(verb, admin=admin)
         send_at = 0.0
         why = ""
         while time.monotonic() < deadline:
             try:
                 if time.monotonic() >= send_at:
-                    self.send(verb, payload, operation_id=request_id, admin=admin)
+                    self._publish(verb, payload, request_id, queue)
                     send_at = time.monotonic() + RESEND_SECONDS
+                    if queue == READ_REQUESTS:
+                        # A scheduler of version 0.1.0 does not know it, and all know this one.
+                        queue = REQUESTS
                 state = result.state
                 why = "is the scheduler running?"
             except UNREACHABLE as error:
@@ -152,6 +163,25 @@ class Client:
             time.sleep(pause)
             pause = min(pause * 1.1, LONGEST_POLL_SECONDS)
 
+    def read(
+        self,
+        verb: str,
+        payload: Mapping[str, Any],
+        *,
+        admin: bool = False,
+        timeout: float = 30.0,
+    ) -> dict[str, Any]:
+        """Send a ``show_`` or ``list_`` request, return its answer, and delete it where it lay.
+
+        Raises as :meth:`submit` and :meth:`result`.
+        """
+        request_id = self.submit(verb, payload, admin=admin, timeout=timeout)
+        answer = self.result(request_id, timeout)
+        # One that could not be deleted expires within minutes.
+        with contextlib.suppress(*UNREACHABLE):
+            self._app.AsyncResult(request_id).forget()
+        return answer
+
     def seal(
         self,
         password: str,
@@ -167,7 +197,7 @@ class Client:
         """
         if key is None:
             asked = {"version": 1, "context": {"project_id": project_id}}
-            answer = self.result(self.submit("show_sealing_key", asked, timeout=timeout), timeout)
+            answer = self.read("show_sealing_key", asked, timeout=timeout)
             key = SealingKey(answer["key_id"], base64.b64decode(answer["public_key"]))
         sealed = seal(key, password, project_id)
         return {"key_id": key.id, "sealed": base64.b64encode(sealed).decode()}

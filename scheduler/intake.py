@@ -26,8 +26,8 @@ from worker.engine.job import Runtime
 from worker.errors import Forbidden, InvalidRequest, Refused
 from worker.logs import about
 from worker.messaging.broker import request_transport_options
-from worker.messaging.queues import ADMIN_REQUESTS, REQUESTS
-from worker.messaging.results import ACKNOWLEDGE_HEADER, acknowledge
+from worker.messaging.queues import ADMIN_REQUESTS, READ_REQUESTS, REQUESTS
+from worker.messaging.results import ACKNOWLEDGE_HEADER, StoreResult, acknowledge, storer
 
 INTAKE_SECONDS: Final = 60
 """At most; a request is a transaction or two."""
@@ -35,10 +35,11 @@ INTAKE_SECONDS: Final = 60
 _log = logging.getLogger(__name__)
 
 
-def add_request_tasks(app: Celery) -> None:
+def add_request_tasks(app: Celery, config: Config) -> None:
     """Register a task for every verb."""
     runtime_of: Callable[[], Runtime] = app.sharewright_runtime
     caches: dict[int, PoolCache] = {}
+    store_answer = storer(app, expires=config.broker.read_result_expires)
 
     def pools_of(runtime: Runtime) -> PoolCache:
         return caches.setdefault(id(runtime.engine), cache_for(runtime.config, runtime.engine))
@@ -50,6 +51,7 @@ def add_request_tasks(app: Celery) -> None:
                 app,
                 runtime,
                 pools_of(runtime),
+                store_answer if verb.kind is Kind.READ else runtime.store_result,
                 verb=verb,
                 message=self.request,
                 payload=payload,
@@ -70,7 +72,14 @@ def add_request_tasks(app: Celery) -> None:
 
 
 def _take(
-    app: Celery, runtime: Runtime, pools: PoolCache, *, verb: Verb, message: Any, payload: Any
+    app: Celery,
+    runtime: Runtime,
+    pools: PoolCache,
+    store_result: StoreResult,
+    *,
+    verb: Verb,
+    message: Any,
+    payload: Any,
 ) -> None:
     if not is_id(message.id):
         unusable = InvalidRequest(
@@ -78,7 +87,7 @@ def _take(
             "send it again under such an id.",
             field="id",
         )
-        runtime.store_result(message.id, None, unusable.to_json())
+        store_result(message.id, None, unusable.to_json())
         return
     is_admin = message.delivery_info.get("routing_key") == ADMIN_REQUESTS
     try:
@@ -92,7 +101,7 @@ def _take(
             if not _is_taken(runtime, message.id):
                 with reading(runtime.engine) as connection:
                     answer = READS[verb.name](connection, asked, runtime.config)
-                runtime.store_result(message.id, answer, None)
+                store_result(message.id, answer, None)
             return
         handler: Handler = HANDLERS[verb.name]
 
@@ -119,7 +128,7 @@ def _take(
     except Refused as refused:
         runtime.heartbeat.count(f"requests_total:{verb.name}:refused")
         if not _is_taken(runtime, message.id):
-            runtime.store_result(message.id, None, refused.to_json())
+            store_result(message.id, None, refused.to_json())
 
 
 def _is_taken(runtime: Runtime, request_id: str) -> bool:
@@ -131,16 +140,31 @@ def _is_taken(runtime: Runtime, request_id: str) -> bool:
     return True
 
 
-def run_scheduler(config: Config, *, concurrency: int = 1, pool: str = "solo") -> int:
-    """Run the process that takes requests in, until it is told to stop; returns its exit code."""
+QUEUES_OF: Final = {
+    "all": [REQUESTS, READ_REQUESTS, ADMIN_REQUESTS],
+    "changes": [REQUESTS, ADMIN_REQUESTS],
+    "reads": [READ_REQUESTS, ADMIN_REQUESTS],
+}
+"""The queues that a scheduler consumes. An administrator's request is taken by whichever of the
+two kinds has time."""
+
+
+def run_scheduler(
+    config: Config, *, requests: str = "all", concurrency: int = 1, pool: str = "solo"
+) -> int:
+    """Run the process that takes requests in, until it is told to stop; returns its exit code.
+
+    ``requests`` is a key of :data:`QUEUES_OF`: processes for changes and for reads do not keep
+    each other waiting.
+    """
     app = make_app(config)
     app.conf.broker_transport_options = request_transport_options(config.broker)
-    add_request_tasks(app)
+    add_request_tasks(app, config)
     return start(
         app,
         config,
-        queues=[REQUESTS, ADMIN_REQUESTS],
+        queues=QUEUES_OF[requests],
         concurrency=concurrency,
         pool=pool,
-        name="scheduler",
+        name="scheduler-reads" if requests == "reads" else "scheduler",
     )

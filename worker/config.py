@@ -45,6 +45,9 @@ class BrokerSettings(_Section):
     result_expires: int = Field(
         86400, gt=0, description="Seconds that a result can be fetched; `operation show` lasts."
     )
+    read_result_expires: int = Field(
+        300, gt=0, description="Seconds that the answer to a read can be fetched."
+    )
     visibility_timeout: int = Field(
         120,
         ge=5,

@@ -78,6 +78,13 @@ def worker(session: Session, **options: Any) -> None:
 
 
 @click.command()
+@click.option(
+    "--requests",
+    type=click.Choice(["all", "changes", "reads"]),
+    default="all",
+    show_default=True,
+    help="Which requests it takes; with a process for each kind, neither waits for the other.",
+)
 @click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True)
 @click.option("--pool", default="solo", show_default=True, help="prefork or solo.")
 @pass_session

@@ -75,11 +75,7 @@ class Session:
         if found is not None:
             return found
         with self.client() as client:
-            operation_id = client.submit(
-                verb_name, payload, admin=verb.admin, timeout=_ANSWER_SECONDS
-            )
-            answer: dict[str, Any] = client.result(operation_id, timeout=_ANSWER_SECONDS)
-            return answer
+            return client.read(verb_name, payload, admin=verb.admin, timeout=_ANSWER_SECONDS)
 
     def from_database(self, verb_name: str, request: Any) -> dict[str, Any] | None:
         """Answer from the database; None when it cannot be reached from here."""

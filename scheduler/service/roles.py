@@ -60,7 +60,8 @@ def roles_of(config: Config, concurrency: int, listener: socket.socket) -> list[
     if not config.backends:
         raise ConfigurationError("The configuration has no backend; add a [backends.<name>].")
     return [
-        Role("scheduler", lambda ready: _celery(ready, lambda: run_scheduler(config))),
+        _scheduler(config, "scheduler", "changes"),
+        _scheduler(config, "scheduler-reads", "reads"),
         *(_worker(config, group, concurrency) for group in groups(config)),
         Role("reconciler", lambda ready: _until_told(ready, config, run_reconciler)),
         Role(
@@ -70,6 +71,13 @@ def roles_of(config: Config, concurrency: int, listener: socket.socket) -> list[
             ),
         ),
     ]
+
+
+def _scheduler(config: Config, name: str, requests: str) -> Role:
+    return Role(
+        name,
+        lambda ready: _celery(ready, lambda: run_scheduler(config, requests=requests)),
+    )
 
 
 def _worker(config: Config, group: str, concurrency: int) -> Role:

@@ -120,7 +120,8 @@ def test_the_whole_composition_creates_shares(stack: Stack) -> None:
     for number in range(2):  # a second migration is harmless
         migration = stack.start("migrate", log=f"migrate-{number}")
         assert migration.wait(60) == 0, migration.output()
-    long_lived = [stack.start(name) for name in ("scheduler", "reconciler", "health", "flower")]
+    roles = ("scheduler", "scheduler-reads", "reconciler", "health", "flower")
+    long_lived = [stack.start(name) for name in roles]
     long_lived += [stack.start("worker", "--name", f"w{n}", log=f"worker-{n}") for n in range(3)]
 
     def reported() -> bool:

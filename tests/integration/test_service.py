@@ -112,7 +112,8 @@ def test_a_log_does_not_grow_for_ever(make_up: Callable[[], Up]) -> None:
 def test_a_share_by_message_and_nothing_left_after_the_stop(make_up: Callable[[], Up]) -> None:
     up = make_up().start()
     assert set(up.service["pids"]) == {
-        *("up", "redis", "scheduler", "worker-default", "reconciler", "health")
+        *("up", "redis", "scheduler", "scheduler-reads"),
+        *("worker-default", "reconciler", "health"),
     }
     client = up.client()
     assert up.share(client, "one")["status"] == "available"
@@ -129,7 +130,7 @@ def test_a_share_by_message_and_nothing_left_after_the_stop(make_up: Callable[[]
 
 def test_a_child_that_dies_is_started_again(make_up: Callable[[], Up]) -> None:
     up = make_up().start()
-    for role in ("scheduler", "worker-default", "reconciler", "health"):
+    for role in ("scheduler", "scheduler-reads", "worker-default", "reconciler", "health"):
         before = up.pid(role)
         os.kill(before, signal.SIGKILL)
         wait_until(lambda: up.pid(role) not in {0, before}, f"{role} runs again", 10)  # noqa: B023 - within the loop

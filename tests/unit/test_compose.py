@@ -11,7 +11,7 @@ from tests.support.services import ROOT
 from worker import config
 
 VARIABLES = {"POSTGRES_PASSWORD": "pg", "REDIS_PASSWORD": "rd", "FLOWER_BASIC_AUTH": "me:fl"}
-OURS = {"migrate", "scheduler", "worker", "reconciler", "health", "flower"}
+OURS = {"migrate", "scheduler", "scheduler-reads", "worker", "reconciler", "health", "flower"}
 
 
 def test_it_has_these_services() -> None:

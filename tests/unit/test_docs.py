@@ -115,7 +115,7 @@ def test_a_systemd_unit_starts_what_the_command_has(unit: Path) -> None:
 
 
 def test_every_unit_is_described() -> None:
-    assert len(UNITS) == 5
+    assert len(UNITS) == 6
 
 
 def test_every_table_is_described() -> None:

@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.requests.base import Verb, digest, is_id, parse
+from scheduler.requests.base import Kind, Verb, digest, is_id, parse
 from scheduler.requests.verbs import VERBS
 from worker.errors import ErrorCode, InvalidRequest
+from worker.messaging.queues import ADMIN_REQUESTS, READ_REQUESTS, REQUESTS, request_queue
 from worker.model import NetworkKind
 
 COMPLETE: Final[dict[str, dict[str, Any]]] = {
@@ -370,3 +371,11 @@ def test_share_servers_are_named_in_one_way_only() -> None:
     parse(VERBS["ensure_share_servers"], payload("ensure_share_servers", host="h"))
     asked = payload("ensure_share_servers", host="h", backend="b")
     assert "not several" in refused("ensure_share_servers", asked).message
+
+
+@pytest.mark.parametrize("verb", VERBS.values(), ids=lambda verb: verb.name)
+def test_a_verb_s_name_says_its_queue(verb: Verb) -> None:
+    """Producers go by the name: they have no list of verbs."""
+    is_read = verb.kind is Kind.READ
+    assert request_queue(verb.name) == (READ_REQUESTS if is_read else REQUESTS)
+    assert request_queue(verb.name, admin=True) == ADMIN_REQUESTS

@@ -9,6 +9,18 @@ from worker.config import Config
 
 REQUESTS: Final = "requests"
 ADMIN_REQUESTS: Final = "requests.admin"
+READ_REQUESTS: Final = "requests.read"
+"""Reads have a queue of their own, so that they do not wait behind changes, nor changes behind
+them. They are answered from the other two as well."""
+
+_READ_PREFIXES: Final = ("list_", "show_")
+
+
+def request_queue(verb: str, *, admin: bool = False) -> str:
+    """Return the queue that a producer sends a verb to."""
+    if admin:
+        return ADMIN_REQUESTS
+    return READ_REQUESTS if verb.startswith(_READ_PREFIXES) else REQUESTS
 
 
 def step_queue(group: str, number: int) -> str:
