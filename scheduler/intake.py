@@ -1,31 +1,37 @@
 """The request tasks: one a verb, ``sharewright.request.<verb>``, each taking one payload.
 
 Validate, then store and dispatch (or read), then answer under the request's own id. A refusal is
-an answer too: a failure under that id, with no row.
+an answer too: a failure under that id, with no row; so is a defect. While the database or the
+broker are away, the message goes back to its queue.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from celery import Celery
 from celery.app.task import Task
+from celery.exceptions import Reject
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 
-from scheduler.acceptance.accept import Handler, is_taken, take_in
+from scheduler.acceptance.accept import is_taken, take_in
 from scheduler.acceptance.handlers import HANDLERS
 from scheduler.placement.pool_cache import PoolCache, cache_for
 from scheduler.queries.reads import READS
-from scheduler.requests.base import Kind, Verb, digest, is_id, parse
+from scheduler.requests.base import Kind, Payload, Verb, digest, is_id, parse
 from scheduler.requests.verbs import VERBS
 from worker.app import make_app, start
 from worker.config import Config
 from worker.db.core.engine import reading
+from worker.db.core.outages import is_passing, patiently
 from worker.engine.job import Runtime
-from worker.errors import Forbidden, InvalidRequest, Refused
+from worker.errors import ErrorCode, Forbidden, InvalidRequest, SharewrightError
 from worker.logs import about
-from worker.messaging.broker import request_transport_options
+from worker.messaging.broker import UNREACHABLE, request_transport_options
 from worker.messaging.queues import ADMIN_REQUESTS, READ_REQUESTS, REQUESTS
 from worker.messaging.results import ACKNOWLEDGE_HEADER, StoreResult, acknowledge, storer
 
@@ -35,11 +41,29 @@ INTAKE_SECONDS: Final = 60
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """One request's message, and what it takes to answer it."""
+
+    app: Celery
+    runtime: Runtime
+    pools: Callable[[Runtime], PoolCache]
+    store_answer: StoreResult
+    verb: Verb
+    message: Any
+    payload: Any
+
+    @property
+    def id(self) -> str:
+        """The id that the producer gave it, which is to be its operation's."""
+        return str(self.message.id)
+
+
 def add_request_tasks(app: Celery, config: Config) -> None:
     """Register a task for every verb."""
     runtime_of: Callable[[], Runtime] = app.sharewright_runtime
     caches: dict[int, PoolCache] = {}
-    store_answer = storer(app, expires=config.broker.read_result_expires)
+    store_read = storer(app, expires=config.broker.read_result_expires)
 
     def pools_of(runtime: Runtime) -> PoolCache:
         return caches.setdefault(id(runtime.engine), cache_for(runtime.config, runtime.engine))
@@ -47,15 +71,8 @@ def add_request_tasks(app: Celery, config: Config) -> None:
     def register(verb: Verb) -> None:
         def request(self: Task, payload: Any) -> None:
             runtime = runtime_of()
-            _take(
-                app,
-                runtime,
-                pools_of(runtime),
-                store_answer if verb.kind is Kind.READ else runtime.store_result,
-                verb=verb,
-                message=self.request,
-                payload=payload,
-            )
+            store = store_read if verb.kind is Kind.READ else runtime.store_result
+            _take(_Received(app, runtime, pools_of, store, verb, self.request, payload))
 
         app.task(
             request,
@@ -71,71 +88,119 @@ def add_request_tasks(app: Celery, config: Config) -> None:
         register(verb)
 
 
-def _take(
-    app: Celery,
-    runtime: Runtime,
-    pools: PoolCache,
-    store_result: StoreResult,
-    *,
-    verb: Verb,
-    message: Any,
-    payload: Any,
-) -> None:
-    if not is_id(message.id):
-        unusable = InvalidRequest(
+def _take(received: _Received) -> None:
+    """Answer a request; while database or broker are away, give its message back instead.
+
+    So a message is acknowledged only when there is an operation or an answer under its id.
+    """
+    try:
+        failure = _failure(received)
+        if failure is not None and not (
+            is_id(received.id) and _is_taken(received.runtime, received.id)
+        ):
+            received.store_answer(received.id, None, failure)
+    except (DBAPIError, NoConnectionLeft, *UNREACHABLE) as error:
+        if not _is_outage(error):
+            raise
+        _log.warning(
+            "Gave request %s (%s) back to the broker: %s. It is taken again when that is over.",
+            received.id,
+            received.verb.name,
+            _first_line(error),
+        )
+        raise Reject(error, requeue=True) from error
+
+
+def _failure(received: _Received) -> Mapping[str, str] | None:
+    """Carry out a request; return the failure that its producer is to be told, if there is one.
+
+    Raises what :func:`_is_outage` is true of.
+    """
+    count, verb = received.runtime.heartbeat.count, received.verb
+    try:
+        _carry_out(received)
+    except SharewrightError as error:
+        count(f"requests_total:{verb.name}:refused")
+        return error.to_json()
+    except Exception as error:
+        if _is_outage(error):
+            raise
+        count(f"requests_total:{verb.name}:failed")
+        _log.exception("Request %s (%s) met a defect.", received.id, verb.name)
+        return SharewrightError(
+            f"The request {verb.name} met a defect of the service ({type(error).__name__}) and was "
+            f"not accepted; an administrator finds the reason in the log under {received.id}.",
+            code=ErrorCode.INTERNAL,
+        ).to_json()
+    return None
+
+
+def _is_outage(error: BaseException) -> bool:
+    return isinstance(error, UNREACHABLE) or is_passing(error)
+
+
+def _first_line(error: BaseException) -> str:
+    reason = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return f"{type(reason).__name__}: {(str(reason).splitlines() or [''])[0]:.200}"
+
+
+def _carry_out(received: _Received) -> None:
+    """Read what is asked for, or accept an operation."""
+    runtime, verb, message = received.runtime, received.verb, received.message
+    if not is_id(received.id):
+        raise InvalidRequest(
             "The id of a request consists of 1 to 64 letters, digits and any of ._:- ; "
             "send it again under such an id.",
             field="id",
         )
-        store_result(message.id, None, unusable.to_json())
-        return
     is_admin = message.delivery_info.get("routing_key") == ADMIN_REQUESTS
-    try:
-        if verb.admin and not is_admin:
-            raise Forbidden(
-                f"{verb.name} is an administrator's; it is taken from the queue "
-                f"{ADMIN_REQUESTS} only."
-            )
-        asked = parse(verb, payload)
-        if verb.kind is Kind.READ:
-            if not _is_taken(runtime, message.id):
-                with reading(runtime.engine) as connection:
-                    answer = READS[verb.name](connection, asked, runtime.config)
-                store_result(message.id, answer, None)
-            return
-        handler: Handler = HANDLERS[verb.name]
-
-        def heard() -> None:
-            if (message.headers or {}).get(ACKNOWLEDGE_HEADER):
-                acknowledge(app, message.id)
-
-        context = asked.context
-        with about(operation=message.id, request=context.request_id, project=context.project_id):
-            accepted = take_in(
-                runtime,
-                pools,
-                verb,
-                handler,
-                asked,
-                operation_id=message.id,
-                digest=digest(verb, asked),
-                is_admin=is_admin,
-                heard=heard,
-            )
-        runtime.heartbeat.count(
-            f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}"
+    if verb.admin and not is_admin:
+        raise Forbidden(
+            f"{verb.name} is an administrator's; it is taken from the queue {ADMIN_REQUESTS} only."
         )
-    except Refused as refused:
-        runtime.heartbeat.count(f"requests_total:{verb.name}:refused")
-        if not _is_taken(runtime, message.id):
-            store_result(message.id, None, refused.to_json())
+    request = parse(verb, received.payload)
+    if verb.kind is Kind.READ:
+        _answer(received, request)
+        return
+
+    def heard() -> None:
+        if (message.headers or {}).get(ACKNOWLEDGE_HEADER):
+            acknowledge(received.app, received.id)
+
+    context = request.context
+    with about(operation=received.id, request=context.request_id, project=context.project_id):
+        accepted = take_in(
+            runtime,
+            received.pools(runtime),
+            verb,
+            HANDLERS[verb.name],
+            request,
+            operation_id=received.id,
+            digest=digest(verb, request),
+            is_admin=is_admin,
+            heard=heard,
+        )
+    runtime.heartbeat.count(f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}")
+
+
+def _answer(received: _Received, request: Payload) -> None:
+    """Store what a reading request asks for."""
+    runtime = received.runtime
+    if _is_taken(runtime, received.id):
+        return
+    for attempt in patiently():
+        with attempt, reading(runtime.engine) as connection:
+            answer = READS[received.verb.name](connection, request, runtime.config)
+    received.store_answer(received.id, answer, None)
 
 
 def _is_taken(runtime: Runtime, request_id: str) -> bool:
     """Whether an operation has this id already: its result must not be written over."""
-    with reading(runtime.engine) as connection:
-        if not is_taken(connection, request_id):
-            return False
+    for attempt in patiently():
+        with attempt, reading(runtime.engine) as connection:
+            taken = is_taken(connection, request_id)
+    if not taken:
+        return False
     _log.warning("Dropped a request under the id %s, which an operation has already.", request_id)
     return True
 

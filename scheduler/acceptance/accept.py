@@ -49,8 +49,8 @@ from worker.model import OperationState
 _log = logging.getLogger(__name__)
 _ATTEMPTS: Final = 30
 """Whoever loses a race lost it to somebody; a crowd at one row needs more than a few."""
-_OUTAGE_SECONDS: Final = 45.0
-"""A database that is away is waited for: there is nothing else that intake could do."""
+_OUTAGE_SECONDS: Final = 10.0
+"""How long a database that is away is waited for before the request goes back to its queue."""
 
 
 @dataclass(slots=True)

@@ -74,6 +74,7 @@ def worker(session: Session, **options: Any) -> None:
     """Run the worker of a group."""
     from worker.app import run_worker  # noqa: PLC0415 - after `--help`
 
+    _require_revision(session)
     sys.exit(run_worker(session.config, **options))
 
 
@@ -92,6 +93,7 @@ def scheduler(session: Session, **options: Any) -> None:
     """Run the process that takes requests in and chooses backends."""
     from scheduler.intake import run_scheduler  # noqa: PLC0415 - after `--help`
 
+    _require_revision(session)
     sys.exit(run_scheduler(session.config, **options))
 
 
@@ -100,10 +102,18 @@ def scheduler(session: Session, **options: Any) -> None:
 def reconciler(session: Session) -> None:
     """Run the process that takes up again what is overdue."""
     from worker.app import run_reconciler  # noqa: PLC0415 - after `--help`
+
+    _require_revision(session)
+    run_reconciler(session.config, stopped_by_signal())
+
+
+def _require_revision(session: Session) -> None:
+    """Set up logging, and refuse to start before the database is upgraded."""
+    from worker.db.schema import require_revision  # noqa: PLC0415 - after `--help`
     from worker.logs import set_up_logging  # noqa: PLC0415
 
     set_up_logging(session.config.log)
-    run_reconciler(session.config, stopped_by_signal())
+    require_revision(session.config.database.url)
 
 
 def stopped_by_signal() -> threading.Event:

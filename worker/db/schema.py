@@ -6,7 +6,9 @@ One upgrade runs at a time, however many are started: the second waits for the f
 
 from __future__ import annotations
 
+import logging
 import re
+import time
 from pathlib import Path
 from typing import Final
 
@@ -16,15 +18,21 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.engine import make_url
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 
-from worker.db.core.engine import BUSY_TIMEOUT_SECONDS, open_engine, transaction
-from worker.db.core.outages import patiently
+from worker.db.core.engine import BUSY_TIMEOUT_SECONDS, open_engine, reading, transaction
+from worker.db.core.outages import is_passing, patiently
 from worker.db.tables.all import metadata
+from worker.errors import ConfigurationError
 
+AWAIT_SECONDS: Final = 2.0
+"""Between two attempts to reach a database at a process's start."""
 VERSION_TABLE: Final = "alembic_version"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
 _LOCK_NUMBER: Final = 0x5368_6172_6577  # any number that is ours alone in the database
 _SCRATCH: Final = "sharewright_check"
+_log = logging.getLogger(__name__)
 
 
 def _alembic() -> AlembicConfig:
@@ -44,6 +52,48 @@ def head() -> str:
 def revision(connection: Connection) -> str | None:
     """Return the revision that a database is at; None before the first upgrade."""
     return MigrationContext.configure(connection).get_current_revision()
+
+
+def require_revision(url: str) -> None:
+    """Return when a database is at a revision that this version can work with.
+
+    A database that cannot be reached is waited for. A revision that this version does not know is
+    a later one, and will do: later migrations only add, so that versions can run side by side.
+    Raises :class:`~worker.errors.ConfigurationError` when the database must be upgraded first.
+    """
+    engine = open_engine(make_url(url))
+    try:
+        found = _await_revision(engine)
+    finally:
+        engine.dispose()
+    needed = head()
+    if found == needed:
+        return
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic()).walk_revisions()}
+    if found is None or found in known:
+        raise ConfigurationError(
+            f"The database is at revision {found or 'none'} and this version needs {needed}; "
+            f"run `sharewright db upgrade` and start again.",
+        )
+    _log.warning(
+        "The database is at revision %s, of a later version; this one goes up to %s.", found, needed
+    )
+
+
+def _await_revision(engine: Engine) -> str | None:
+    while True:
+        try:
+            with reading(engine) as connection:
+                return revision(connection)
+        except (DBAPIError, NoConnectionLeft) as error:
+            if not is_passing(error):
+                raise
+            _log.warning(
+                "The database cannot be reached (%s); trying again in %g s.",
+                str(error).splitlines()[0],
+                AWAIT_SECONDS,
+            )
+            time.sleep(AWAIT_SECONDS)
 
 
 def upgrade(url: str) -> str:

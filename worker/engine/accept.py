@@ -17,7 +17,7 @@ from worker.config import Config
 from worker.db.operations import store as operations
 from worker.db.operations.values import Dispatch
 from worker.engine.saga import Sagas
-from worker.errors import Conflict, ErrorCode
+from worker.errors import ConfigurationError, Conflict, ErrorCode, ObjectKind
 from worker.messaging.queues import queue_for
 
 Resource = tuple[str, str]
@@ -79,13 +79,20 @@ def accept(
     Behind another operation on the same resource it is queued, and nothing is published. The
     caller holds the resource's row, so that two requests see one another.
 
-    Raises :class:`AlreadyAccepted`, and :class:`~worker.errors.Conflict` when ``max_queued``
-    operations are queued on the resource.
+    Raises :class:`AlreadyAccepted`, :class:`~worker.errors.Conflict` when ``max_queued``
+    operations are queued on the resource, and :class:`~worker.errors.ConfigurationError` when the
+    configuration has no such backend.
     """
     kind, object_id = begin.resource
     busy = not begin.at_once and operations.is_busy(connection, kind, object_id)
     if busy and max_queued is not None:
         _check_queue(connection, kind, object_id, max_queued)
+    if begin.backend not in config.backends:
+        raise ConfigurationError(
+            f"The {ObjectKind(kind).words} {object_id} is on backend {begin.backend}, which is not "
+            f"in the configuration any more; an administrator has to bring that backend back.",
+            object=ObjectKind.BACKEND.ref(begin.backend),
+        )
     saga = sagas.newest(begin.saga)
     values = {
         **_values(request, begin.resource),
