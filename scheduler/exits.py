@@ -1,13 +1,24 @@
-"""What the command's exit codes mean, and which error comes to which."""
+"""What the command's exit codes mean, and how an error is told to a person and to a program."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
 import click
 
-from worker.errors import ConfigurationError, ErrorCode, NotFound, Refused, RequestFailed, StepError
+from worker.errors import (
+    ConfigurationError,
+    ErrorCode,
+    NotFound,
+    Refused,
+    RequestFailed,
+    SharewrightError,
+    StepError,
+)
 
+EXIT_DEFECT: Final = 1
 EXIT_REFUSED: Final = 3
 EXIT_FAILED: Final = 4
 EXIT_NOT_FOUND: Final = 5
@@ -28,16 +39,52 @@ class Unreachable(click.ClickException):
     """Neither database nor broker answers, or nobody takes requests in."""
 
     exit_code = EXIT_UNREACHABLE
+    code = "unreachable"
 
 
 class NotInTime(click.ClickException):
     """The operation goes on; only the waiting ended."""
 
     exit_code = EXIT_TIMEOUT
+    code = "not_ended"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """An error that is expected: its exit code, and the four parts of an error document."""
+
+    exit_code: int
+    code: str
+    message: str
+    object: str = ""
+    field: str = ""
+
+    def document(self) -> dict[str, Mapping[str, str]]:
+        """Return what ``--json`` prints."""
+        parts = {"code": self.code, "message": self.message}
+        return {"error": {**parts, "object": self.object, "field": self.field}}
+
+    def sentence(self) -> str:
+        """Return what a person reads."""
+        named = f" (field {self.field})" if self.field and self.field not in self.message else ""
+        return f"{self.message}{named}"
+
+
+def failure_of(error: Exception) -> Failure | None:
+    """Describe an expected error; None for a defect."""
+    if isinstance(error, click.ClickException):
+        code = getattr(error, "code", "usage")
+        return Failure(error.exit_code, code, error.format_message())
+    if not isinstance(error, (SharewrightError, RequestFailed)):
+        return None
+    exit_code = exit_code_of(error)
+    if exit_code is None:
+        return None
+    return Failure(exit_code, str(error.code), error.message, error.object, error.field)
 
 
 def exit_code_of(error: Exception) -> int | None:
-    """Return the exit code of an expected error; None for a defect."""
+    """Return the exit code of an error of the service; None for a defect."""
     if isinstance(error, NotFound):
         return EXIT_NOT_FOUND
     if isinstance(error, Refused):
@@ -51,10 +98,3 @@ def exit_code_of(error: Exception) -> int | None:
             return EXIT_NOT_FOUND
         return EXIT_REFUSED if error.code in _REFUSALS else EXIT_FAILED
     return None
-
-
-def sentence_of(error: Exception) -> str:
-    """Return what an expected error says to a person."""
-    message = getattr(error, "message", "") or str(error)
-    field = getattr(error, "field", "")
-    return f"{message} (field {field})" if field and field not in message else str(message)

@@ -7,12 +7,22 @@ overridden one by one from the environment, as ``SHAREWRIGHT_DATABASE__URL=...``
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from worker.errors import ConfigurationError
 from worker.model import ID_LENGTH, DriverMode
@@ -20,6 +30,58 @@ from worker.model import ID_LENGTH, DriverMode
 ENVIRONMENT_PREFIX: Final = "SHAREWRIGHT_"
 CONFIG_VARIABLE: Final = "SHAREWRIGHT_CONFIG"
 DEFAULT_PATH: Final = Path("/etc/sharewright/sharewright.toml")
+_SAFE_PATH: Final = re.compile(r"/[A-Za-z0-9._/-]*")
+_BACKEND_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_DATABASES: Final = ("sqlite", "postgresql+psycopg")
+
+
+def usable_path(path: Path) -> Path:
+    """Refuse a path that file servers and their configuration files cannot hold."""
+    if not _SAFE_PATH.fullmatch(str(path)):
+        raise ValueError(
+            f"{str(path)!r} cannot be used; give an absolute path of letters, digits and ._-/ only"
+        )
+    return path
+
+
+def _readable_url(url: str) -> str:
+    """Refuse a URL whose password was not percent-encoded: its host would be a part of it."""
+    scheme, found, rest = url.partition("://")
+    if not found or not scheme:
+        raise ValueError("is no URL; it begins with a scheme and ://")
+    authority = re.split(r"[/?#]", rest, maxsplit=1)[0]
+    try:
+        port_is_number = authority == "" or (urlsplit(url).port or 0) >= 0
+    except ValueError:
+        port_is_number = "," in authority or ";" in rest  # several hosts
+    leftover = authority and "@" not in authority and "@" in rest.partition("?")[0]
+    if authority.count("@") > 1 or leftover or not port_is_number:
+        raise ValueError(
+            "cannot be taken apart; percent-encode user and password: @ is %40, / is %2F, "
+            ": is %3A, # is %23, ? is %3F and % is %25"
+        )
+    return url
+
+
+def _database_url(url: str) -> str:
+    if _readable_url(url).partition(":")[0] not in _DATABASES:
+        raise ValueError(f"begins with neither {' nor '.join(f'{name}://' for name in _DATABASES)}")
+    return url
+
+
+_Url = Annotated[str, AfterValidator(_readable_url)]
+
+
+def masked(url: str) -> str:
+    """Return a URL without its password, for people to read."""
+    without = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
+
+
+def sqlite_path(url: str) -> Path | None:
+    """Return the file of a SQLite database; None for others, and in memory."""
+    path = url.partition("?")[0].removeprefix("sqlite:///")
+    return Path(path) if url.startswith("sqlite:///") and path not in {"", ":memory:"} else None
 
 
 class _Section(BaseModel):
@@ -27,19 +89,19 @@ class _Section(BaseModel):
 
 
 class DatabaseSettings(_Section):
-    """Where the truth is."""
+    """The database."""
 
-    url: str = Field(
+    url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite:////var/lib/sharewright/sharewright.db",
         description="SQLAlchemy URL: `sqlite:///...` on one host, or `postgresql+psycopg://...`.",
     )
 
 
 class BrokerSettings(_Section):
-    """Where the doorbell is."""
+    """The broker and the result backend."""
 
-    url: str = Field("redis://127.0.0.1:6379/0", description="Celery broker URL.")
-    result_backend: str = Field(
+    url: _Url = Field("redis://127.0.0.1:6379/0", description="Celery broker URL.")
+    result_backend: _Url = Field(
         "redis://127.0.0.1:6379/1", description="Celery result backend URL."
     )
     result_expires: int = Field(
@@ -196,7 +258,7 @@ class LogSettings(_Section):
 class Config(_Section):
     """The whole file."""
 
-    state_dir: Path = Field(
+    state_dir: Annotated[Path, AfterValidator(usable_path)] = Field(
         Path("/var/lib/sharewright"), description="For what must outlive the workers of this host."
     )
     default_share_network_id: str | None = Field(
@@ -218,6 +280,11 @@ class Config(_Section):
                 raise ValueError(
                     f"the name of backend {name!r} has {len(name)} characters; give it 1 to "
                     f"{ID_LENGTH}: operations on a backend name it as their object"
+                )
+            if not _BACKEND_NAME.fullmatch(name):
+                raise ValueError(
+                    f"the name of backend {name!r} cannot be used: it becomes a part of paths and "
+                    f"queues; give it letters, digits and ._- only, with no sign at its beginning"
                 )
         return self
 
@@ -245,7 +312,7 @@ def load(path: Path | None = None) -> Config:
 
     Raises :class:`~worker.errors.ConfigurationError` with one line a problem.
     """
-    named = path or _path_from_environment()
+    named = path or configured_path()
     document: dict[str, Any] = {}
     if named is not None:
         try:
@@ -277,9 +344,48 @@ def from_document(document: dict[str, Any], source: str) -> Config:
 def describe(error: ValidationError) -> list[str]:
     """One sentence a problem, each naming the option; values are left out: they may be secret."""
     return [
-        f"{'.'.join(str(part) for part in item['loc']) or 'value'}: {item['msg']}"
+        f"{'.'.join(str(part) for part in item['loc']) or 'value'}: {problem(item)}"
         for item in error.errors(include_url=False, include_input=False)
     ]
+
+
+_PROBLEMS: Final = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known; check its spelling",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be {ge} or more",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be {le} or less",
+    "string_too_short": "must have {min_length} or more characters",
+    "string_too_long": "must have {max_length} or fewer characters",
+    "string_pattern_mismatch": "must match {pattern}",
+    "string_type": "must be text",
+    "too_short": "must have {min_length} or more entries",
+    "too_long": "must have {max_length} or fewer entries",
+    "int_type": "must be a whole number",
+    "int_parsing": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_type": "must be a number",
+    "float_parsing": "must be a number",
+    "bool_type": "must be true or false",
+    "bool_parsing": "must be true or false",
+    "dict_type": "must be a table of names and values",
+    "model_type": "must be a table of names and values",
+    "model_attributes_type": "must be a table of names and values",
+    "list_type": "must be a list",
+    "tuple_type": "must be a list",
+    "path_type": "must be a path",
+    "enum": "must be {expected}",
+    "literal_error": "must be {expected}",
+    "value_error": "{error}",
+}
+"""What pydantic finds wrong, in words that follow an option's or a field's name."""
+
+
+def problem(item: Mapping[str, Any]) -> str:
+    """Say what one entry of a ``ValidationError`` found wrong, without pydantic's own terms."""
+    wanted = _PROBLEMS.get(item["type"])
+    return wanted.format(**item.get("ctx", {})) if wanted else str(item["msg"])
 
 
 def this_host() -> str:
@@ -287,7 +393,8 @@ def this_host() -> str:
     return os.environ.get("SHAREWRIGHT_HOST") or socket.gethostname()
 
 
-def _path_from_environment() -> Path | None:
+def configured_path() -> Path | None:
+    """Return the configuration file that :func:`load` reads; None when there is none."""
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named)

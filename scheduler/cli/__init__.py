@@ -9,12 +9,15 @@ Groups are imported when they are used: ``--help`` must not wait for Celery and 
 from __future__ import annotations
 
 import importlib
+import json
 import sys
-from typing import Final, cast
+import traceback
+from typing import Any, Final, cast
 
 import click
 
-from scheduler.exits import EXIT_INTERRUPTED, exit_code_of, sentence_of
+from scheduler.cli.spelling import spelled
+from scheduler.exits import EXIT_DEFECT, EXIT_INTERRUPTED, Failure, failure_of
 
 _COMMANDS: Final = {
     "share": ("shares:share", "Shares: create, delete, extend, show, list."),
@@ -80,7 +83,7 @@ class _Commands(click.Group):
     envvar="SHAREWRIGHT_PROJECT",
     default="default",
     show_default=True,
-    help="On whose behalf ($SHAREWRIGHT_PROJECT).",
+    help="The project to speak for ($SHAREWRIGHT_PROJECT).",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for programs.")
 @click.version_option(package_name="sharewright")
@@ -91,22 +94,35 @@ def cli(ctx: click.Context, home: str | None, project: str, as_json: bool) -> No
     Exit codes: 0 done, 2 wrong usage, 3 refused, 4 failed and undone, 5 not found, 6 not ended
     in time, 7 service unreachable, 8 the configuration cannot be used.
     """
-    ctx.obj = {"home": home, "project": project, "as_json": as_json}
+    ctx.ensure_object(dict).update(home=home, project=project, as_json=as_json)
 
 
 def main() -> None:
     """Run the command; errors that are expected become one sentence and an exit code."""
+    run: dict[str, Any] = {}
     try:
-        code = cli.main(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = error.exit_code
+        code = cli.main(standalone_mode=False, obj=run)
     except (click.Abort, KeyboardInterrupt):
         code = EXIT_INTERRUPTED
-    except Exception as error:
-        expected = exit_code_of(error)
-        if expected is None:
-            raise
-        click.echo(f"sharewright: {sentence_of(error)}", err=True)
-        code = expected
+    except Exception as error:  # noqa: BLE001 - a defect is shown in full
+        code = _report(error, run.get("command"), as_json="--json" in sys.argv)
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _report(error: Exception, command: click.Command | None, *, as_json: bool) -> int:
+    """Tell of an error on standard error, or as a document on standard output; return the code."""
+    failure = failure_of(error)
+    if failure is None:
+        traceback.print_exception(error)
+        defect = f"A defect ({type(error).__name__}); standard error has it in full."
+        failure = Failure(EXIT_DEFECT, "internal", defect)
+        if not as_json:
+            return failure.exit_code
+    if as_json:
+        click.echo(json.dumps(failure.document(), indent=2))
+        return failure.exit_code
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        click.echo(error.ctx.get_usage(), err=True)
+        click.echo(f"Try `{error.ctx.command_path} --help` for help.", err=True)
+    click.echo(f"sharewright: {spelled(failure, command)}", err=True)
+    return failure.exit_code

@@ -6,20 +6,23 @@ from typing import Any, Final
 
 import click
 
-from scheduler.cli.options import changing, listing
+from scheduler.cli.commands import Group, argument
+from scheduler.cli.options import changing, listing, one_of
+from scheduler.cli.references import ACCESS_RULE, SHARE, reference
 from scheduler.cli.session import Session, pass_session
+from worker.model import AccessState
 
 _RULES: Final = ("id", "access_type", "access_to", "access_level", "state")
 
 
-@click.group()
+@click.group(cls=Group)
 def access() -> None:
     """Who may mount a share: allow, deny, list."""
 
 
 @access.command("allow")
-@click.argument("share_id")
-@click.argument("access_to")
+@reference("share_id", SHARE)
+@argument("access_to", "An IP address, or a network as ADDRESS/PREFIX.")
 @click.option("--level", "access_level", type=click.Choice(["rw", "ro"]), help="Default: rw.")
 @changing
 @pass_session
@@ -29,18 +32,18 @@ def allow_access(session: Session, **options: Any) -> None:
 
 
 @access.command("deny")
-@click.argument("share_id")
-@click.argument("access_id")
+@reference("share_id", SHARE)
+@reference("access_id", ACCESS_RULE)
 @changing
 @pass_session
 def deny_access(session: Session, **options: Any) -> None:
-    """Withdraw the rule ACCESS_ID."""
+    """Withdraw the rule ACCESS_ID, or the one for that address."""
     session.change("deny_access", **options)
 
 
 @access.command("list")
-@click.argument("share_id")
-@click.option("--state")
+@reference("share_id", SHARE)
+@one_of("--state", AccessState, "Only rules in this state.")
 @listing
 @pass_session
 def list_access(session: Session, **filters: Any) -> None:

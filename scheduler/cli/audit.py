@@ -7,6 +7,7 @@ from typing import Any, Final
 
 import click
 
+from scheduler.cli.commands import Command
 from scheduler.cli.session import Session, pass_session
 from scheduler.exits import EXIT_FAILED
 
@@ -21,7 +22,7 @@ _FINDINGS: Final = (
 _SHOWN: Final = 1000
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--backend", "chosen", multiple=True, help="May be given several times; else all.")
 @click.option("--repair", is_flag=True, help="Remove orphans that were seen twice and are old.")
 @click.option(

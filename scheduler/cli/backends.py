@@ -6,19 +6,20 @@ from typing import Any, Final
 
 import click
 
+from scheduler.cli.commands import Group, argument
 from scheduler.cli.options import changing, listing
 from scheduler.cli.session import Session, pass_session
 
 _BACKENDS: Final = ("name", "enabled", "state", "reported_at", "report_error")
 
 
-@click.group()
+@click.group(cls=Group)
 def backend() -> None:
     """Backends (an administrator's): show, list, disable, enable."""
 
 
 @backend.command("show")
-@click.argument("backend")
+@argument("backend", "A backend's name.")
 @pass_session
 def show_backend(session: Session, backend: str) -> None:
     """Show a backend, whether it is up, and its storage pools."""
@@ -34,8 +35,8 @@ def list_backends(session: Session, **filters: Any) -> None:
 
 
 @backend.command("disable")
-@click.argument("backend")
-@click.option("--reason")
+@argument("backend", "A backend's name.")
+@click.option("--reason", help="Why; `backend show` tells it.")
 @changing
 @pass_session
 def disable_backend(session: Session, **options: Any) -> None:
@@ -44,7 +45,7 @@ def disable_backend(session: Session, **options: Any) -> None:
 
 
 @backend.command("enable")
-@click.argument("backend")
+@argument("backend", "A backend's name.")
 @changing
 @pass_session
 def enable_backend(session: Session, **options: Any) -> None:

@@ -7,13 +7,14 @@ from typing import Any, Final
 
 import click
 
-from scheduler.cli.session import Session, pass_session
+from scheduler.cli.commands import Group, argument
+from scheduler.cli.session import Session, pass_operator
 from scheduler.exits import Unreachable
 
-_POISON: Final = ("id", "queue", "reason", "size", "received_at", "replayable", "replayed_at")
+_COLUMNS: Final = ("id", "queue", "reason", "size", "received_at", "replayable", "replayed_at")
 
 
-@click.group()
+@click.group(cls=Group)
 def dead_letter() -> None:
     """Messages that could not be read, kept aside: list, show, replay, drop."""
 
@@ -26,20 +27,26 @@ def _ask(session: Session, query: Callable[[Any], dict[str, Any]]) -> dict[str, 
 
 
 @dead_letter.command("list")
-@click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True)
-@click.option("--marker", type=int, help="The last id of the page before.")
-@pass_session
+@click.option(
+    "--limit",
+    type=click.IntRange(1, 1000),
+    default=100,
+    show_default=True,
+    help="Messages to show at most.",
+)
+@click.option("--marker", type=int, help="Go on after this id, the last of the page before.")
+@pass_operator
 def list_dead_letters(session: Session, limit: int, marker: int | None) -> None:
     """List what was kept aside, oldest first."""
     from scheduler.queries.dead_letters import list_dead_letters  # noqa: PLC0415 - after `--help`
 
     document = _ask(session, lambda found: list_dead_letters(found, limit, marker))
-    session.print_list(document, _POISON)
+    session.print_list(document, _COLUMNS)
 
 
 @dead_letter.command("show")
-@click.argument("message_id", type=int)
-@pass_session
+@argument("message_id", "A message's number; see `dead-letter list`.", type=int)
+@pass_operator
 def show_dead_letter(session: Session, message_id: int) -> None:
     """Show a message that was kept aside, with its body."""
     from scheduler.queries.dead_letters import show_dead_letter  # noqa: PLC0415 - after `--help`
@@ -48,24 +55,24 @@ def show_dead_letter(session: Session, message_id: int) -> None:
 
 
 @dead_letter.command("replay")
-@click.argument("message_id", type=int)
-@pass_session
+@argument("message_id", "A message's number; see `dead-letter list`.", type=int)
+@pass_operator
 def replay_dead_letter(session: Session, message_id: int) -> None:
     """Publish a message again to the queue that it came from, once."""
     from scheduler.service.dead_letters import replay  # noqa: PLC0415 - after `--help`
 
-    with session.tx():
+    with session.reaching():
         queue = replay(session.config, message_id)
     session.print({"id": message_id, "queue": queue, "replayed": True})
 
 
 @dead_letter.command("drop")
-@click.argument("message_id", type=int)
-@pass_session
+@argument("message_id", "A message's number; see `dead-letter list`.", type=int)
+@pass_operator
 def drop_dead_letter(session: Session, message_id: int) -> None:
-    """Forget a message that was kept aside."""
+    """Delete a message that was kept aside."""
     from scheduler.service.dead_letters import drop  # noqa: PLC0415 - after `--help`
 
-    with session.tx():
+    with session.reaching():
         drop(session.config, message_id)
     session.print({"id": message_id, "dropped": True})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import click
@@ -39,10 +40,21 @@ def listing(command: _F) -> _F:
     """One page, of whose objects."""
     return apply(
         command,
-        click.option("--limit", type=click.IntRange(1, 1000), default=100, show_default=True),
-        click.option("--marker", help="The last id of the page before."),
+        click.option(
+            "--limit",
+            type=click.IntRange(1, 1000),
+            default=100,
+            show_default=True,
+            help="Objects to show at most.",
+        ),
+        click.option("--marker", help="Go on after this id, the last of the page before."),
         click.option("--all-projects", is_flag=True, help="Everybody's (an administrator's)."),
     )
+
+
+def one_of(option: str, values: type[StrEnum], explained: str) -> Callable[[_F], _F]:
+    """Give a command an option that takes one of an enum's values; its help lists them."""
+    return click.option(option, type=click.Choice([one.value for one in values]), help=explained)
 
 
 def described(command: _F) -> _F:

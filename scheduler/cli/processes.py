@@ -5,71 +5,91 @@ from __future__ import annotations
 import signal
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
 
-from scheduler.cli.session import Session, pass_session
-from scheduler.exits import Unreachable
+from scheduler.cli.commands import Command, Group, argument
+from scheduler.cli.session import Session, pass_operator, pass_process
+from worker.config import masked
+
+_SILENT_SECONDS: Final = 2.0
 
 
-@click.group()
+@click.group(cls=Group)
 def db() -> None:
     """The database's tables: upgrade, check."""
 
 
 @db.command("upgrade")
-@pass_session
+@pass_operator
 def upgrade(session: Session) -> None:
     """Bring the database to this version; harmless when it is there, and when run twice."""
-    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
+    from worker.db import schema  # noqa: PLC0415 - after `--help`
 
-    from worker.db import schema  # noqa: PLC0415
-
-    try:
+    if not session.is_configured:
+        click.echo(f"sharewright: the database is {session.where}.", err=True)
+    with session.reaching(), waiting_for(session.config.database.url):
         revision = schema.upgrade(session.config.database.url)
-    except DBAPIError as error:
-        raise Unreachable(
-            f"The database could not be upgraded: {str(error.orig).strip()}"
-        ) from error
-    session.print({"revision": revision})
+    session.print({"database": masked(session.config.database.url), "revision": revision})
+
+
+@contextmanager
+def waiting_for(database_url: str) -> Iterator[None]:
+    """Say what is waited for when the database does not answer soon."""
+
+    def say() -> None:
+        click.echo(f"sharewright: waiting for the database {masked(database_url)} ...", err=True)
+
+    timer = threading.Timer(_SILENT_SECONDS, say)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @db.command("check")
 @click.option(
     "--database", is_flag=True, help="Compare the service's own database, not a new one in memory."
 )
-@pass_session
+@pass_operator
 def check(session: Session, database: bool) -> None:  # noqa: FBT001 - click's flag
     """Say how migrations (or the database) and this version's models differ; exit 1 if they do."""
-    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
-
-    from worker.db import schema  # noqa: PLC0415
+    from worker.db import schema  # noqa: PLC0415 - after `--help`
     from worker.db.core.engine import engine_for  # noqa: PLC0415
 
-    try:
-        differences = (
-            schema.check(engine_for(session.config.database.url))
-            if database
-            else schema.check_migrations()
-        )
-    except DBAPIError as error:
-        raise Unreachable(f"The database cannot be read: {str(error.orig).strip()}") from error
-    for line in differences:
-        click.echo(line)
+    url = session.config.database.url
+    compared = f"The database {masked(url)}" if database else "A new database made by migrations"
+    with session.reaching(), waiting_for(url):
+        differences = schema.check(engine_for(url)) if database else schema.check_migrations()
+    if session.as_json:
+        session.print({"compared": compared, "differences": differences})
+    elif differences:
+        click.echo("\n".join(differences))
+    agreed = "differs from" if differences else "agrees with"
+    click.echo(f"{compared} {agreed} this version's models.", err=True)
     if differences:
         sys.exit(1)
-    click.echo("Migrations and models agree.", err=True)
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--group", default="default", show_default=True, help="Whose backends it serves.")
 @click.option("--name", default="", help="Its name among the group's workers; default: the group.")
-@click.option("--concurrency", type=click.IntRange(min=1), default=2, show_default=True)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=2,
+    show_default=True,
+    help="Steps that it does at once.",
+)
 @click.option("--pool", default="prefork", show_default=True, help="prefork or solo.")
-@pass_session
+@pass_process
 def worker(session: Session, **options: Any) -> None:
     """Run the worker of a group."""
     from worker.app import run_worker  # noqa: PLC0415 - after `--help`
@@ -78,7 +98,7 @@ def worker(session: Session, **options: Any) -> None:
     sys.exit(run_worker(session.config, **options))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--requests",
     type=click.Choice(["all", "changes", "reads"]),
@@ -86,9 +106,15 @@ def worker(session: Session, **options: Any) -> None:
     show_default=True,
     help="Which requests it takes; with a process for each kind, neither waits for the other.",
 )
-@click.option("--concurrency", type=click.IntRange(min=1), default=1, show_default=True)
+@click.option(
+    "--concurrency",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Requests that it takes in at once; more than one needs --pool prefork.",
+)
 @click.option("--pool", default="solo", show_default=True, help="prefork or solo.")
-@pass_session
+@pass_process
 def scheduler(session: Session, **options: Any) -> None:
     """Run the process that takes requests in and chooses backends."""
     from scheduler.intake import run_scheduler  # noqa: PLC0415 - after `--help`
@@ -97,8 +123,8 @@ def scheduler(session: Session, **options: Any) -> None:
     sys.exit(run_scheduler(session.config, **options))
 
 
-@click.command()
-@pass_session
+@click.command(cls=Command)
+@pass_process
 def reconciler(session: Session) -> None:
     """Run the process that takes up again what is overdue."""
     from worker.app import run_reconciler  # noqa: PLC0415 - after `--help`
@@ -124,8 +150,8 @@ def stopped_by_signal() -> threading.Event:
     return stopped
 
 
-@click.command()
-@pass_session
+@click.command(cls=Command)
+@pass_process
 def health(session: Session) -> None:
     """Serve /healthz, /readyz and /metrics on the configured port."""
     from scheduler.service.health import listen, serve  # noqa: PLC0415 - after `--help`
@@ -135,9 +161,9 @@ def health(session: Session) -> None:
     serve(session.config, listen(session.config.health), stopped_by_signal())
 
 
-@click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
-@pass_session
+@click.command(cls=Command, context_settings={"ignore_unknown_options": True})
+@argument("arguments", "What Flower is to be told.", nargs=-1, type=click.UNPROCESSED)
+@pass_process
 def flower(session: Session, arguments: tuple[str, ...]) -> None:
     """Run Flower on the service's broker; ARGUMENTS are Flower's own."""
     if find_spec("flower") is None:
@@ -147,7 +173,7 @@ def flower(session: Session, arguments: tuple[str, ...]) -> None:
     make_app(session.config).start(["flower", *arguments])
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--home",
     envvar="SHAREWRIGHT_HOME",
@@ -185,7 +211,7 @@ def up(
     sys.exit(run_up(chosen, concurrency=concurrency, grace=grace, log_level=log_level))
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="As of `up`.")
 @click.pass_context
 def decommission(ctx: click.Context, home: Path | None) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import click
 
-from scheduler.cli.session import Session, pass_session
-from scheduler.exits import Unreachable
+from scheduler.cli.commands import Group, argument
+from scheduler.cli.session import Session, pass_operator
 from worker.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
@@ -28,26 +28,21 @@ def _keys(session: Session) -> Keys:
 
 
 def _transaction(session: Session, work: Callable[[Connection], _T]) -> _T:
-    from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
+    from worker.db.core.engine import engine_for, transaction  # noqa: PLC0415 - after `--help`
 
-    from worker.db.core.engine import engine_for, transaction  # noqa: PLC0415
-
-    try:
-        with transaction(engine_for(session.config.database.url)) as connection:
-            return work(connection)
-    except DBAPIError as error:
-        raise Unreachable(f"The database cannot be used: {str(error.orig).strip()}") from error
+    with session.reaching(), transaction(engine_for(session.config.database.url)) as connection:
+        return work(connection)
 
 
-@click.group()
+@click.group(cls=Group)
 def secrets() -> None:
     """The keys that passwords are sealed with: generate, rotate, reseal, retire, list."""
 
 
 @secrets.command("generate")
-@pass_session
+@pass_operator
 def generate(session: Session) -> None:
-    """Make the first key."""
+    """Create the first key."""
     keys = _keys(session)
     current = keys.current()
     if current is not None:
@@ -59,7 +54,7 @@ def generate(session: Session) -> None:
 
 
 @secrets.command("rotate")
-@pass_session
+@pass_operator
 def rotate(session: Session) -> None:
     """Make a new key the current one; passwords that older ones sealed can still be opened."""
     keys = _keys(session)
@@ -67,8 +62,14 @@ def rotate(session: Session) -> None:
 
 
 @secrets.command("reseal")
-@click.option("--batch", type=click.IntRange(min=1), default=100, show_default=True)
-@pass_session
+@click.option(
+    "--batch",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="Passwords to seal in one transaction.",
+)
+@pass_operator
 def reseal(session: Session, batch: int) -> None:
     """Seal all passwords with the current key, so that older ones can be retired."""
     from worker.db import security_services as security  # noqa: PLC0415 - after `--help`
@@ -94,8 +95,8 @@ def reseal(session: Session, batch: int) -> None:
 
 
 @secrets.command("retire")
-@click.argument("key_id")
-@pass_session
+@argument("key_id", "A key's id; see `secrets list`.")
+@pass_operator
 def retire(session: Session, key_id: str) -> None:
     """Destroy a key that no password is sealed with any more."""
     from worker.db import security_services as security  # noqa: PLC0415 - after `--help`
@@ -122,7 +123,7 @@ def retire(session: Session, key_id: str) -> None:
 
 
 @secrets.command("list")
-@pass_session
+@pass_operator
 def list_keys(session: Session) -> None:
     """List the keys that are here or that passwords are sealed with, and how many are."""
     from worker.db import security_services as security  # noqa: PLC0415 - after `--help`

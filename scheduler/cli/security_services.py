@@ -10,7 +10,9 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from scheduler.cli.commands import Group
 from scheduler.cli.options import apply, changing, listing
+from scheduler.cli.references import SECURITY_SERVICE, SHARE_NETWORK, reference, referring
 from scheduler.cli.session import Session, pass_session
 
 _COLUMNS: Final = ("id", "name", "type", "domain", "server", "password_key_id")
@@ -58,23 +60,23 @@ def _sealed(session: Session, password_file: str | None) -> dict[str, str] | Non
     return session.seal(password)
 
 
-@click.group()
+@click.group(cls=Group)
 def security_service() -> None:
     """What share servers log in to: create, add to share networks, remove, delete."""
 
 
 @security_service.command("create")
-@click.option("--type", "type", type=_TYPES, required=True)
+@click.option("--type", "type", type=_TYPES, required=True, help="What it is.")
 @_contents
 @changing
 @pass_session
 def create(session: Session, *, password_file: str | None, **options: Any) -> None:
-    """Make a security service."""
+    """Create a security service."""
     session.change("create_security_service", password=_sealed(session, password_file), **options)
 
 
 @security_service.command("update")
-@click.argument("security_service_id")
+@reference("security_service_id", SECURITY_SERVICE)
 @_contents
 @changing
 @pass_session
@@ -84,7 +86,7 @@ def update(session: Session, *, password_file: str | None, **options: Any) -> No
 
 
 @security_service.command("delete")
-@click.argument("security_service_id")
+@reference("security_service_id", SECURITY_SERVICE)
 @changing
 @pass_session
 def delete(session: Session, **options: Any) -> None:
@@ -92,14 +94,14 @@ def delete(session: Session, **options: Any) -> None:
     session.change("delete_security_service", **options)
 
 
-_on_network = click.argument("share_network_id")
+_on_network = reference("share_network_id", SHARE_NETWORK)
 _as_admin = click.option(
     "--admin", is_flag=True, help="As an administrator, who changes public ones too."
 )
 
 
 @security_service.command("add")
-@click.argument("security_service_id")
+@reference("security_service_id", SECURITY_SERVICE)
 @_on_network
 @_as_admin
 @changing
@@ -110,7 +112,7 @@ def add(session: Session, **options: Any) -> None:
 
 
 @security_service.command("remove")
-@click.argument("security_service_id")
+@reference("security_service_id", SECURITY_SERVICE)
 @_on_network
 @_as_admin
 @changing
@@ -121,7 +123,7 @@ def remove(session: Session, **options: Any) -> None:
 
 
 @security_service.command("show")
-@click.argument("security_service_id")
+@reference("security_service_id", SECURITY_SERVICE)
 @pass_session
 def show(session: Session, security_service_id: str) -> None:
     """Show a security service; the password is never shown, only with which key it is sealed."""
@@ -129,9 +131,9 @@ def show(session: Session, security_service_id: str) -> None:
 
 
 @security_service.command("list")
-@click.option("--name")
-@click.option("--type", "type", type=_TYPES)
-@click.option("--share-network", "share_network_id", metavar="ID")
+@click.option("--name", help="Only those of this name.")
+@click.option("--type", "type", type=_TYPES, help="Only those of this type.")
+@referring("--share-network", "share_network_id", SHARE_NETWORK, "Only those on this network.")
 @listing
 @pass_session
 def list_security_services(session: Session, **filters: Any) -> None:

@@ -12,26 +12,25 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, update_wrapper
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
+from click.core import ParameterSource
 
+from scheduler.cli.references import resolved
+from scheduler.cli.tables import print_object, print_rows
 from scheduler.exits import NotInTime, Unreachable
 from scheduler.requests.base import parse
 from scheduler.requests.verbs import VERBS
 from scheduler.service.home import DEFAULT_HOME, Home
-from worker.config import Config, load
+from worker.config import Config, configured_path, load, masked, sqlite_path
 
 if TYPE_CHECKING:
     from scheduler.client import Client
 
-_NO_BROKER: Final = (
-    "The broker cannot be reached ({}); is the service running (`sharewright up`), and is --home "
-    "or the configuration file its own?"
-)
 _WATCH_SECONDS: Final = 0.1
 _ANSWER_SECONDS: Final = 15.0
+JSON_HELP: Final = 'Print JSON, for programs; also errors, as {"error": ...}.'
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -39,17 +38,47 @@ class Session:
     """One run of the command: whose, where, and how it prints."""
 
     def __init__(self, home: str | None, project: str, *, as_json: bool) -> None:
-        self._home = home
+        self._named = Home.at(home) if home is not None else None
         self.project = project
         self.as_json = as_json
 
     @cached_property
     def config(self) -> Config:
         """The service's configuration: a home's when one is named or runs, else the file's."""
-        if self._home is not None:
-            return Home.at(self._home).config()
+        return self._home.config() if self._home is not None else load()
+
+    @cached_property
+    def _home(self) -> Home | None:
+        if self._named is not None:
+            return self._named
         default = Home.at(DEFAULT_HOME)
-        return default.config() if default.service() is not None else load()
+        return default if default.service() is not None else None
+
+    @property
+    def where(self) -> str:
+        """Where the configuration comes from, for sentences about what is not reached."""
+        if self._home is not None:
+            return f"of the home {self._home.path}"
+        path = configured_path()
+        return f"of {path}" if path else "by default: no configuration file was found"
+
+    @property
+    def is_configured(self) -> bool:
+        """Whether a home or a configuration file says what to use."""
+        return self._home is not None or configured_path() is not None
+
+    def _no_broker(self, fault: str) -> Unreachable:
+        return Unreachable(
+            f"The broker {masked(self.config.broker.url)} ({self.where}) cannot be reached "
+            f"({fault}). Is the service running (`sharewright up`), and is --home or the "
+            f"configuration file its own?"
+        )
+
+    def _no_database(self, fault: str) -> Unreachable:
+        return Unreachable(
+            f"The database {masked(self.config.database.url)} ({self.where}) cannot be used: "
+            f"{fault}."
+        )
 
     def payload(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """A request's payload; options that were not given are left out.
@@ -85,14 +114,13 @@ class Session:
 
     def query(self, ask: Callable[[Any], dict[str, Any]]) -> dict[str, Any] | None:
         """Ask the database; None when it cannot be reached from here."""
-        from sqlalchemy.engine import make_url  # noqa: PLC0415 - after `--help`
-        from sqlalchemy.exc import DBAPIError  # noqa: PLC0415
+        path = sqlite_path(self.config.database.url)
+        if path is not None and not path.exists():
+            return None  # opening it would make it
+        from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
 
         from worker.db.core.engine import engine_for, reading  # noqa: PLC0415
 
-        url = make_url(self.config.database.url)
-        if url.get_backend_name() == "sqlite" and not Path(url.database or "").exists():
-            return None  # opening it would make it
         try:
             with reading(engine_for(self.config.database.url)) as connection:
                 return ask(connection)
@@ -100,8 +128,8 @@ class Session:
             return None
 
     @contextmanager
-    def tx(self) -> Iterator[None]:
-        """What an operator does to database and broker by hand; both must be reachable."""
+    def reaching(self) -> Iterator[None]:
+        """Turn what an unreachable database or broker raises into a sentence about it."""
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
 
         from worker.messaging.broker import UNREACHABLE  # noqa: PLC0415
@@ -109,20 +137,24 @@ class Session:
         try:
             yield
         except DBAPIError as error:
-            raise Unreachable(f"The database cannot be reached ({type(error).__name__}).") from None
+            raise self._no_database(str(error.orig).strip()) from None
         except UNREACHABLE as error:
-            raise Unreachable(_NO_BROKER.format(type(error).__name__)) from None
+            raise self._no_broker(type(error).__name__) from None
 
     @contextmanager
     def client(self) -> Iterator[Client]:
         """A producer's connection; what keeps it from the service is one sentence."""
+        if self._named is not None and self._named.service() is None:
+            raise Unreachable(
+                f"No service runs in {self._named.path}; `sharewright up --home` starts one there."
+            )
         from scheduler.client import Client, NotHeard, broker_fault  # noqa: PLC0415
 
         broker = self.config.broker
         # Asked first: the client itself would try for half a minute before it says so.
         fault = broker_fault(broker.url)
         if fault is not None:
-            raise Unreachable(_NO_BROKER.format(fault))
+            raise self._no_broker(fault)
         client = Client(broker.url, broker.result_backend)
         try:
             yield client
@@ -212,8 +244,6 @@ class Session:
         if self.as_json:
             click.echo(json.dumps(document, indent=2))
             return
-        from scheduler.cli.tables import print_object  # noqa: PLC0415 - rich is slow to import
-
         print_object(document)
 
     def print_list(self, document: Mapping[str, Any], columns: tuple[str, ...]) -> None:
@@ -221,29 +251,60 @@ class Session:
         if self.as_json:
             click.echo(json.dumps(document, indent=2))
             return
-        from scheduler.cli.tables import print_rows  # noqa: PLC0415 - rich is slow to import
-
         rows = next(value for name, value in document.items() if name != "next_marker")
         print_rows(rows, columns)
         if document.get("next_marker"):
             click.echo(f"There are more: --marker {document['next_marker']}", err=True)
 
 
-def pass_session(command: _F) -> _F:
-    """Hand a command its :class:`Session`; ``--json`` and ``--project`` may follow the verb."""
+def _handing(*takes: str) -> Callable[[_F], _F]:
+    """Make a decorator that hands a command its :class:`Session`.
 
-    @click.option("--json", "own_as_json", is_flag=True, help="Print JSON, for programs.")
-    @click.option("--project", "own_project", help="On whose behalf.")
-    @click.pass_context
-    def with_session(
-        ctx: click.Context, /, *, own_as_json: bool, own_project: str | None, **options: Any
-    ) -> Any:
-        root = ctx.find_root().obj
-        session = Session(
-            root["home"],
-            own_project or root["project"],
-            as_json=own_as_json or root["as_json"],
-        )
-        return command(session, **options)
+    ``takes`` are the common options that mean something to the command; they may stand before or
+    after its name, and the others are refused.
+    """
+    options = {
+        "home": click.option(
+            "--home",
+            "own_home",
+            type=click.Path(file_okay=False),
+            help="Directory of a service that runs by `sharewright up --home`.",
+        ),
+        "project": click.option("--project", "own_project", help="The project to speak for."),
+        "as_json": click.option("--json", "own_as_json", is_flag=True, help=JSON_HELP),
+    }
 
-    return cast("_F", update_wrapper(with_session, command))
+    def decorate(command: _F) -> _F:
+        @click.pass_context
+        def with_session(ctx: click.Context, /, **given: Any) -> Any:
+            root = ctx.find_root()
+            _refuse_meaningless(root, ctx.command_path, takes)
+            own = {name: given.pop(f"own_{name}", None) for name in options}
+            session = Session(
+                own["home"] or root.obj["home"],
+                own["project"] or root.obj["project"],
+                as_json=bool(own["as_json"] or root.obj["as_json"]),
+            )
+            root.obj["command"] = ctx.command
+            return command(session, **resolved(ctx.command, given, session.read))
+
+        decorated: Any = with_session
+        for name in takes:
+            decorated = options[name](decorated)
+        return cast("_F", update_wrapper(decorated, command))
+
+    return decorate
+
+
+def _refuse_meaningless(root: click.Context, path: str, takes: tuple[str, ...]) -> None:
+    for name, option in (("project", "--project"), ("as_json", "--json")):
+        if name not in takes and root.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"{option} means nothing to `{path}`; leave it out.")
+
+
+pass_session: Final = _handing("as_json", "project", "home")
+"""For commands that speak for a project."""
+pass_operator: Final = _handing("as_json", "home")
+"""For commands on the service's own files, database and queues."""
+pass_process: Final = _handing("home")
+"""For commands that are processes of the service."""

@@ -7,8 +7,11 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from scheduler.cli.options import apply, changing, described, listing, pairs
+from scheduler.cli.commands import Group
+from scheduler.cli.options import apply, changing, described, listing, one_of, pairs
+from scheduler.cli.references import SHARE_NETWORK, reference
 from scheduler.cli.session import Session, pass_session
+from worker.model import NetworkKind
 
 _COLUMNS: Final = ("id", "name", "kind", "is_public", "is_default", "project_id")
 _F = TypeVar("_F", bound=Callable[..., Any])
@@ -56,7 +59,7 @@ _as_admin = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def share_network() -> None:
     """Where share servers get their addresses from; administrators publish, set the default."""
 
@@ -70,14 +73,14 @@ def share_network() -> None:
 @changing
 @pass_session
 def create(session: Session, *, is_public: bool, **options: Any) -> None:
-    """Make a share network; its options make its kind."""
+    """Create a share network; its options decide its kind."""
     session.change(
         "create_share_network", admin=is_public, is_public=is_public or None, **_given(**options)
     )
 
 
 @share_network.command("update")
-@click.argument("share_network_id")
+@reference("share_network_id", SHARE_NETWORK)
 @_kind
 @described
 @_as_admin
@@ -89,7 +92,7 @@ def update(session: Session, *, admin: bool, **options: Any) -> None:
 
 
 @share_network.command("delete")
-@click.argument("share_network_id")
+@reference("share_network_id", SHARE_NETWORK)
 @_as_admin
 @changing
 @pass_session
@@ -99,7 +102,7 @@ def delete(session: Session, **options: Any) -> None:
 
 
 @share_network.command("publish")
-@click.argument("share_network_id")
+@reference("share_network_id", SHARE_NETWORK)
 @changing
 @pass_session
 def publish(session: Session, **options: Any) -> None:
@@ -108,7 +111,7 @@ def publish(session: Session, **options: Any) -> None:
 
 
 @share_network.command("unpublish")
-@click.argument("share_network_id")
+@reference("share_network_id", SHARE_NETWORK)
 @changing
 @pass_session
 def unpublish(session: Session, **options: Any) -> None:
@@ -117,7 +120,7 @@ def unpublish(session: Session, **options: Any) -> None:
 
 
 @share_network.command("set-default")
-@click.argument("share_network_id")
+@reference("share_network_id", SHARE_NETWORK)
 @changing
 @pass_session
 def set_default(session: Session, **options: Any) -> None:
@@ -126,16 +129,16 @@ def set_default(session: Session, **options: Any) -> None:
 
 
 @share_network.command("unset-default")
-@click.argument("share_network_id")
+@reference("share_network_id", SHARE_NETWORK)
 @changing
 @pass_session
 def unset_default(session: Session, **options: Any) -> None:
-    """Let requests that name none have none again (an administrator's)."""
+    """Have no default any more for requests that name no share network (an administrator's)."""
     session.change("unset_default_share_network", **options)
 
 
 @share_network.command("show")
-@click.argument("share_network_id")
+@reference("share_network_id", SHARE_NETWORK)
 @pass_session
 def show(session: Session, share_network_id: str) -> None:
     """Show a share network."""
@@ -143,8 +146,8 @@ def show(session: Session, share_network_id: str) -> None:
 
 
 @share_network.command("list")
-@click.option("--name")
-@click.option("--kind")
+@click.option("--name", help="Only those of this name.")
+@one_of("--kind", NetworkKind, "Only those of this kind.")
 @listing
 @pass_session
 def list_all(session: Session, **filters: Any) -> None:

@@ -8,20 +8,23 @@ from typing import Any, Final
 
 import click
 
-from scheduler.cli.options import changing, listing
+from scheduler.cli.commands import Group
+from scheduler.cli.options import changing, listing, one_of
+from scheduler.cli.references import SHARE_NETWORK, SHARE_SERVER, reference, referring
 from scheduler.cli.session import Session, pass_session
 from worker.errors import RequestFailed
+from worker.model import ServerStatus
 
 _SERVERS: Final = ("id", "status", "share_network_id", "backend", "shares", "gib", "server_id")
 
 
-@click.group()
+@click.group(cls=Group)
 def share_server() -> None:
     """Share servers: show, list, ensure, delete."""
 
 
 @share_server.command("show")
-@click.argument("share_server_id")
+@reference("share_server_id", SHARE_SERVER)
 @pass_session
 def show_share_server(session: Session, share_server_id: str) -> None:
     """Show a share server."""
@@ -29,9 +32,9 @@ def show_share_server(session: Session, share_server_id: str) -> None:
 
 
 @share_server.command("list")
-@click.option("--status")
-@click.option("--share-network", "share_network_id", metavar="ID")
-@click.option("--backend")
+@one_of("--status", ServerStatus, "Only those of this status.")
+@referring("--share-network", "share_network_id", SHARE_NETWORK, "Only those on this network.")
+@click.option("--backend", help="Only those of this backend.")
 @listing
 @pass_session
 def list_share_servers(session: Session, **filters: Any) -> None:
@@ -40,7 +43,7 @@ def list_share_servers(session: Session, **filters: Any) -> None:
 
 
 @share_server.command("delete")
-@click.argument("share_server_id")
+@reference("share_server_id", SHARE_SERVER)
 @changing
 @pass_session
 def delete_share_server(session: Session, **options: Any) -> None:
@@ -49,7 +52,7 @@ def delete_share_server(session: Session, **options: Any) -> None:
 
 
 @share_server.command("ensure")
-@click.argument("share_server_id", required=False)
+@reference("share_server_id", SHARE_SERVER, required=False)
 @click.option("--backend", help="All servers of this backend.")
 @click.option("--host", help="All servers of the backends that are bound to this host.")
 @changing

@@ -6,19 +6,22 @@ from typing import Any, Final
 
 import click
 
-from scheduler.cli.options import changing, described, listing, pairs
+from scheduler.cli.commands import Group
+from scheduler.cli.options import changing, described, listing, one_of, pairs
+from scheduler.cli.references import SHARE, SNAPSHOT, reference, referring
 from scheduler.cli.session import Session, pass_session
+from worker.model import SnapshotStatus
 
 _SNAPSHOTS: Final = ("id", "name", "share_id", "size", "status", "created_at")
 
 
-@click.group()
+@click.group(cls=Group)
 def snapshot() -> None:
     """Snapshots: create, delete, show, list."""
 
 
 @snapshot.command("create")
-@click.argument("share_id")
+@reference("share_id", SHARE)
 @described
 @changing
 @pass_session
@@ -28,16 +31,16 @@ def create_snapshot(session: Session, metadata: tuple[str, ...], **options: Any)
 
 
 @snapshot.command("delete")
-@click.argument("snapshot_id")
+@reference("snapshot_id", SNAPSHOT)
 @changing
 @pass_session
 def delete_snapshot(session: Session, **options: Any) -> None:
-    """Remove a snapshot."""
+    """Delete a snapshot. Asks nothing."""
     session.change("delete_snapshot", **options)
 
 
 @snapshot.command("show")
-@click.argument("snapshot_id")
+@reference("snapshot_id", SNAPSHOT)
 @pass_session
 def show_snapshot(session: Session, snapshot_id: str) -> None:
     """Show a snapshot."""
@@ -45,9 +48,9 @@ def show_snapshot(session: Session, snapshot_id: str) -> None:
 
 
 @snapshot.command("list")
-@click.option("--name")
-@click.option("--status")
-@click.option("--share", "share_id", metavar="ID")
+@click.option("--name", help="Only those of this name.")
+@one_of("--status", SnapshotStatus, "Only those of this status.")
+@referring("--share", "share_id", SHARE, "Only those of this share.")
 @listing
 @pass_session
 def list_snapshots(session: Session, **filters: Any) -> None:

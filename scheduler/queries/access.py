@@ -20,5 +20,5 @@ def list_access(connection: Connection, request: ListAccess, _config: Config) ->
     if not all_projects(request):
         # An empty list would say that the share of another project exists.
         show(connection, views.SHARE, ObjectKind.SHARE, request.context, request.share_id)
-    filters = request.model_dump(include={"share_id", "state"})
+    filters = request.model_dump(mode="json", include={"share_id", "state"})
     return list_rows(connection, views.ACCESS_RULE, "access_rules", request, filters)

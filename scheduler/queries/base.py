@@ -77,6 +77,7 @@ def page(
     marker_id: ColumnElement[Any],
     request: Any,
     visible: ColumnElement[bool] | None,
+    newest_first: bool = False,
 ) -> tuple[Sequence[Row[Any]], str | None]:
     """Rows after the marker, and the next page's marker if there is one."""
     if visible is not None:
@@ -92,8 +93,10 @@ def page(
                 f"without a marker.",
                 field="marker",
             )
-        statement = statement.where(tuple_(*order) > tuple_(*after))
-    rows = connection.execute(statement.order_by(*order).limit(request.limit + 1)).all()
+        here, there = tuple_(*order), tuple_(*after)
+        statement = statement.where(here < there if newest_first else here > there)
+    direction = [column.desc() if newest_first else column for column in order]
+    rows = connection.execute(statement.order_by(*direction).limit(request.limit + 1)).all()
     page = rows[: request.limit]
     more = len(rows) > request.limit
     return page, str(getattr(page[-1], marker_id.key or "id")) if more else None

@@ -15,6 +15,7 @@ from scheduler.queries.base import all_projects, is_administrator, missing, page
 from scheduler.requests.operations import ListOperations, OperationOnly
 from worker.config import Config
 from worker.db import views
+from worker.db.core.engine import db_now
 from worker.db.tables.main import (
     operation_aliases,
     operation_steps,
@@ -22,6 +23,8 @@ from worker.db.tables.main import (
 )
 from worker.db.views import View
 from worker.errors import ObjectKind
+from worker.messaging.queues import group_of
+from worker.model import OperationState
 
 _OF_TENANTS: Final = (views.OPERATION, views.STEP)
 _OF_ADMINISTRATORS: Final = (views.OPERATION_FOR_ADMINISTRATORS, views.STEP_FOR_ADMINISTRATORS)
@@ -54,7 +57,13 @@ def show_operation(
         .where(operation_steps.c.operation_id == row.id)
         .order_by(operation_steps.c.seq)
     )
-    return {**view(row), "steps": [_step(of_step, step) for step in steps]}
+    return {**_shown(view, row), "steps": [_step(of_step, step) for step in steps]}
+
+
+def _shown(view: View, row: Row[Any]) -> dict[str, Any]:
+    """An operation's document; for administrators with the group whose workers do its steps."""
+    document = view(row)
+    return {**document, "group": group_of(document["queue"])} if "queue" in document else document
 
 
 def _step(view: View, row: Row[Any]) -> dict[str, Any]:
@@ -64,19 +73,23 @@ def _step(view: View, row: Row[Any]) -> dict[str, Any]:
 def list_operations(
     connection: Connection, request: ListOperations, _config: Config
 ) -> dict[str, Any]:
-    """Return a page of operations, without their timelines, in the order of acceptance."""
+    """Return a page of operations, without their timelines."""
     o = operations.c
-    filters = request.model_dump(include={"state", "verb", "resource_id"})
+    filters = request.model_dump(mode="json", include={"state", "verb", "resource_id"})
+    conditions = [o[name] == value for name, value in filters.items() if value is not None]
+    if request.live:
+        conditions.append(o.state.in_([one.value for one in OperationState if not one.has_ended]))
+    if request.older_than is not None:
+        conditions.append(o.accepted_at < db_now() - request.older_than)
     everybodys = all_projects(request)
     view, _ = _OF_ADMINISTRATORS if is_administrator(request.context) else _OF_TENANTS
     rows, marker = page(
         connection,
-        select(*view.columns).where(
-            *(o[name] == value for name, value in filters.items() if value is not None)
-        ),
+        select(*view.columns).where(*conditions),
         order=(o.seq,),
         marker_id=o.id,
         request=request,
         visible=None if everybodys else o.project_id == request.context.project_id,
+        newest_first=request.newest_first,
     )
-    return {"operations": [view(row) for row in rows], "next_marker": marker}
+    return {"operations": [_shown(view, row) for row in rows], "next_marker": marker}

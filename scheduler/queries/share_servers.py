@@ -29,7 +29,7 @@ def list_share_servers(
     connection: Connection, request: ListShareServers, _config: Config
 ) -> dict[str, Any]:
     """Return a page of share servers."""
-    filters = request.model_dump(include={"status", "share_network_id", "backend"})
+    filters = request.model_dump(mode="json", include={"status", "share_network_id", "backend"})
     return list_rows(connection, _view(request.context), "share_servers", request, filters)
 
 

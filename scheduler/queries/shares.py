@@ -34,8 +34,9 @@ def list_shares(connection: Connection, request: ListShares, _config: Config) ->
         named = select(t.id).where(or_(t.id == request.share_type, t.name == request.share_type))
         conditions.append(shares.c.share_type_id.in_(named))
     filters = request.model_dump(
+        mode="json",
         include={
             *("name", "status", "share_network_id", "share_server_id", "snapshot_id", "backend")
-        }
+        },
     )
     return list_rows(connection, views.SHARE, "shares", request, filters, *conditions)

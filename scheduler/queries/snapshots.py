@@ -26,5 +26,5 @@ def list_snapshots(
     connection: Connection, request: ListSnapshots, _config: Config
 ) -> dict[str, Any]:
     """Return a page of snapshots."""
-    filters = request.model_dump(include={"name", "status", "share_id"})
+    filters = request.model_dump(mode="json", include={"name", "status", "share_id"})
     return list_rows(connection, views.SNAPSHOT, "snapshots", request, filters)

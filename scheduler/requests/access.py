@@ -12,6 +12,7 @@ from pydantic import (
 from scheduler.requests.base import ListPayload
 from scheduler.requests.fields import Id, Text
 from scheduler.requests.shares import ShareOnly
+from worker.model import AccessState
 
 
 def _client(value: str) -> str:
@@ -19,9 +20,9 @@ def _client(value: str) -> str:
     try:
         network = IPNetwork(value)
     except (AddrFormatError, ValueError) as error:
-        raise ValueError("is neither an IP address nor a CIDR") from error
+        raise ValueError(f"{value!r} is neither an IP address nor a CIDR") from error
     if network.ip != network.network:
-        raise ValueError(f"has host bits set; did you mean {network.cidr}?")
+        raise ValueError(f"{value!r} has host bits set; did you mean {network.cidr}?")
     return str(network.ip) if network.size == 1 else str(network.cidr)
 
 
@@ -43,4 +44,4 @@ class ListAccess(ListPayload):
     """A share's access rules, oldest first."""
 
     share_id: Id
-    state: Text | None = None
+    state: AccessState | None = None

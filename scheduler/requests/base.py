@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from scheduler.requests.fields import Description, Id, Label, Metadata, Name, Text, whole
+from worker.config import problem
 from worker.errors import InvalidRequest
 
 PREFIX: Final = "sharewright.request."
@@ -27,7 +28,7 @@ PREFIX: Final = "sharewright.request."
 class StrictModel(BaseModel):
     """Refuses fields that it does not know."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Context(StrictModel):
@@ -107,9 +108,8 @@ def parse(verb: Verb, payload: Any) -> Payload:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        problem = first["msg"].removeprefix("Value error, ")
         raise InvalidRequest(
-            f"{verb.name}: {field or 'payload'}: {problem}.", field=field
+            f"{verb.name}: {field or 'payload'}: {problem(first)}.", field=field
         ) from None
 
 

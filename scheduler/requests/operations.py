@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from pydantic import Field, StrictBool
+
 from scheduler.requests.base import ListPayload, Payload
 from scheduler.requests.fields import Id, Text
+from worker.model import OperationState
 
 
 class OperationOnly(Payload):
@@ -13,8 +18,13 @@ class OperationOnly(Payload):
 
 
 class ListOperations(ListPayload):
-    """Operations in the order of their acceptance."""
+    """Operations in the order of their acceptance, or the other way round."""
 
-    state: Text | None = None
+    state: OperationState | None = None
     verb: Text | None = None
     resource_id: Id | None = None
+    live: Annotated[StrictBool, Field(description="Only those that have not ended.")] = False
+    older_than: Annotated[
+        float | None, Field(ge=0, description="Only those accepted longer ago, in seconds.")
+    ] = None
+    newest_first: StrictBool = False

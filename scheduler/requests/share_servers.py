@@ -8,6 +8,7 @@ from pydantic import (
 
 from scheduler.requests.base import ListPayload, Payload
 from scheduler.requests.fields import Id, Text
+from worker.model import ServerStatus
 
 
 class ShareServerOnly(Payload):
@@ -33,6 +34,6 @@ class EnsureShareServers(Payload):
 class ListShareServers(ListPayload):
     """Share servers, oldest first."""
 
-    status: Text | None = None
+    status: ServerStatus | None = None
     share_network_id: Id | None = None
     backend: Text | None = None

@@ -10,6 +10,7 @@ from pydantic import (
 
 from scheduler.requests.base import Described, ListPayload, Payload
 from scheduler.requests.fields import Id, Name, Size, Text
+from worker.model import ShareStatus
 
 
 class CreateShare(Described):
@@ -38,7 +39,7 @@ class ListShares(ListPayload):
     """Shares, oldest first."""
 
     name: Name | None = None
-    status: Text | None = None
+    status: ShareStatus | None = None
     share_network_id: Id | None = None
     share_server_id: Id | None = None
     share_type: Text | None = None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from scheduler.requests.base import Described, ListPayload, Payload
-from scheduler.requests.fields import Id, Name, Text
+from scheduler.requests.fields import Id, Name
+from worker.model import SnapshotStatus
 
 
 class CreateSnapshot(Described):
@@ -22,5 +23,5 @@ class ListSnapshots(ListPayload):
     """Snapshots, oldest first."""
 
     name: Name | None = None
-    status: Text | None = None
+    status: SnapshotStatus | None = None
     share_id: Id | None = None

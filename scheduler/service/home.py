@@ -23,6 +23,7 @@ from worker.config import (
     SecretsSettings,
     from_document,
     load,
+    usable_path,
 )
 from worker.errors import ConfigurationError
 
@@ -94,6 +95,10 @@ class Home:
 
         Raises :class:`~worker.errors.ConfigurationError`.
         """
+        try:
+            usable_path(self.path)
+        except ValueError as error:
+            raise ConfigurationError(f"The home {error}.") from None
         if len(os.fsencode(self.socket)) > _LONGEST_SOCKET_PATH:
             raise ConfigurationError(
                 f"The path {self.socket} is too long for a socket (at most "

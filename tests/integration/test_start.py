@@ -122,7 +122,7 @@ def start(
         pytest.param(
             FLAT + "[backends.b1.driver]\ncolour = 1\n",
             (),
-            "colour: Extra inputs are not permitted",
+            "colour: is not known; check its spelling",
             id="an unknown option",
         ),
         pytest.param(

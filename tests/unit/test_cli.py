@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 from sqlalchemy import insert
 from sqlalchemy.engine import make_url
 
 from scheduler.cli import _COMMANDS, cli
+from scheduler.cli.tables import print_object, print_rows
 from scheduler.cli.timeline import Timeline
 from scheduler.exits import exit_code_of
 from scheduler.requests.verbs import VERBS
@@ -136,12 +140,20 @@ def test_a_list_of_one_project(environment: dict[str, str]) -> None:
     ("arguments", "code", "sentence"),
     [
         (("share", "show", "nope"), 5, "There is no share nope"),
-        (("share", "create", "0"), 3, "size"),
+        (("share", "create", "0"), 3, "SIZE: must be 1 or more"),
+        (("share", "create", "1", "--name", "x" * 300), 3, "--name: must have 255 or fewer"),
+        (("access", "allow", "s", "10.0.0"), 3, "ACCESS_TO: '10.0.0' is neither"),
         (("share", "create", "many"), 2, "not a valid integer"),
-        (("share", "create", "1"), 7, "The broker cannot be reached"),
+        (("share", "create", "1"), 7, "cannot be reached"),
         (("share", "list", "--marker", "nope"), 3, "marker"),
         (("nonsense",), 2, "No such command"),
-        (("schema", "nonsense"), 2, "there is no verb"),
+        (("schema", "create_shares"), 2, "Did you mean create_share?"),
+        (("operation", "list", "--state", "stuck"), 2, "compensation_failed"),
+        (("share", "list", "--status", "bogus"), 2, "error_deleting"),
+        (("--project", "p", "worker"), 2, "--project means nothing to"),
+        (("--project", "p", "db", "check"), 2, "--project means nothing"),
+        (("share", "create", "1", "--home", "/nonexistent"), 7, "No service runs in /nonexistent"),
+        (("share", "show", "my share"), 5, "There is no share 'my share'"),
         (("worker", "--group", "g"), 8, "No backend belongs to worker group"),
         (("dead-letter", "show", "7"), 5, "No message 7"),
     ],
@@ -152,8 +164,168 @@ def test_errors_are_a_sentence_and_an_exit_code(
     done = run(environment, *arguments)
     assert done.returncode == code, done.stderr
     assert sentence in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("sharewright: ")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_errors_are_documents_for_programs(environment: dict[str, str]) -> None:
+    refused = run(environment, "share", "show", "nope", "--json")
+    assert (refused.returncode, refused.stderr) == (5, "")
+    assert json.loads(refused.stdout) == {
+        "error": {
+            "code": "not_found",
+            "message": "There is no share nope in this project.",
+            "object": "share nope",
+            "field": "share_id",
+        }
+    }
+    for arguments, code, exit_code in (
+        (("share", "create", "many"), "usage", 2),
+        (("share", "create", "0"), "invalid_request", 3),
+        (("share", "create", "1"), "unreachable", 7),
+        (("scheduler",), "usage", 2),
+        (("db", "upgrade", "--home", "/nonexistent/a b"), "configuration", 8),
+    ):
+        done = run(environment, "--json", *arguments)
+        assert done.returncode == exit_code
+        assert json.loads(done.stdout)["error"]["code"] == code
+
+
+def leaves(
+    command: click.Command, context: click.Context
+) -> Iterator[tuple[click.Command, click.Context]]:
+    if not isinstance(command, click.Group):
+        yield command, context
+        return
+    for name in command.list_commands(context):
+        inner = command.get_command(context, name)
+        assert inner is not None
+        yield from leaves(inner, click.Context(inner, parent=context, info_name=name))
+
+
+def test_every_option_and_argument_is_explained() -> None:
+    found = 0
+    for command, context in leaves(cli, click.Context(cli, info_name="sharewright")):
+        for one in command.params:
+            text = getattr(one, "explained", None) or getattr(one, "help", None)
+            assert text, f"{context.command_path}: {one.name}"
+            found += 1
+        assert command.get_help(context)
+    assert found > 100
+
+
+def test_a_command_imports_what_it_needs(environment: dict[str, str]) -> None:
+    code = (
+        "import sys\n"
+        "from scheduler.cli import cli\n"
+        "try:\n"
+        "    cli.main(sys.argv[1:], standalone_mode=False)\n"
+        "finally:\n"
+        "    names = {name.partition('.')[0] for name in sys.modules}\n"
+        "    print('IMPORTED', *sorted(names), file=sys.stderr)"
+    )
+
+    def imported(*arguments: str) -> set[str]:
+        done = subprocess.run(
+            (sys.executable, "-c", code, *arguments),
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        line = next(line for line in done.stderr.splitlines() if line.startswith("IMPORTED"))
+        return set(line.split())
+
+    heavy = {"openstack", "alembic", "asyncssh", "rich", "prometheus_client"}
+    reads = imported("share", "list")
+    assert "sqlalchemy" in reads
+    assert not reads & {*heavy, "celery", "kombu", "redis"}
+    changes = imported("share", "create", "1", "--no-wait")
+    assert "celery" in changes
+    assert not changes & {*heavy, "sqlalchemy", "psycopg"}
+
+
+def test_a_name_or_the_beginning_of_an_id_stands_for_it(environment: dict[str, str]) -> None:
+    ids = [f"{letter * 8}-0000-4000-8000-000000000000" for letter in "ab"]
+    for share_id in ids:
+        add_share(environment, share_id)
+    add_share(environment, "aaaaaaaa-1")
+    assert json.loads(run(environment, "share", "show", "bbbb", "--json").stdout)["id"] == ids[1]
+    several = run(environment, "share", "show", "aaaa")
+    assert several.returncode == 3
+    assert f"aaaa may be several shares: {ids[0]}" in several.stderr
+    named = run(environment, "share", "show", "[red]a name")
+    assert named.returncode == 3
+    assert "Give the id" in named.stderr
+    assert run(environment, "share", "show", "bbb").returncode == 5, "too short to be meant"
+
+
+def test_lists_go_newest_first_and_can_be_narrowed(environment: dict[str, str]) -> None:
+    add_operation(environment, "old", state="running", phase="queued", accepted_at=1.0)
+    add_operation(environment, "ended", state="succeeded", accepted_at=2.0)
+    add_operation(environment, "new", state="pending", accepted_at=time.time())
+
+    def listed(*options: str) -> list[str]:
+        document = json.loads(run(environment, "operation", "list", "--json", *options).stdout)
+        return [operation["id"] for operation in document["operations"]]
+
+    assert listed() == ["new", "ended", "old"]
+    assert listed("--limit", "2", "--marker", "ended") == ["old"]
+    assert listed("--live") == ["new", "old"]
+    assert listed("--older-than", "3600") == ["ended", "old"]
+
+
+def test_an_operation_that_nobody_fetched_says_so(environment: dict[str, str]) -> None:
+    add_operation(
+        environment,
+        "waits",
+        state="running",
+        phase="queued",
+        task="create_share",
+        queue="steps.gold.0",
+        queued_at=time.time() - 45,
+    )
+    said = run(environment, "operation", "show", "waits").stdout
+    assert re.search(r"published 4\d s ago to the queue steps.gold.0, not fetched yet", said)
+    assert "a worker of the group gold" in said
+
+
+def test_a_list_never_folds_an_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    row = {
+        "id": "ce040189-fa16-4701-928b-998f3bc28a3e",
+        "name": "n" * 200,
+        "created_at": "2026-11-28T17:34:40.123456+00:00",
+        "share_network_id": "0" * 36,
+    }
+    columns = ("id", "name", "created_at", "share_network_id")
+    print_rows([row], columns)
+    head, line = capsys.readouterr().out.splitlines()
+    assert (head, head.rstrip()) == (head.rstrip(), head)
+    assert line.split() == [row["id"], row["name"], "2026-11-28T17:34:40", "0" * 36]
+    assert line == line.rstrip()
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "80")
+    print_rows([row], columns)
+    shown, told = capsys.readouterr()
+    assert all(len(one) <= 80 for one in shown.splitlines())
+    assert len(shown.splitlines()) == 2
+    assert row["id"] in shown
+    assert "Not shown, for want of width: created_at, share_network_id" in told
+
+
+def test_a_shown_object_is_not_folded(capsys: pytest.CaptureFixture[str]) -> None:
+    path = f"localhost:/{'x' * 200}"
+    print_object({"id": "s", "export_locations": [{"path": path}, {"path": "b"}], "size": None})
+    assert capsys.readouterr().out.splitlines() == [
+        "id                s",
+        f"export_locations  {path}",
+        "                  b",
+        "size              -",
+    ]
 
 
 def test_a_database_that_is_not_there_is_unreachable(environment: dict[str, str]) -> None:

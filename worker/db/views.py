@@ -19,7 +19,7 @@ from worker.db.tables import main as tables
 _TIMES: Final = frozenset(
     {
         *("created_at", "updated_at", "accepted_at", "started_at", "finished_at"),
-        *("reported_at", "received_at", "replayed_at", "first_seen", "last_seen"),
+        *("queued_at", "reported_at", "received_at", "replayed_at", "first_seen", "last_seen"),
     }
 )
 _DESCRIBED: Final = ("id", "project_id", "name", "description", "created_at", "updated_at")
@@ -109,7 +109,9 @@ _OPERATION: Final = (
 )
 OPERATION: Final = View(tables.operations, _OPERATION)
 """An operation; not its payload, which may hold what a later verb must keep secret."""
-OPERATION_FOR_ADMINISTRATORS: Final = View(tables.operations, (*_OPERATION, "worker"))
+OPERATION_FOR_ADMINISTRATORS: Final = View(
+    tables.operations, (*_OPERATION, "worker", "queue", "queued_at")
+)
 _STEP: Final = ("task", "outcome", "attempt", "started_at", "finished_at", "message")
 STEP: Final = View(tables.operation_steps, _STEP)
 STEP_FOR_ADMINISTRATORS: Final = View(tables.operation_steps, (*_STEP, "worker"))

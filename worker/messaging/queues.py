@@ -28,6 +28,11 @@ def step_queue(group: str, number: int) -> str:
     return f"steps.{group}.{number}"
 
 
+def group_of(queue: str) -> str:
+    """Return the worker group that a step queue belongs to."""
+    return queue.removeprefix("steps.").rpartition(".")[0]
+
+
 def queues_of(config: Config, group: str) -> list[str]:
     """All queues of a worker group."""
     return [step_queue(group, number) for number in range(config.group(group).queues)]
