@@ -389,10 +389,13 @@ def metrics() -> str:
     return table(("name", "type", "what it is"), rows)
 
 
+_LANGUAGES: Final = {".js": "javascript", ".py": "python", ".sh": "sh", ".toml": "toml"}
+
+
 def example(name: str) -> str:
     """A file of docs/examples, as it is."""
     text = (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
-    return f"```{'toml' if name.endswith('.toml') else 'python'}\n{text}```\n"
+    return f"```{_LANGUAGES[Path(name).suffix]}\n{text}```\n"
 
 
 SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
@@ -420,6 +423,8 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "exit-codes": exit_codes,
     "metrics": metrics,
     "producer": lambda: example("producer.py"),
+    "producer-node": lambda: example("producer.js"),
+    "producer-shell": lambda: example("producer.sh"),
     "sealing": lambda: example("seal.py"),
     "example-driver": lambda: example("directories/directories.py"),
     "example-driver-project": lambda: example("directories/pyproject.toml"),

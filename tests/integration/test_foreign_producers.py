@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import uuid
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -9,8 +12,14 @@ import pytest
 from sqlalchemy import select, update
 
 from tests.support.deployment import Deployment
-from tests.support.producers import celery_producer, node_producer, produce
-from tests.support.services import RedisServer
+from tests.support.producers import (
+    celery_producer,
+    node_modules,
+    node_producer,
+    node_programs,
+    produce,
+)
+from tests.support.services import ROOT, RedisServer, require
 from worker.db.core.engine import reading, transaction
 from worker.db.tables.main import share_networks, shares
 
@@ -109,3 +118,46 @@ def test_every_priority_is_read(deployment: Deployment, steps: list[int] | None)
     options = {"priority_steps": steps} if steps else {}
     told = produce(celery_producer("installed"), deployment.redis, asked, options)
     assert ["shares" in one.get("result", {}) for one in told] == [True] * 10, told
+
+
+def example(language: str) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the command of an example of the guide, and what it needs in its environment."""
+    script = str(ROOT / "docs" / "examples" / f"producer.{language}")
+    if language == "js":
+        needed = {"NODE_PATH": str(node_modules() / "node_modules")}
+        return (str(node_programs() / "node"), script), needed
+    require("redis-cli")
+    return (script,), {}
+
+
+@pytest.mark.parametrize("language", ["js", "sh"])
+def test_an_example_of_the_guide(deployment: Deployment, network: str, language: str) -> None:
+    command, needed = example(language)
+
+    def run(network_id: str, size: str) -> subprocess.CompletedProcess[str]:
+        urls = (deployment.redis.url(), deployment.redis.url(1))
+        return subprocess.run(
+            (*command, *urls, str(uuid.uuid4()), "p1", network_id, size),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+            env={"PATH": os.environ["PATH"], **needed},
+        )
+
+    made = run(network, "1")
+    assert made.returncode == 0, made.stderr + deployment.logs()
+    with reading(deployment.engine) as connection:
+        paths = [
+            row.export_locations[0]["path"]
+            for row in connection.execute(select(shares).where(shares.c.status == "available"))
+        ]
+    assert made.stdout.strip() in paths
+    refused = run("nowhere", "1")
+    assert refused.returncode == 1
+    for part in ("not_found", "There is no share network nowhere.", "share_network nowhere"):
+        assert part in refused.stderr
+    refused = run(network, "0")
+    assert refused.returncode == 1
+    assert "invalid_request" in refused.stderr
+    assert "size" in refused.stderr
