@@ -254,27 +254,6 @@ def test_what_is_longest_overdue_comes_first(engine: Engine) -> None:
     assert [operation.id for operation in found] == [ids[1], ids[2]]
 
 
-def test_what_only_waits_in_a_deep_queue_is_postponed(engine: Engine) -> None:
-    young, old, elsewhere = (
-        accept(engine)[0],
-        accept(engine)[0],
-        accept(engine, queue="steps.other.0")[0],
-    )
-    with transaction(engine) as connection:
-        for one in (young, old, elsewhere):
-            recovery(connection, one)
-        connection.execute(
-            update(operations_table)
-            .where(operations_table.c.id == old)
-            .values(queued_at=db_now() - 1000)
-        )
-        number = late.postpone(connection, "steps.default.0", limit=600.0, republish_after=LEASE)
-    assert number == 1
-    assert row(engine, young).left > 0
-    assert row(engine, old).left < 0
-    assert row(engine, elsewhere).left < 0
-
-
 def end(engine: Engine, operation_id: str, number: int = 1) -> None:
     mine = claimed(engine, operation_id, number)
     write(

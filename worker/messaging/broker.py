@@ -30,6 +30,8 @@ class Priorities:
 
     first_step: int
     next_step: int
+    strict: bool
+    """Whether the lower priority waits for as long as there is anything of the higher one."""
 
 
 def is_redis(url: str) -> bool:
@@ -44,8 +46,8 @@ def priorities(url: str) -> Priorities:
     knows two levels: up to 4, and above.
     """
     if is_redis(url) or urlsplit(url).scheme == "sentinel":
-        return Priorities(first_step=5, next_step=0)
-    return Priorities(first_step=0, next_step=5)
+        return Priorities(first_step=5, next_step=0, strict=True)
+    return Priorities(first_step=0, next_step=5, strict=False)
 
 
 def transport_options(config: BrokerSettings) -> dict[str, Any]:

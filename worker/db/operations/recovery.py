@@ -2,13 +2,29 @@
 
 It is told the versions of sagas that its release knows, and leaves all others alone: a newer
 release's reconciler takes those up, and each re-drive would make that one's messages stale.
+
+Each queue has its share of what is found, so that a worker group which is down, with thousands of
+overdue operations, keeps nobody else's from being found.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
-from sqlalchemy import Connection, func, select, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    false,
+    func,
+    not_,
+    select,
+    true,
+    tuple_,
+    update,
+)
 
 from worker.db.core.engine import db_now
 from worker.db.operations.store import publish_all
@@ -18,7 +34,6 @@ from worker.model import Phase
 
 _o = operations.c
 
-
 Versions = Sequence[tuple[str, int]]
 """Names and versions of sagas."""
 
@@ -26,18 +41,127 @@ Versions = Sequence[tuple[str, int]]
 def due(
     connection: Connection, phases: Sequence[Phase], limit: int, *, known: Versions
 ) -> list[Operation]:
-    """Return operations whose deadline has passed, the longest overdue first."""
+    """Return operations whose deadline has passed, the longest overdue of each queue first."""
+    overdue = and_(
+        _o.due_at < db_now(),
+        _o.phase.in_([phase.value for phase in phases]),
+        tuple_(_o.saga, _o.saga_version).in_(known),
+    )
+    ranked = (
+        select(
+            _o.seq.label("seq"),
+            func.row_number().over(partition_by=_o.queue, order_by=_o.due_at).label("rank"),
+        )
+        .where(overdue)
+        .subquery()
+    )
     rows = connection.execute(
         select(*COLUMNS)
-        .where(
-            _o.due_at < db_now(),
-            _o.phase.in_([phase.value for phase in phases]),
-            tuple_(_o.saga, _o.saga_version).in_(known),
-        )
-        .order_by(_o.due_at)
+        .join(ranked, ranked.c.seq == _o.seq)
+        .order_by(ranked.c.rank, _o.due_at)
         .limit(limit)
     )
     return [operation_of(row) for row in rows]
+
+
+def overdue_queues(connection: Connection, known: Versions) -> list[str]:
+    """Return the queues that have overdue messages."""
+    return list(connection.execute(select(_o.queue).where(_overdue(known)).distinct()).scalars())
+
+
+def _overdue(known: Versions) -> ColumnElement[bool]:
+    return and_(
+        _o.phase == Phase.QUEUED.value,
+        _o.due_at < db_now(),
+        tuple_(_o.saga, _o.saga_version).in_(known),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """How far the workers of a queue have come: what was queued before these times, was claimed.
+
+    ``first`` is for the first steps of operations, ``later`` for those that follow: they have a
+    higher priority, so a first step is claimed only when no later one is in the queue.
+    """
+
+    first: float = 0.0
+    later: float = 0.0
+
+    def and_then(self, other: Claimed) -> Claimed:
+        """Return what both say."""
+        return Claimed(max(self.first, other.first), max(self.later, other.later))
+
+    @property
+    def lost(self) -> ColumnElement[bool]:
+        """That a queued message is lost: what came after it was claimed."""
+        return _o.queued_at < case((_is_first(), self.first), else_=self.later)
+
+
+def _is_first() -> ColumnElement[bool]:
+    return and_(_o.position == 0, not_(_o.undoing))
+
+
+def claimed(connection: Connection, *, strict_priorities: bool) -> dict[str, Claimed]:
+    """Return how far the workers of each queue have come, as seen from the steps in hand.
+
+    Where the broker takes priorities as a hint only, a later step may wait behind a first one.
+    """
+    is_first = _is_first().label("is_first")
+    rows = connection.execute(
+        select(_o.queue, is_first, func.max(_o.queued_at), func.max(_o.claimed_at))
+        # Leases that are valid: few, and found by the index of deadlines.
+        .where(_o.phase == Phase.LEASED.value, _o.due_at > db_now())
+        .group_by(_o.queue, is_first)
+    )
+    found: dict[str, Claimed] = {}
+    for queue, first, queued_at, claimed_at in rows:
+        if not first:
+            seen = Claimed(later=queued_at)
+        else:
+            seen = Claimed(queued_at, claimed_at if strict_priorities else queued_at)
+        found[queue] = found.get(queue, Claimed()).and_then(seen)
+    return found
+
+
+def is_lost(seen: Claimed | None) -> ColumnElement[bool]:
+    """That an overdue message is lost; None: the queue is empty, so every one is."""
+    return true() if seen is None else seen.lost
+
+
+def is_old(limit: float | None) -> ColumnElement[bool]:
+    """That a message was queued longer ago than a limit, if there is one."""
+    return false() if limit is None else _o.queued_at < db_now() - limit
+
+
+def lost(
+    connection: Connection, queue: str, lost: ColumnElement[bool], limit: int, *, known: Versions
+) -> list[Operation]:
+    """Return operations of a queue whose message is lost, those that were begun first."""
+    rows = connection.execute(
+        select(*COLUMNS)
+        .where(_overdue(known), _o.queue == queue, lost)
+        .order_by(_is_first(), _o.due_at)
+        .limit(limit)
+    )
+    return [operation_of(row) for row in rows]
+
+
+def postpone(
+    connection: Connection,
+    queue: str,
+    lost: ColumnElement[bool],
+    *,
+    republish_after: float,
+    known: Versions,
+) -> int:
+    """Look later at a queue's messages that only wait for their turn; return how many."""
+    changed = connection.execute(
+        update(operations)
+        .where(_overdue(known), _o.queue == queue, not_(lost))
+        .values(due_at=db_now() + republish_after)
+    )
+    return changed.rowcount
 
 
 def unknown(connection: Connection, known: Versions) -> list[tuple[str, int, int]]:
@@ -48,39 +172,26 @@ def unknown(connection: Connection, known: Versions) -> list[tuple[str, int, int
         .group_by(_o.saga, _o.saga_version)
         .order_by(_o.saga, _o.saga_version)
     )
-    return [tuple(row) for row in rows]
+    return [(saga, version, count) for saga, version, count in rows]
 
 
 def redrive(
-    connection: Connection, recovery: Sequence[Operation], *, republish_after: float
+    connection: Connection, overdue: Sequence[Operation], *, republish_after: float
 ) -> list[Dispatch]:
     """Take up again what is overdue: a new dispatch number and deadline, then publish.
 
-    Whoever else moved one of them meanwhile wins: it is left out of the answer.
+    A wait that is over is no re-drive. Whoever else moved one of them meanwhile wins: it is left
+    out of the answer.
     """
-    if not recovery:
+    if not overdue:
         return []
+    waited = _o.phase == Phase.WAITING.value
     rows = connection.execute(
         publish_all(republish_after)
         .where(
-            _o.seq.in_([one.seq for one in recovery]),
+            _o.seq.in_([one.seq for one in overdue]),
             _o.due_at < db_now(),  # whoever moved it meanwhile moved its deadline too
         )
-        .values(redrives=_o.redrives + 1)
+        .values(redrives=_o.redrives + case((waited, 0), else_=1))
     )
     return [dispatch_of(row) for row in rows]
-
-
-def postpone(connection: Connection, queue: str, *, limit: float, republish_after: float) -> int:
-    """Give messages that are only waiting in a deep queue more time; return how many."""
-    changed = connection.execute(
-        update(operations)
-        .where(
-            _o.queue == queue,
-            _o.phase == Phase.QUEUED.value,
-            _o.due_at < db_now(),
-            _o.queued_at > db_now() - limit,
-        )
-        .values(due_at=db_now() + republish_after)
-    )
-    return changed.rowcount

@@ -108,7 +108,12 @@ def _ours() -> tuple[ColumnElement[bool], ...]:
 HOLD = Prepared(lambda _dialect: select(_o.seq).where(*_ours()).with_for_update())
 
 
-RELEASED: Mapping[str, Any] = {"attempts": 0, "waits_for": None, "waiting_since": None}
+RELEASED: Mapping[str, Any] = {
+    "attempts": 0,
+    "redrives": 0,
+    "waits_for": None,
+    "waiting_since": None,
+}
 
 
 def _ending(values: Mapping[str, Any]) -> Prepared:

@@ -8,7 +8,6 @@ from typing import Any
 
 from sqlalchemy import Row
 
-from worker.db.core.engine import db_now
 from worker.db.tables.main import operations
 from worker.errors import ErrorCode, Fatal
 from worker.model import OperationState, Phase
@@ -60,18 +59,13 @@ class Operation:
     claimed_at: float
     queued_at: float
     redrives: int
-    waited: float
-    """Seconds since its present message was published, by the database's clock."""
     waiting_since: float | None
     cancel_reason: Mapping[str, str] | None
     error: Mapping[str, str] | None
     """Why it is being undone, while it is."""
 
 
-COLUMNS = tuple(
-    (db_now() - _o.queued_at).label("waited") if name == "waited" else _o[name].label(name)
-    for name in Operation.__dataclass_fields__
-)
+COLUMNS = tuple(_o[name].label(name) for name in Operation.__dataclass_fields__)
 DISPATCH_COLUMNS = (
     *(_o.id, _o.dispatch, _o.saga, _o.saga_version),
     *(_o.task, _o.position, _o.undoing, _o.queue),

@@ -10,11 +10,11 @@ import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import case, delete, select, update
+from sqlalchemy import case, delete, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.db import audits
@@ -26,7 +26,7 @@ from worker.db.share_servers import store as servers
 from worker.db.tables.main import operation_aliases, operation_steps, operations
 from worker.engine.job import Runtime
 from worker.failpoints import failpoint
-from worker.messaging.broker import UNREACHABLE
+from worker.messaging.broker import UNREACHABLE, priorities
 from worker.model import Phase
 from worker.tasks.audit import ask_for_audits
 from worker.tasks.clean_up import start_clean_up
@@ -41,12 +41,39 @@ STORE_AGAIN_SECONDS: Final = 30.0
 AUDITS_KEPT: Final = 86400.0
 """Seconds; there is one for each backend and interval, and what it found has a table."""
 
+_NOTHING_CLAIMED: Final = recovery.Claimed()
 _log = logging.getLogger(__name__)
 
 Depth = Callable[[str], int]
 """How many messages wait in a queue."""
 AskForReports = Callable[[], None]
 """Asks every worker group to report its backends' pools."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far the workers of each queue were seen to have come, in this and recent passes.
+
+    A pass sees the steps in hand only, and short ones are rarely in hand. What was seen long ago
+    is forgotten, because the database's clock may have been put back meanwhile.
+    """
+
+    _recent: dict[str, recovery.Claimed] = field(default_factory=dict)
+    _former: dict[str, recovery.Claimed] = field(default_factory=dict)
+    _forget_at: float = 0.0
+
+    def note(self, seen: Mapping[str, recovery.Claimed], *, keep: float) -> None:
+        """Remember what a pass has seen, for ``keep`` seconds and at most twice as long."""
+        now = time.monotonic()
+        if now >= self._forget_at:
+            self._former, self._recent, self._forget_at = self._recent, {}, now + keep
+        for queue, claimed in seen.items():
+            self._recent[queue] = claimed.and_then(self._recent.get(queue, _NOTHING_CLAIMED))
+
+    def of(self, queue: str) -> recovery.Claimed:
+        """Return how far a queue's workers have come."""
+        former = self._former.get(queue, _NOTHING_CLAIMED)
+        return former.and_then(self._recent.get(queue, _NOTHING_CLAIMED))
 
 
 @dataclass(slots=True)
@@ -60,6 +87,7 @@ class Reconciler:
     send_checks: checks.Send
     _next_reports: float = 0.0
     _next_housekeeping: float = 0.0
+    _progress: Progress = field(default_factory=Progress)
 
     def run(self, stopped: threading.Event) -> None:
         """Pass after pass, one a second, until told to stop; an outage is waited out."""
@@ -97,42 +125,51 @@ class Reconciler:
         return taken_up
 
     def _redrive_overdue(self) -> int:
-        engine = self.runtime.config.engine
+        batch = self.runtime.config.engine.redrive_batch
         with reading(self.runtime.engine) as connection:
-            known = self.runtime.sagas.versions
-            gone = recovery.due(
-                connection, (Phase.LEASED, Phase.WAITING), engine.redrive_batch, known=known
-            )
-            queued = recovery.due(connection, (Phase.QUEUED,), engine.redrive_batch, known=known)
-        lost = self._lost(queued)
-        room = max(0, engine.redrive_batch - len(gone))
-        return self._redrive(gone) + self._redrive(lost[:room])
+            gone = recovery.due(connection, (Phase.LEASED, Phase.WAITING), batch, known=self._known)
+            queues = recovery.overdue_queues(connection, self._known)
+            seen = recovery.claimed(connection, strict_priorities=self._strict_priorities)
+        self._progress.note(seen, keep=2 * self.runtime.config.engine.lease)
+        # Neither kind of work may keep the other from being taken up.
+        gone = gone[: batch if not queues else max(1, batch // 2)]
+        room = max(1, batch - len(gone))
+        count = self._redrive(gone)
+        for number, queue in enumerate(queues):
+            share = max(1, room // (len(queues) - number))
+            found = self._take_up_lost(queue, share)
+            room = max(1, room - found)
+            count += found
+        return count
 
-    def _lost(self, queued: Sequence[Operation]) -> list[Operation]:
-        """Which overdue messages are lost rather than only waiting their turn.
+    def _take_up_lost(self, queue: str, limit: int) -> int:
+        """Publish again what is lost of a queue's messages, and postpone what waits its turn.
 
-        Nothing waits in an empty queue, so its overdue messages are lost. In another, one is
-        taken for lost after a long time only, and never while the queue is deep.
+        Nothing waits in an empty queue, so its overdue messages are lost. In another, a message is
+        lost when one that came after it was claimed. One that is older than ``queued_limit`` is
+        published again, too, unless the queue is deep: that would only make it deeper.
         """
         engine = self.runtime.config.engine
-        lost: list[Operation] = []
-        for queue in sorted({operation.queue for operation in queued}):
-            mine = [operation for operation in queued if operation.queue == queue]
-            depth = self.depth(queue)
-            if depth == 0:
-                lost.extend(mine)
-                continue
-            if depth < engine.redrive_batch:
-                lost.extend(one for one in mine if self._too_long(one))
-            with transaction(self.runtime.engine) as connection:
-                recovery.postpone(
-                    connection, queue, limit=engine.queued_limit, republish_after=engine.lease
-                )
-        return lost
+        depth = self.depth(queue)
+        seen = None if depth == 0 else self._progress.of(queue)
+        old = recovery.is_old(engine.queued_limit if depth < engine.redrive_batch else None)
+        lost = or_(recovery.is_lost(seen), old)
+        with reading(self.runtime.engine) as connection:
+            overdue = recovery.lost(connection, queue, lost, limit, known=self._known)
+        count = self._redrive(overdue)
+        with transaction(self.runtime.engine) as connection:
+            recovery.postpone(
+                connection, queue, lost, republish_after=engine.lease, known=self._known
+            )
+        return count
 
-    def _too_long(self, operation: Operation) -> bool:
-        limit = self.runtime.config.engine.queued_limit * 2.0 ** min(operation.redrives, 10)
-        return operation.waited > limit
+    @property
+    def _known(self) -> list[tuple[str, int]]:
+        return self.runtime.sagas.versions
+
+    @property
+    def _strict_priorities(self) -> bool:
+        return priorities(self.runtime.config.broker.url).strict
 
     def _redrive(self, late: Sequence[Operation]) -> int:
         if not late:
@@ -188,7 +225,7 @@ class Reconciler:
     def _report_unknown(self) -> None:
         """Say which operations wait for a reconciler of a newer release."""
         with reading(self.runtime.engine) as connection:
-            unknown = recovery.unknown(connection, self.runtime.sagas.versions)
+            unknown = recovery.unknown(connection, self._known)
         for saga, version, count in unknown:
             _log.warning(
                 "%d operations of saga %s, version %d, are overdue, and this release does not know "
