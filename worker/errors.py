@@ -66,7 +66,7 @@ class ErrorCode(StrEnum):
     TIMEOUT = "timeout"
     """A call to an outside system did not end within its limit."""
     NOT_SUPPORTED = "not_supported"
-    """The backend's driver lacks the power that the request needs."""
+    """The backend's driver lacks the capability that the request needs."""
     CONFIGURATION = "configuration"
     """The installation is configured in a way that cannot work."""
     INTERNAL = "internal"

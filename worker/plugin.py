@@ -1,4 +1,4 @@
-"""What every driver and helper has in common: its options, and where it finds itself."""
+"""What every driver and helper has in common: its options, and what it is told of its backend."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
-    """Where a plug-in finds itself.
+    """What a plug-in is told about its backend: its name, its mode, its state directory.
 
     ``state_dir`` is a directory of the backend's own on this host for what must outlive the
-    worker (records of daemons, images); it is made by whoever first writes to it. It is the same
+    worker (records of daemons, images). Whoever first writes to it creates it. It is the same
     after a restart, and other backends do not use it.
     """
 
-    backend: str
+    name: str
     mode: DriverMode
     state_dir: Path
     share_network_addresses: bool = False
@@ -40,7 +40,7 @@ class BackendContext:
 
 
 class Checked(ABC):
-    """The power of a driver or helper that can ask the outside whether its options fit it."""
+    """Capability of a plug-in that checks, when a worker starts, whether its options can work."""
 
     @abstractmethod
     def check(self) -> None:
@@ -52,7 +52,7 @@ class Checked(ABC):
 
 
 class Audit(ABC):
-    """The power of a driver or helper that can say what it has made outside, row by row.
+    """Capability of a plug-in that lists what it has made in the external system, row by row.
 
     Both calls find their way without the database: by names and tags that contain a row's id.
     What bears no such mark is somebody else's and is neither listed nor touched. A driver lists
@@ -77,9 +77,9 @@ class Audit(ABC):
         """
 
 
-def placeholder_server(setting: BackendContext, owned: OwnedResource) -> ShareServer:
-    """The share server that an orphan was made for, as far as is known: its id.
+def placeholder_server(backend: BackendContext, owned: OwnedResource) -> ShareServer:
+    """Return the share server that an orphan was made for, as far as it is known: its id.
 
     For a helper whose own way to delete or deallocate finds everything by that.
     """
-    return ShareServer(owned.owner_id, "", setting.backend, None, ServerStatus.DELETING)
+    return ShareServer(owned.owner_id, "", backend.name, None, ServerStatus.DELETING)

@@ -94,14 +94,14 @@ class Parts:
     """A backend's three fakes in one world."""
 
     def __init__(self, path: Path, mode: DriverMode = FLAT, **options: Any) -> None:
-        setting = BackendContext("backend", mode, path, share_network_addresses=True)
+        backend = BackendContext("backend", mode, path, share_network_addresses=True)
         unused = DatabaseAddressStore("sqlite://", rest=0)
         self.driver = FakeShareDriver(
-            setting, FakeDriverOptions(**options.get("driver", {})), _no_shell
+            backend, FakeDriverOptions(**options.get("driver", {})), _no_shell
         )
-        self.compute = FakeComputeHelper(setting, FakeComputeOptions(**options.get("compute", {})))
+        self.compute = FakeComputeHelper(backend, FakeComputeOptions(**options.get("compute", {})))
         self.network = FakeNetworkHelper(
-            setting, FakeNetworkOptions(**options.get("network", {})), unused
+            backend, FakeNetworkOptions(**options.get("network", {})), unused
         )
 
     def server(self, share_network: ShareNetwork | None = None) -> ShareServer:
@@ -135,7 +135,7 @@ class TestDriver(ShareDriverContract):
 
     @pytest.fixture
     def server(self, parts: Parts) -> ShareServer | None:
-        return parts.server() if parts.driver.setting.mode.has_share_servers else None
+        return parts.server() if parts.driver.backend.mode.has_share_servers else None
 
 
 class TestCompute(ComputeHelperContract):
@@ -266,7 +266,7 @@ class TestWhatIsRefused:
         with pytest.raises(Fatal, match="no room"):
             driver.extend_share(context(), first, 11, None)
         driver.extend_share(context(), first, 9, None)
-        assert {pool.name: pool.free_gib for pool in driver.storage_pools()} == {
+        assert {pool.name: pool.free_gib for pool in driver.storage_pools(context())} == {
             "pool": 1,
             "small": 1,
         }

@@ -32,9 +32,9 @@ def store(database_url: str) -> DatabaseAddressStore:
     return DatabaseAddressStore(database_url, rest=REST)
 
 
-def setting(backend: str = "backend", *, share_network_addresses: bool = False) -> BackendContext:
+def backend_of(name: str = "backend", *, share_network_addresses: bool = False) -> BackendContext:
     return BackendContext(
-        backend, DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"), share_network_addresses
+        name, DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"), share_network_addresses
     )
 
 
@@ -67,7 +67,7 @@ class Held:
 class TestOwnRange(NetworkHelperContract):
     @pytest.fixture
     def helper(self, store: DatabaseAddressStore) -> FlatNetworkHelper:
-        return FlatNetworkHelper(setting(), OWN, store)
+        return FlatNetworkHelper(backend_of(), OWN, store)
 
     @pytest.fixture
     def share_network(self) -> ShareNetwork:
@@ -81,7 +81,9 @@ class TestOwnRange(NetworkHelperContract):
 class TestShareNetworkPool(TestOwnRange):
     @pytest.fixture
     def helper(self, store: DatabaseAddressStore) -> FlatNetworkHelper:
-        return FlatNetworkHelper(setting(share_network_addresses=True), FlatNetworkOptions(), store)
+        return FlatNetworkHelper(
+            backend_of(share_network_addresses=True), FlatNetworkOptions(), store
+        )
 
     @pytest.fixture
     def share_network(self) -> ShareNetwork:
@@ -94,7 +96,7 @@ class TestChoices:
     ) -> None:
         network = pool_network("10.9.0.0/24")
         for says, expected in ((False, "10.20.0.100"), (True, "10.9.0.1")):
-            helper = FlatNetworkHelper(setting(share_network_addresses=says), OWN, store)
+            helper = FlatNetworkHelper(backend_of(share_network_addresses=says), OWN, store)
             info = helper.allocate_network(context(), a_server(network), network, 1)
             assert info.addresses == (expected,)
         assert info.cidr == "10.9.0.0/24"
@@ -105,7 +107,7 @@ class TestChoices:
         network = pool_network("10.9.0.0/24")
         named = OWN.model_copy(update={"name": "blue"})
         taken = [
-            FlatNetworkHelper(setting(backend), options, store)
+            FlatNetworkHelper(backend_of(backend), options, store)
             .allocate_network(context(), a_server(network), network, 1)
             .addresses[0]
             for backend, options in (("a", named), ("b", named), ("c", OWN))
@@ -117,14 +119,14 @@ class TestChoices:
             subnet="10.20.0.0/29", gateway="10.20.0.1", reserved=("10.20.0.4/31",)
         )
         network = pool_network("10.9.0.0/24")
-        info = FlatNetworkHelper(setting(), options, store).allocate_network(
+        info = FlatNetworkHelper(backend_of(), options, store).allocate_network(
             context(), a_server(network), network, 3
         )
         assert info.addresses == ("10.20.0.2", "10.20.0.3", "10.20.0.6")
 
     def test_no_addresses_for_a_network_that_names_none(self, store: DatabaseAddressStore) -> None:
         helper = FlatNetworkHelper(
-            setting(share_network_addresses=True), FlatNetworkOptions(), store
+            backend_of(share_network_addresses=True), FlatNetworkOptions(), store
         )
         network = ShareNetwork("n", "project", NetworkKind.NEUTRON)
         with pytest.raises(Fatal, match="has no addresses of its own") as refused:
@@ -133,7 +135,7 @@ class TestChoices:
 
     def test_a_pool_that_cannot_be_used_says_which_field(self, store: DatabaseAddressStore) -> None:
         helper = FlatNetworkHelper(
-            setting(share_network_addresses=True), FlatNetworkOptions(), store
+            backend_of(share_network_addresses=True), FlatNetworkOptions(), store
         )
         network = pool_network("10.9.0.1/24")
         with pytest.raises(Fatal, match="host bits") as refused:
@@ -143,8 +145,8 @@ class TestChoices:
     def test_a_subnet_changed_while_a_server_is_built(self, store: DatabaseAddressStore) -> None:
         network = pool_network("10.9.0.0/24")
         server = a_server(network)
-        FlatNetworkHelper(setting(), OWN, store).allocate_network(context(), server, network, 1)
-        moved = FlatNetworkHelper(setting(), FlatNetworkOptions(subnet="10.21.0.0/24"), store)
+        FlatNetworkHelper(backend_of(), OWN, store).allocate_network(context(), server, network, 1)
+        moved = FlatNetworkHelper(backend_of(), FlatNetworkOptions(subnet="10.21.0.0/24"), store)
         with pytest.raises(Fatal, match="outside the subnet"):
             moved.allocate_network(context(), server, network, 1)
         moved.deallocate_network(context(), server)
@@ -168,4 +170,4 @@ class TestChoices:
     ) -> None:
         unused = DatabaseAddressStore(f"sqlite:///{tmp_path}/unused.db", rest=REST)
         with pytest.raises(ConfigurationError, match=words):
-            FlatNetworkHelper(setting(), FlatNetworkOptions(**options), unused)
+            FlatNetworkHelper(backend_of(), FlatNetworkOptions(**options), unused)

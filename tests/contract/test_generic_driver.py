@@ -57,12 +57,12 @@ class _OnThisHost(GenericDriverContract):
     def driver(
         self, tmp_path: Path, namespace: str, options_given: dict[str, Any]
     ) -> Iterator[GenericShareDriver]:
-        setting = BackendContext("backend", DriverMode.SINGLE_SVM, tmp_path)
+        backend = BackendContext("backend", DriverMode.SINGLE_SVM, tmp_path)
         options = GenericOptions.model_validate(
             {"service_address": ADDRESS, "service_namespace": namespace} | options_given
         )
-        driver = GenericShareDriver(setting, options, host)
-        driver.storage_pools()
+        driver = GenericShareDriver(backend, options, host)
+        driver.storage_pools(context())
         yield driver
         self._clear(driver, tmp_path)
         driver.decommission(context())

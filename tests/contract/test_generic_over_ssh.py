@@ -62,9 +62,9 @@ def driver_on(machine: Machine, **given: Any) -> GenericShareDriver:
         assert server is not None, "nothing of such a backend is on this host"
         return ssh_shell(machine.options, server)
 
-    setting = BackendContext("backend", MODE, Path("/nonexistent"), servers_elsewhere=True)
+    backend = BackendContext("backend", MODE, Path("/nonexistent"), servers_elsewhere=True)
     options = GenericOptions.model_validate({"capacity": 100, "pool_size": 5} | given)
-    return GenericShareDriver(setting, options, shell_for)
+    return GenericShareDriver(backend, options, shell_for)
 
 
 def clear(driver: GenericShareDriver, machine: Machine) -> None:
@@ -311,7 +311,7 @@ def test_a_server_that_was_never_built_has_nothing_to_delete(
 
 
 def test_the_pool_is_what_was_configured_and_asks_no_server(machine: Machine) -> None:
-    (pool,) = driver_on(machine, capacity=700).storage_pools()
+    (pool,) = driver_on(machine, capacity=700).storage_pools(context())
     assert (pool.name, pool.total_gib, pool.free_gib) == ("servers", 700, 700)
 
 
@@ -319,6 +319,6 @@ def test_the_pool_is_what_was_configured_and_asks_no_server(machine: Machine) ->
 def test_a_capacity_is_for_servers_that_are_machines_of_their_own(
     elsewhere: bool, capacity: int | None
 ) -> None:
-    setting = BackendContext("backend", MODE, Path("/nonexistent"), servers_elsewhere=elsewhere)
+    backend = BackendContext("backend", MODE, Path("/nonexistent"), servers_elsewhere=elsewhere)
     with pytest.raises(ConfigurationError, match=r"driver\.capacity"):
-        GenericShareDriver(setting, GenericOptions(capacity=capacity), lambda _: LocalShell())
+        GenericShareDriver(backend, GenericOptions(capacity=capacity), lambda _: LocalShell())

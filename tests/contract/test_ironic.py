@@ -94,8 +94,8 @@ def options(cloud: OpenStack, nodes: list[Node], private_key: Path) -> dict[str,
 
 
 def make_helper(options: dict[str, Any]) -> IronicComputeHelper:
-    setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"))
-    return IronicComputeHelper(setting, IronicOptions(**options))
+    backend = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, Path("/nonexistent"))
+    return IronicComputeHelper(backend, IronicOptions(**options))
 
 
 class Seen:

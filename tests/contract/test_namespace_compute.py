@@ -58,8 +58,8 @@ class TestNamespaceComputeHelper(ComputeHelperContract):
     @pytest.fixture
     def helper(self, tmp_path: Path) -> NamespaceComputeHelper:
         require_root_datapath()
-        setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
-        return NamespaceComputeHelper(setting, NamespaceOptions())
+        backend = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
+        return NamespaceComputeHelper(backend, NamespaceOptions())
 
     @pytest.fixture
     def external(self, tmp_path: Path, share_network: ShareNetwork) -> ExternalSystem:
@@ -108,8 +108,8 @@ from worker.helpers.compute.namespace import *
 from worker.model import *
 from worker.plugin import BackendContext
 from worker.systems.network.bridges import short
-setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
-helper = NamespaceComputeHelper(setting, NamespaceOptions())
+backend = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, pathlib.Path({str(tmp_path)!r}))
+helper = NamespaceComputeHelper(backend, NamespaceOptions())
 server = ShareServer({server.id!r}, "project", "backend", {share_network.id!r}, "building")
 net = ShareNetwork({share_network.id!r}, "project", NetworkKind.FLAT_POOL)
 helper.get_share_server(RequestContext("project"), server, net, network(0), ())
@@ -167,8 +167,8 @@ os.killpg(0, signal.SIGKILL)
         self, tmp_path: Path, new_server: Any, share_network: ShareNetwork
     ) -> None:
         bridge = f"swx{uuid.uuid4().hex[:8]}"
-        setting = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
-        flat = NamespaceComputeHelper(setting, NamespaceOptions(bridge=bridge))
+        backend = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, tmp_path)
+        flat = NamespaceComputeHelper(backend, NamespaceOptions(bridge=bridge))
         server = new_server(0)
         with pytest.raises(Fatal, match="does not exist"):
             self.get(flat, server, share_network)
@@ -224,8 +224,8 @@ UDP_PORT = 20_000 + os.getpid() % 20_000
 
 
 def managed(tmp_path: Path, **options: Any) -> NamespaceComputeHelper:
-    setting = BackendContext("backend", DriverMode.MANAGED_MULTI_SVM, tmp_path)
-    return NamespaceComputeHelper(setting, NamespaceOptions.model_validate(options))
+    backend = BackendContext("backend", DriverMode.MANAGED_MULTI_SVM, tmp_path)
+    return NamespaceComputeHelper(backend, NamespaceOptions.model_validate(options))
 
 
 def segmented(number: int, kind: str = "vxlan", segment: int = VNI) -> NetworkInfo:

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.timeout(420)
 def make_helper(
     openstack: OpenStack, store: DatabaseAddressStore, mode: DriverMode, **options: Any
 ) -> NeutronNetworkHelper:
-    setting = BackendContext("backend", mode, Path("/nonexistent"))
-    return NeutronNetworkHelper(setting, NeutronOptions(**openstack.auth(), **options), store)
+    backend = BackendContext("backend", mode, Path("/nonexistent"))
+    return NeutronNetworkHelper(backend, NeutronOptions(**openstack.auth(), **options), store)
 
 
 @pytest.fixture(scope="module")

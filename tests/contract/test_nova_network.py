@@ -68,9 +68,9 @@ def helper_of(
         "subnets": "10.61.0.0/16",
         "prefix_length": 25,
     }
-    setting = BackendContext("backend", DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
+    backend = BackendContext("backend", DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
     return NovaNetworkHelper(
-        setting, NovaNetworkOptions.model_validate({**given, **options}), store
+        backend, NovaNetworkOptions.model_validate({**given, **options}), store
     )
 
 

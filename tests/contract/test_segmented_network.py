@@ -45,9 +45,9 @@ def store(database_url: str) -> DatabaseAddressStore:
 def helper_of(
     store: DatabaseAddressStore, backend: str = "backend", **options: Any
 ) -> SegmentedNetworkHelper:
-    setting = BackendContext(backend, DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
+    backend = BackendContext(backend, DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
     return SegmentedNetworkHelper(
-        setting, SegmentedNetworkOptions.model_validate({**OPTIONS, **options}), store
+        backend, SegmentedNetworkOptions.model_validate({**OPTIONS, **options}), store
     )
 
 

@@ -51,11 +51,11 @@ class Site:
     kind: str
 
     def __post_init__(self) -> None:
-        setting = BackendContext("site", DriverMode.FLAT_MULTI_SVM, self.state_dir)
-        self.helper = NamespaceComputeHelper(setting, NamespaceOptions())
+        backend = BackendContext("site", DriverMode.FLAT_MULTI_SVM, self.state_dir)
+        self.helper = NamespaceComputeHelper(backend, NamespaceOptions())
         options = GenericOptions.model_validate({"storage": self.kind, "pool_size": 6})
         self.driver = GenericShareDriver(
-            setting, options, lambda server: self.helper.shell(server) if server else LocalShell()
+            backend, options, lambda server: self.helper.shell(server) if server else LocalShell()
         )
         self.marks = [str(self.state_dir)]
         self.servers: list[ShareServer] = []

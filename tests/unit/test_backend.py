@@ -61,7 +61,7 @@ class Driver(ShareDriver):
 
     def update_access(self, *_: Any) -> None: ...
 
-    def storage_pools(self) -> tuple[StoragePool, ...]:
+    def storage_pools(self, _context: RequestContext) -> tuple[StoragePool, ...]:
         return ()
 
 
@@ -398,7 +398,7 @@ def test_a_driver_is_told_whether_its_servers_are_machines_of_their_own(
     tmp_path: Path, settings: dict[str, Any], *, elsewhere: bool
 ) -> None:
     backend = put_together(tmp_path, share_driver="commanding", **settings)
-    assert backend.driver.setting.servers_elsewhere is elsewhere
+    assert backend.driver.backend.servers_elsewhere is elsewhere
 
 
 @pytest.mark.parametrize(

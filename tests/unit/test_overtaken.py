@@ -54,18 +54,18 @@ def test_a_delete_during_an_extend_does_not_wait_for_its_lease(
     take_in(config, "extend_share", {**context, "new_size": 2}, "extend")
     runtime: Any = make_app(config).sharewright_runtime()
 
-    def overtaken(power: str) -> Any:
+    def overtaken(capability: str) -> Any:
         def call(*_: Any) -> int:
-            if power == during:
+            if capability == during:
                 take_in(config, "delete_share", context, "delete")
-            elif power == "extend_share":
+            elif capability == "extend_share":
                 raise Fatal("no", code=ErrorCode.INTERNAL)
             return 2
 
         return call
 
-    for power in ("extend_share", "share_size"):
-        monkeypatch.setattr(type(runtime.manager("small")), power, overtaken(power))
+    for name in ("extend_share", "share_size"):
+        monkeypatch.setattr(type(runtime.manager("small")), name, overtaken(name))
     try:
         run(runtime, ACTIONS["extend_share"], "extend", 1)
     finally:

@@ -104,8 +104,8 @@ def assemble(config: Config, name: str, addresses: AddressStore) -> Backend:
         plugin_class(NETWORK, helper, name) for helper in settings.network_helpers
     ]
     check_parts(name, settings, driver_class, compute_class, network_classes)
-    setting = BackendContext(
-        backend=name,
+    given = BackendContext(
+        name=name,
         mode=settings.mode,
         state_dir=config.state_dir / "backends" / name,
         share_network_addresses=settings.share_network_addresses,
@@ -114,10 +114,10 @@ def assemble(config: Config, name: str, addresses: AddressStore) -> Backend:
     compute = None
     if compute_class is not None:
         options = _options(compute_class.OptionsModel, settings.compute, name, "compute")
-        compute = compute_class(setting, options)
+        compute = compute_class(given, options)
     networks = tuple(
         helper(
-            setting,
+            given,
             _options(helper.OptionsModel, settings.network.get(key, {}), name, f"network.{key}"),
             addresses,
         )
@@ -131,7 +131,7 @@ def assemble(config: Config, name: str, addresses: AddressStore) -> Backend:
         return cast("Reachable", compute).shell(server)
 
     driver = driver_class(
-        setting,
+        given,
         _options(driver_class.OptionsModel, settings.driver, name, "driver"),
         shell_for,
     )

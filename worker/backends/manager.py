@@ -1,7 +1,7 @@
 """The share manager: the verbs of one backend, spoken to its driver and helpers.
 
-It picks the helper for a share network, counts ports, and refuses what a part lacks the power
-for. It knows no rows, no operations and no messages.
+It picks the helper for a share network, counts ports, and refuses what a part lacks the
+capability for. It knows no rows, no operations and no messages.
 """
 
 from __future__ import annotations
@@ -132,10 +132,10 @@ class ShareManager:
         assert compute is not None, "a mode without servers has none to watch"
         return compute.outages(servers) if isinstance(compute, Watched) else {}
 
-    def serves(self) -> bool:
+    def serves(self, context: RequestContext) -> bool:
         """``single_svm``: whether the predefined server serves, as far as can be told."""
         driver = self.backend.driver
-        return not isinstance(driver, Ensure) or driver.serves()
+        return not isinstance(driver, Ensure) or driver.serves(context)
 
     @property
     def can_ensure(self) -> bool:
@@ -212,7 +212,7 @@ class ShareManager:
             )
         return driver
 
-    def report(self) -> Report:
+    def report(self, context: RequestContext) -> Report:
         """Ask the driver for its pools, and say what the backend takes."""
         backend = self.backend
         return Report(
@@ -221,7 +221,7 @@ class ShareManager:
             network_kinds=tuple(sorted(backend.network_kinds)),
             can_extend=isinstance(backend.driver, Resize),
             is_watched=self.is_watched,
-            pools=backend.driver.storage_pools(),
+            pools=backend.driver.storage_pools(context),
             address_pools={
                 domain: size
                 for helper in backend.networks
@@ -254,7 +254,7 @@ class ShareManager:
                     yield AuditTarget(name, role, covers, part.owned, part.remove_orphan)
 
     def cannot_tell(self) -> list[str]:
-        """The parts that lack the power to be audited."""
+        """The parts that lack the capability Audit."""
         return [
             name
             for parts in self._roles().values()

@@ -1,7 +1,7 @@
 """The share driver's interface: storage only (docs/explanation/architecture.md).
 
-Optional powers are small ABCs of their own; a request that needs a power which the backend's
-driver lacks is refused by the scheduler.
+Optional capabilities are small ABCs of their own (mixin interfaces). The scheduler refuses a
+request that needs one which the backend's driver lacks.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ class ShareDriver(ABC):
     ports_per_server: ClassVar[int] = 1
     """How many addresses it wants a server to have; the larger of helper's and driver's wins."""
 
-    def __init__(self, setting: BackendContext, options: Options, shell_for: ShellFor) -> None:
-        self.setting = setting
+    def __init__(self, backend: BackendContext, options: Options, shell_for: ShellFor) -> None:
+        self.backend = backend
         self.options = options
         self.shell_for = shell_for
 
@@ -95,18 +95,21 @@ class ShareDriver(ABC):
         """
 
     @abstractmethod
-    def storage_pools(self) -> tuple[StoragePool, ...]:
+    def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
         """What the backend can still hold."""
 
 
 class Resize(ABC):
-    """The power to make shares larger."""
+    """Capability of a driver that makes shares larger."""
 
     @abstractmethod
     def extend_share(
         self, context: RequestContext, share: Share, new_size: int, server: ShareServer | None
     ) -> None:
-        """Raise the share's limit to ``new_size`` GiB; being there already is fine."""
+        """Raise the share's limit to ``new_size`` GiB; being there already is fine.
+
+        Raises :class:`~worker.errors.Fatal` for a size below the present limit, which stays.
+        """
 
     @abstractmethod
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
@@ -131,7 +134,7 @@ class AuditOnServers(ABC):
 
 
 class Ensure(ABC):
-    """The power to serve again what a reboot of the server's host, or a person, took away.
+    """Capability of a driver that serves again what a reboot or a person took away.
 
     Drivers whose storage system keeps its own exports do without.
     """
@@ -148,12 +151,12 @@ class Ensure(ABC):
         """
 
     @abstractmethod
-    def serves(self) -> bool:
+    def serves(self, context: RequestContext) -> bool:
         """``single_svm``: whether the predefined server's file server runs, where it should."""
 
 
 class Decommission(ABC):
-    """The power to leave the host as it was before the driver came."""
+    """Capability of a driver that leaves the host as it was before the driver came."""
 
     @abstractmethod
     def decommission(self, context: RequestContext) -> None:

@@ -56,9 +56,9 @@ class FakeDriverAudit(Audit):
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List the backend's shares, and the snapshots of all."""
         with self.world.call(
-            "owned_by_driver", self.setting.backend, context, code=ErrorCode.STORAGE_FAILED
+            "owned_by_driver", self.backend.name, context, code=ErrorCode.STORAGE_FAILED
         ) as change:
-            shares = change.all("SELECT id FROM shares WHERE backend = ?", self.setting.backend)
+            shares = change.all("SELECT id FROM shares WHERE backend = ?", self.backend.name)
             snapshots = change.all("SELECT id FROM snapshots")
         return [
             *(OwnedResource("share", row["id"], OwnerKind.SHARE, row["id"]) for row in shares),
@@ -93,10 +93,10 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     options: FakeDriverOptions
 
     def __init__(
-        self, setting: BackendContext, options: FakeDriverOptions, shell_for: ShellFor
+        self, backend: BackendContext, options: FakeDriverOptions, shell_for: ShellFor
     ) -> None:
-        super().__init__(setting, options, shell_for)
-        self.world = options.world_of(setting)
+        super().__init__(backend, options, shell_for)
+        self.world = options.world_of(backend)
 
     def create_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
@@ -222,27 +222,27 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             change.write("UPDATE shares SET exported = 1 WHERE id = ? AND exported = 0", share.id)
             return _locations(share, address)
 
-    def serves(self) -> bool:
+    def serves(self, context: RequestContext) -> bool:
         """Look whether anything of the predefined server's is not exported."""
         with self.world.call(
-            "serves", self.setting.backend, RequestContext(""), code=ErrorCode.STORAGE_FAILED
+            "serves", self.backend.name, context, code=ErrorCode.STORAGE_FAILED
         ) as change:
             lost = change.one(
                 "SELECT id FROM shares WHERE backend = ? AND server = '' AND exported = 0",
-                self.setting.backend,
+                self.backend.name,
             )
             return lost is None
 
-    def storage_pools(self) -> tuple[StoragePool, ...]:
+    def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
         """Report each pool, less what its shares take."""
         with self.world.call(
             "storage_pools",
-            self.setting.backend,
-            RequestContext(""),
+            self.backend.name,
+            context,
             code=ErrorCode.STORAGE_FAILED,
             delay=self.options.delay_of("storage_pools"),
         ) as change:
-            rows = change.all("SELECT * FROM pools WHERE backend = ?", self.setting.backend)
+            rows = change.all("SELECT * FROM pools WHERE backend = ?", self.backend.name)
             taken = {row["name"]: row["taken"] for row in rows}
             return tuple(
                 StoragePool(name, total, total - taken.get(name, 0), self.options.capabilities)
@@ -281,7 +281,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     ) -> tuple[ExportLocation, ...]:
         address = self._address(change, share, server)
         wanted = {
-            "backend": self.setting.backend,
+            "backend": self.backend.name,
             "pool": share.pool,
             "project": share.project_id,
             "server": server.id if server else "",
@@ -317,7 +317,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
                 f"Share {share.id} asks for {share.share_proto}; there are NFS and CIFS.",
                 ObjectKind.SHARE.ref(share.id),
             )
-        if not self.setting.mode.has_share_servers:
+        if not self.backend.mode.has_share_servers:
             return SINGLE_SERVER_ADDRESS
         if server is None or server.details is None or not server.details.addresses:
             raise _refused(
@@ -350,7 +350,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         row = change.one(
             "INSERT INTO pools (backend, name, taken) VALUES (?, ?, ?)"
             " ON CONFLICT DO UPDATE SET taken = taken + excluded.taken RETURNING taken",
-            self.setting.backend,
+            self.backend.name,
             pool,
             gib,
         )

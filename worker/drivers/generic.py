@@ -16,7 +16,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar, Final, Literal, cast
+from typing import ClassVar, Final, Literal
 
 from pydantic import Field, IPvAnyAddress
 
@@ -101,31 +101,31 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     """The generic driver: a local file system a share, exported by nfs-ganesha."""
 
     OptionsModel: ClassVar[type[Options]] = GenericOptions
+    options: GenericOptions
     modes: ClassVar[frozenset[DriverMode]] = frozenset(DriverMode)
     protocols: ClassVar[frozenset[str]] = frozenset({"NFS"})
     needs_shell: ClassVar[bool] = True
 
-    def __init__(self, setting: BackendContext, options: Options, shell_for: ShellFor) -> None:
-        super().__init__(setting, options, shell_for)
-        self._options = cast("GenericOptions", options)
-        single = setting.mode is DriverMode.SINGLE_SVM
-        if single and self._options.service_address is None:
+    def __init__(self, backend: BackendContext, options: Options, shell_for: ShellFor) -> None:
+        super().__init__(backend, options, shell_for)
+        single = backend.mode is DriverMode.SINGLE_SVM
+        if single and self.options.service_address is None:
             raise ConfigurationError(
-                f"Backend {setting.backend!r} is single_svm with the generic driver; set "
+                f"Backend {backend.name!r} is single_svm with the generic driver; set "
                 f"driver.service_address to the address that clients mount from."
             )
-        if not single and (self._options.service_address or self._options.service_namespace):
+        if not single and (self.options.service_address or self.options.service_namespace):
             raise ConfigurationError(
-                f"Backend {setting.backend!r} is {setting.mode}: its share servers have addresses "
+                f"Backend {backend.name!r} is {backend.mode}: its share servers have addresses "
                 f"of their own; leave driver.service_address and driver.service_namespace out."
             )
-        if setting.servers_elsewhere is (self._options.capacity is None):
+        if backend.servers_elsewhere is (self.options.capacity is None):
             raise ConfigurationError(
-                f"Backend {setting.backend!r} keeps its shares on "
+                f"Backend {backend.name!r} keeps its shares on "
                 + (
                     "its share servers, whose number nobody knows; set driver.capacity to the GiB "
                     "that they may hold together."
-                    if setting.servers_elsewhere
+                    if backend.servers_elsewhere
                     else "this host, whose disk says what it holds; leave driver.capacity out."
                 )
             )
@@ -152,7 +152,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
                 code=ErrorCode.INVALID_REQUEST,
             )
         storage = self._storage(context, server)
-        if self.setting.servers_elsewhere:
+        if self.backend.servers_elsewhere:
             _check_here(storage, share, snapshot)
         storage.create_from_snapshot(share.id, snapshot.id, share.size)
         failpoint("create_share.after_storage")
@@ -163,9 +163,9 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     ) -> None:
         """As :meth:`ShareDriver.delete_share`."""
         built = server is not None and server.details is not None
-        if self.setting.mode is DriverMode.SINGLE_SVM or built:
+        if self.backend.mode is DriverMode.SINGLE_SVM or built:
             self._unexport(self._ganesha(context, server), share.id)
-        if built or not self.setting.servers_elsewhere:
+        if built or not self.backend.servers_elsewhere:
             self._storage(context, server).delete(share.id)
 
     def create_snapshot(
@@ -222,26 +222,26 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         storage.restore(share.id)
         return self._exported(context, share, server, storage)
 
-    def serves(self) -> bool:
+    def serves(self, context: RequestContext) -> bool:
         """As :meth:`Ensure.serves`; one that was never set up has nothing to serve."""
-        ganesha = self._ganesha(RequestContext(project_id=""), None)
+        ganesha = self._ganesha(context, None)
         return not ganesha.exists() or ganesha.running()
 
-    def storage_pools(self) -> tuple[StoragePool, ...]:
+    def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
         """As :meth:`ShareDriver.storage_pools`; one pool, named as the kind of storage.
 
         Servers elsewhere are one pool of the configured capacity, all of it free: placement
         subtracts what it has promised.
         """
-        if self._options.capacity is not None:
-            return (_pool(_ELSEWHERE, self._options.storage, *2 * [self._options.capacity]),)
-        storage = self._storage(None, None)
+        if self.options.capacity is not None:
+            return (_pool(_ELSEWHERE, self.options.storage, *2 * [self.options.capacity]),)
+        storage = self._storage(context, None)
         capacity = storage.capacity()
         return (_pool(storage.kind, storage.kind, capacity.total // GIB, capacity.free // GIB),)
 
     def decommission(self, context: RequestContext) -> None:
         """As :meth:`Decommission.decommission`; storage elsewhere goes with its servers."""
-        if self.setting.servers_elsewhere:
+        if self.backend.servers_elsewhere:
             return
         shell = self._shell(context, None)
         record = self._record(self._base(None))
@@ -250,10 +250,10 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         storage = self._storage(context, None)
         if left := storage.contents():
             raise Conflict(
-                f"Backend {self.setting.backend!r} still holds {len(left)} shares or snapshots "
+                f"Backend {self.backend.name!r} still holds {len(left)} shares or snapshots "
                 f"({', '.join(left[:3])}...); delete them first."
             )
-        if self.setting.mode is DriverMode.SINGLE_SVM:
+        if self.backend.mode is DriverMode.SINGLE_SVM:
             ganesha = self._ganesha(context, None)
             if ganesha.exists():
                 ganesha.stop()
@@ -263,20 +263,20 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:
         """As :meth:`Audit.owned`: what the storage has, and what the predefined server exports."""
-        if not self.setting.servers_elsewhere:
+        if not self.backend.servers_elsewhere:
             yield from _stored(self._storage(context, None))
-        if self.setting.mode is DriverMode.SINGLE_SVM:
+        if self.backend.mode is DriverMode.SINGLE_SVM:
             yield from _exported(self._ganesha(context, None))
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """As :meth:`Audit.remove_orphan`: all of the share, or the snapshot."""
-        if self.setting.mode is DriverMode.SINGLE_SVM and owned.owner_kind is OwnerKind.SHARE:
+        if self.backend.mode is DriverMode.SINGLE_SVM and owned.owner_kind is OwnerKind.SHARE:
             self._unexport(self._ganesha(context, None), owned.owner_id)
         _remove_stored(self._storage(context, None), owned)
 
     def owned_on(self, context: RequestContext, server: ShareServer) -> Iterator[OwnedResource]:
         """As :meth:`AuditOnServers.owned_on`: exports, and storage that lies on the server."""
-        if self.setting.servers_elsewhere:
+        if self.backend.servers_elsewhere:
             yield from _stored(self._storage(context, server))
         yield from _exported(self._ganesha(context, server))
 
@@ -286,7 +286,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         """As :meth:`AuditOnServers.remove_orphan_on`."""
         if owned.owner_kind is OwnerKind.SHARE:
             self._unexport(self._ganesha(context, server), owned.owner_id)
-        if self.setting.servers_elsewhere:
+        if self.backend.servers_elsewhere:
             _remove_stored(self._storage(context, server), owned)
 
     @staticmethod
@@ -304,8 +304,8 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         )
 
     def _addresses(self, server: ShareServer | None) -> tuple[str, ...]:
-        if self.setting.mode is DriverMode.SINGLE_SVM:
-            return (str(self._options.service_address),)
+        if self.backend.mode is DriverMode.SINGLE_SVM:
+            return (str(self.options.service_address),)
         if server is None or server.details is None:
             raise Fatal(
                 "The share's server is not built, so nothing can be exported on it.",
@@ -319,11 +319,11 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         return ganesha
 
     def _ganesha(self, context: RequestContext, server: ShareServer | None) -> Ganesha:
-        if self.setting.mode is DriverMode.SINGLE_SVM:
-            namespace = self._options.service_namespace
+        if self.backend.mode is DriverMode.SINGLE_SVM:
+            namespace = self.options.service_namespace
             shell = LocalShell(namespace) if namespace else self.shell_for(None)
-            directory = f"{self.setting.state_dir}/{_PREDEFINED}"
-            address = str(self._options.service_address)
+            directory = f"{self.backend.state_dir}/{_PREDEFINED}"
+            address = str(self.options.service_address)
             return Ganesha(Guarded(shell, context.guard), directory, address)
         directory = self._attribute(server, GANESHA_ATTRIBUTE, "NFS server")
         bind = self._attribute(server, "ganesha_bind", "address for its NFS server")
@@ -351,31 +351,30 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         if ganesha.exists():
             ganesha.remove_export(share_id)
 
-    def _shell(self, context: RequestContext | None, server: ShareServer | None) -> Shell:
-        shell = self.shell_for(server)
-        return Guarded(shell, context.guard) if context else shell
+    def _shell(self, context: RequestContext, server: ShareServer | None) -> Shell:
+        return Guarded(self.shell_for(server), context.guard)
 
     def _base(self, server: ShareServer | None) -> str:
         """The directory, on the machine that has the storage, of all that belongs to it."""
-        if self.setting.servers_elsewhere:
+        if self.backend.servers_elsewhere:
             return self._attribute(server, STORAGE_ATTRIBUTE, "directory for storage")
-        return str(self.setting.state_dir)
+        return str(self.backend.state_dir)
 
-    def _storage(self, context: RequestContext | None, server: ShareServer | None) -> Storage:
+    def _storage(self, context: RequestContext, server: ShareServer | None) -> Storage:
         """Return the storage, opened: the server's own, or this host's for any server on it."""
-        shell = self._shell(context, server if self.setting.servers_elsewhere else None)
+        shell = self._shell(context, server if self.backend.servers_elsewhere else None)
         base = self._base(server)
         kind = shell.read_file(self._record(base))
-        wanted = self._options.storage
+        wanted = self.options.storage
         if kind is None:
             kind = wanted
             if kind == "auto":
                 possible = shell.run(["sh", "-euc", _BTRFS_POSSIBLE], check=False).exit_code == 0
-                kind = "btrfs" if possible or self._options.mount else "images"
+                kind = "btrfs" if possible or self.options.mount else "images"
             shell.write_file(self._record(base), kind)
         elif wanted not in {"auto", kind}:
             raise Fatal(
-                f"Backend {self.setting.backend!r} keeps its shares as {kind}, but is configured "
+                f"Backend {self.backend.name!r} keeps its shares as {kind}, but is configured "
                 f"for {wanted}; set driver.storage back, or decommission it first.",
                 code=ErrorCode.CONFIGURATION,
             )
@@ -387,13 +386,13 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         root = posixpath.join(base, "storage")
         if kind == ImageStorage.kind:
             return ImageStorage(shell, root)
-        mount = self._options.mount
+        mount = self.options.mount
         return BtrfsStorage(
             shell,
             root,
-            pool_size=self._options.pool_size,
+            pool_size=self.options.pool_size,
             mount=None if mount is None else str(mount),
-            name=self.setting.backend,
+            name=self.backend.name,
         )
 
 

@@ -449,9 +449,9 @@ class FakeOptions(Options):
     )
     log_calls: bool = Field(True, description="Whether every call is logged in the world.")
 
-    def world_of(self, setting: BackendContext) -> World:
+    def world_of(self, backend: BackendContext) -> World:
         """Return the world that the options name."""
-        return World(self.world or setting.state_dir / "world.db", log_calls=self.log_calls)
+        return World(self.world or backend.state_dir / "world.db", log_calls=self.log_calls)
 
     def delay_of(self, call: str) -> float:
         """Return the seconds that a call of that name takes."""
@@ -462,4 +462,4 @@ class Fake(Protocol):
     """A driver or helper of the fakes: it has a world and knows its backend."""
 
     world: World
-    setting: BackendContext
+    backend: BackendContext

@@ -216,7 +216,7 @@ class ComputeHelperContract(DocumentedErrors):
         share_network: ShareNetwork,
     ) -> None:
         if not isinstance(helper, Audit):
-            pytest.skip("the helper has not the power Audit")
+            pytest.skip("the helper lacks the capability Audit")
         stays, goes = new_server(0), new_server(1)
         details = self.get(helper, stays, share_network)
         alone = external.state()

@@ -218,7 +218,7 @@ class NetworkHelperContract(DocumentedErrors):
         self, helper: NetworkHelper, external: ExternalSystem, share_network: ShareNetwork
     ) -> None:
         if not isinstance(helper, Audit):
-            pytest.skip("the helper has not the power Audit")
+            pytest.skip("the helper lacks the capability Audit")
         empty = external.state()
         stays, goes = a_server(share_network), a_server(share_network)
         info = helper.allocate_network(context(), stays, share_network, 2)

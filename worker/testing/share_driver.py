@@ -220,7 +220,7 @@ class ShareDriverContract(DocumentedErrors):
         self, driver: ShareDriver, server: ShareServer | None, share: Share
     ) -> None:
         if not isinstance(driver, Resize):
-            pytest.skip("the driver has not the power Resize")
+            pytest.skip("the driver lacks the capability Resize")
         driver.create_share(context(), share, server)
         assert driver.share_size(context(), share, server) == 1
         interrupted_everywhere(lambda c: driver.extend_share(c, share, 3, server))
@@ -239,7 +239,7 @@ class ShareDriverContract(DocumentedErrors):
         share: Share,
     ) -> None:
         if not isinstance(driver, Ensure):
-            pytest.skip("the driver has not the power Ensure")
+            pytest.skip("the driver lacks the capability Ensure")
         empty = external.state()
         locations = driver.create_share(context(), share, server)
         rules = [rule("10.1.0.9")]
@@ -250,14 +250,14 @@ class ShareDriverContract(DocumentedErrors):
         external.reboot()
         assert external.state() != served
         if server is None:
-            assert not driver.serves()
+            assert not driver.serves(context())
         for _ in range(2):
             again = interrupted_everywhere(lambda c: driver.ensure_share(c, share, server))
             assert again == locations
             driver.update_access(context(), share, server, rules, 4)
             assert external.state() == served
             assert external.rules(share) == {("10.1.0.9", "rw")}
-            assert server is not None or driver.serves()
+            assert server is not None or driver.serves(context())
             if external.holds_data:
                 assert external.read(share, "file") == "kept"
         driver.delete_share(context(), share, server)
@@ -271,7 +271,7 @@ class ShareDriverContract(DocumentedErrors):
         share: Share,
     ) -> None:
         if not isinstance(driver, Ensure):
-            pytest.skip("the driver has not the power Ensure")
+            pytest.skip("the driver lacks the capability Ensure")
         empty = external.state()
         with pytest.raises(Fatal, match=share.id):
             driver.ensure_share(context(), share, server)
@@ -295,7 +295,7 @@ class ShareDriverContract(DocumentedErrors):
         driver.delete_share(context(), share, server)
 
     def test_pools_say_what_is_there(self, driver: ShareDriver) -> None:
-        pools = driver.storage_pools()
+        pools = driver.storage_pools(context())
         assert pools
         assert len({pool.name for pool in pools}) == len(pools)
         assert all(0 <= pool.free_gib <= pool.total_gib for pool in pools)
@@ -309,7 +309,7 @@ class ShareDriverContract(DocumentedErrors):
         snapshot: Snapshot,
     ) -> None:
         if not isinstance(driver, Audit):
-            pytest.skip("the driver has not the power Audit")
+            pytest.skip("the driver lacks the capability Audit")
         empty = external.state()
         stays = dataclasses.replace(share, id=str(uuid.uuid4()))
         driver.create_share(context(), stays, server)
@@ -343,7 +343,7 @@ class ShareDriverContract(DocumentedErrors):
         self, driver: ShareDriver, server: ShareServer | None, share: Share
     ) -> None:
         if not isinstance(driver, Decommission):
-            pytest.skip("the driver has not the power Decommission")
+            pytest.skip("the driver lacks the capability Decommission")
         driver.create_share(context(), share, server)
         with pytest.raises(Conflict):
             driver.decommission(context())

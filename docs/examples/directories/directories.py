@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import ClassVar, cast
+from typing import ClassVar
 
 from pydantic import Field
 
@@ -45,12 +45,12 @@ class DirectoryShareDriver(ShareDriver):
     """Shares as directories of this host."""
 
     OptionsModel: ClassVar[type[Options]] = DirectoryOptions
+    options: DirectoryOptions
     modes: ClassVar[frozenset[DriverMode]] = frozenset({DriverMode.SINGLE_SVM})
     host_bound: ClassVar[bool] = True
 
-    def __init__(self, setting: BackendContext, options: Options, shell_for: ShellFor) -> None:
-        super().__init__(setting, options, shell_for)
-        self._options = cast("DirectoryOptions", options)
+    def __init__(self, backend: BackendContext, options: Options, shell_for: ShellFor) -> None:
+        super().__init__(backend, options, shell_for)
 
     def create_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
@@ -112,27 +112,28 @@ class DirectoryShareDriver(ShareDriver):
         self._change(context, lambda: half.write_text(json.dumps(document)))
         self._change(context, lambda: half.replace(path))
 
-    def storage_pools(self) -> tuple[StoragePool, ...]:
+    def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
         """One pool: the file system below ``root``."""
+        del context  # looking changes nothing, so nothing is guarded
         try:
-            disk = shutil.disk_usage(self._options.root)
+            disk = shutil.disk_usage(self.options.root)
         except OSError as error:
-            raise _translated(error, self._options.root) from error
+            raise _translated(error, self.options.root) from error
         return (StoragePool("directories", disk.total // GIB, disk.free // GIB),)
 
     def _locations(self, share: Share) -> tuple[ExportLocation, ...]:
-        return (ExportLocation(f"{self._options.server}:{self._share(share.id)}"),)
+        return (ExportLocation(f"{self.options.server}:{self._share(share.id)}"),)
 
     # Outside names are made of the row's own id, which is never used again.
 
     def _share(self, share_id: str) -> Path:
-        return self._options.root / "shares" / share_id
+        return self.options.root / "shares" / share_id
 
     def _snapshot(self, snapshot_id: str) -> Path:
-        return self._options.root / "snapshots" / snapshot_id
+        return self.options.root / "snapshots" / snapshot_id
 
     def _rules(self, share_id: str) -> Path:
-        return self._options.root / "shares" / f"{share_id}.rules"
+        return self.options.root / "shares" / f"{share_id}.rules"
 
     def _copy(self, context: RequestContext, source: Path, target: Path) -> None:
         """Copy under another name first: a copy that was cut off must not pass for a whole one."""
@@ -155,7 +156,7 @@ class DirectoryShareDriver(ShareDriver):
         try:
             call()
         except OSError as error:
-            raise _translated(error, self._options.root) from error
+            raise _translated(error, self.options.root) from error
 
 
 def _half(path: Path) -> Path:

@@ -34,8 +34,8 @@ class ComputeHelper(ABC):
     needs_ports: ClassVar[bool] = False
     """Whether its servers are attached to Neutron's ports, not only given addresses."""
 
-    def __init__(self, setting: BackendContext, options: Options) -> None:
-        self.setting = setting
+    def __init__(self, backend: BackendContext, options: Options) -> None:
+        self.backend = backend
         self.options = options
 
     @abstractmethod
@@ -63,7 +63,7 @@ class ComputeHelper(ABC):
 
 
 class Watched(ABC):
-    """The power of a compute helper to tell which of its servers have stopped to serve.
+    """Capability of a compute helper that tells which of its servers do not serve any more.
 
     It is asked every few seconds by workers of its backend's host.
     """
@@ -78,7 +78,7 @@ class Watched(ABC):
 
 
 class Reachable(ABC):
-    """The power of a compute helper whose servers take commands."""
+    """Capability of a compute helper whose servers take commands."""
 
     @abstractmethod
     def shell(self, share_server: ShareServer) -> Shell:

@@ -39,10 +39,10 @@ class FakeComputeAudit(Audit):
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List the backend's servers."""
         with self.world.call(
-            "owned_by_compute", self.setting.backend, context, code=ErrorCode.COMPUTE_FAILED
+            "owned_by_compute", self.backend.name, context, code=ErrorCode.COMPUTE_FAILED
         ) as change:
             rows = change.all(
-                "SELECT id, name, created FROM servers WHERE backend = ?", self.setting.backend
+                "SELECT id, name, created FROM servers WHERE backend = ?", self.backend.name
             )
         return [
             OwnedResource("server", row["name"], OwnerKind.SHARE_SERVER, row["id"], row["created"])
@@ -64,9 +64,9 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
     OptionsModel: ClassVar[type[Options]] = FakeComputeOptions
     options: FakeComputeOptions
 
-    def __init__(self, setting: BackendContext, options: FakeComputeOptions) -> None:
-        super().__init__(setting, options)
-        self.world = options.world_of(setting)
+    def __init__(self, backend: BackendContext, options: FakeComputeOptions) -> None:
+        super().__init__(backend, options)
+        self.world = options.world_of(backend)
 
     def get_share_server(
         self,
@@ -100,7 +100,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
                     f"Share server {share_server.id} boots for another {remaining:.1f} s.",
                     retry_after=remaining,
                 )
-        return ShareServerDetails(name, network_info.addresses, {"backend": self.setting.backend})
+        return ShareServerDetails(name, network_info.addresses, {"backend": self.backend.name})
 
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
         """Delete the server unless shares are on it."""
@@ -132,7 +132,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
     def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
         """Look which servers the world has lost, and which stopped to serve in it."""
         with self.world.call(
-            "outages", self.setting.backend, RequestContext(""), code=ErrorCode.COMPUTE_FAILED
+            "outages", self.backend.name, RequestContext(""), code=ErrorCode.COMPUTE_FAILED
         ) as change:
             known = {row["id"]: row["serves_at"] for row in change.all("SELECT * FROM servers")}
         found: dict[str, Outage] = {}
@@ -177,7 +177,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
             server.id,
             _server_name(server),
-            self.setting.backend,
+            self.backend.name,
             server.project_id,
             share_network.id,
             domain,

@@ -12,7 +12,7 @@ that is no concern of the server's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Final, Self, cast
+from typing import Any, ClassVar, Final, Self
 
 from openstack.baremetal.v1.allocation import Allocation
 from openstack.baremetal.v1.node import Node
@@ -97,20 +97,20 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     """Makes share servers out of bare metal nodes, by Ironic."""
 
     OptionsModel: ClassVar[type[Options]] = IronicOptions
+    options: IronicOptions
     needs_ports: ClassVar[bool] = True
 
-    def __init__(self, setting: BackendContext, options: Options) -> None:
-        super().__init__(setting, options)
-        self._options = cast("IronicOptions", options)
-        self._ironic = OpenStack(self._options, ErrorCode.COMPUTE_FAILED)
+    def __init__(self, backend: BackendContext, options: Options) -> None:
+        super().__init__(backend, options)
+        self._ironic = OpenStack(self.options, ErrorCode.COMPUTE_FAILED)
 
     def check(self) -> None:
         """Log in, and look for a node of the resource class with the traits."""
-        wanted, traits = self._options.resource_class, set(self._options.traits)
+        wanted, traits = self.options.resource_class, set(self.options.traits)
         nodes = self._ironic.ask(
             f"list the nodes of resource class {wanted}",
             lambda c: list(c.baremetal.nodes(resource_class=wanted, fields=["uuid", "traits"])),
-            about=ObjectKind.BACKEND.ref(self.setting.backend),
+            about=ObjectKind.BACKEND.ref(self.backend.name),
         )
         if not nodes:
             raise Fatal(
@@ -143,8 +143,8 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             error.share_server_id = node.id
             raise
         address = network_info.addresses[0]
-        attributes = ssh_attributes(self._options, share_server.id, address=address)
-        check_reachable(self._options, share_server.id, attributes, server_id=node.id)
+        attributes = ssh_attributes(self.options, share_server.id, address=address)
+        check_reachable(self.options, share_server.id, attributes, server_id=node.id)
         return ShareServerDetails(
             server_id=node.id,
             addresses=network_info.addresses,
@@ -167,7 +167,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
 
     def shell(self, share_server: ShareServer) -> Shell:
         """As :meth:`Reachable.shell`."""
-        return ssh_shell(self._options, share_server)
+        return ssh_shell(self.options, share_server)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List the allocations that name their share server, and this backend.
@@ -177,12 +177,12 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         allocations = self._ironic.ask(
             "list our allocations",
             lambda c: list(c.baremetal.allocations()),
-            about=ObjectKind.BACKEND.ref(self.setting.backend),
+            about=ObjectKind.BACKEND.ref(self.backend.name),
         )
         for allocation in allocations:
             extra = allocation.extra or {}
             owner = extra.get(_OWNER)
-            ours = extra.get(_BACKEND) == self.setting.backend
+            ours = extra.get(_BACKEND) == self.backend.name
             if ours and owner is not None and allocation.name == allocation_name(owner):
                 created = seconds(allocation.created_at)
                 yield OwnedResource(
@@ -191,11 +191,11 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Undeploy the allocation's node; that takes its time, so it is seen once more."""
-        self.delete_share_server(context, placeholder_server(self.setting, owned))
+        self.delete_share_server(context, placeholder_server(self.backend, owned))
 
     def _allocation(self, work: _Work) -> Allocation:
         """Return the server's allocation once it has a node."""
-        allocation = work.allocation() or work.allocate(self._options)
+        allocation = work.allocation() or work.allocate(self.options)
         failpoint("ironic.after_allocation")
         if allocation.state == "error":
             error = work.failed(f"Ironic has no node for it: {allocation.last_error}")
@@ -235,7 +235,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
                 failpoint("ironic.after_vif")
 
     def _start(self, work: _Work, node: Node) -> None:
-        options = self._options
+        options = self.options
         told: dict[str, Any] = {
             "image_source": options.image,
             "display_name": allocation_name(work.server.id),
@@ -304,7 +304,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         return NotReady(
             f"Node {node.id} of share server {work.server.id} is {node.provision_state}"
             + (f", locked by conductor {node.reservation}." if node.reservation else "."),
-            retry_after=self._options.poll_interval,
+            retry_after=self.options.poll_interval,
             share_server_id=node.id,
         )
 

@@ -93,7 +93,7 @@ def ssh_attributes(
 
 
 def ssh_shell(options: SshOptions, share_server: ShareServer) -> Shell:
-    """Return a shell on a server that was built; the power ``Reachable`` of such a helper."""
+    """Return a shell on a server that was built; the capability ``Reachable`` of such a helper."""
     if share_server.details is None or "ssh_address" not in share_server.details.attributes:
         raise Fatal(
             f"Share server {share_server.id} is not built, so it takes no commands.",

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Final, cast
+from typing import ClassVar, Final
 
 from pydantic import Field, IPvAnyAddress
 
@@ -100,14 +100,14 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     """Makes share servers out of network namespaces, with an NFS server inside."""
 
     OptionsModel: ClassVar[type[Options]] = NamespaceOptions
+    options: NamespaceOptions
     host_bound: ClassVar[bool] = True
 
-    def __init__(self, setting: BackendContext, options: Options) -> None:
-        super().__init__(setting, options)
-        self._options = cast("NamespaceOptions", options)
-        if self._options.bridge and setting.mode is DriverMode.MANAGED_MULTI_SVM:
+    def __init__(self, backend: BackendContext, options: Options) -> None:
+        super().__init__(backend, options)
+        if self.options.bridge and backend.mode is DriverMode.MANAGED_MULTI_SVM:
             raise ConfigurationError(
-                f"Backend {setting.backend}: in mode {setting.mode} each share network has a "
+                f"Backend {backend.name}: in mode {backend.mode} each share network has a "
                 f"segment of its own, and one bridge would join them all; leave bridge out."
             )
 
@@ -122,7 +122,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         """As :meth:`ComputeHelper.get_share_server`; repeated, it repairs what a reboot took."""
         del security_services  # NFS with AUTH_SYS asks nobody
         namespace = namespace_name(share_server.id)
-        bridge = self._options.bridge or bridge_name(share_network.id)
+        bridge = self.options.bridge or bridge_name(share_network.id)
         host = Guarded(_host(), context.guard)
         try:
             self._end_stray(context, share_server, network_info)
@@ -158,7 +158,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         """As :meth:`ComputeHelper.delete_share_server`."""
         host = Guarded(_host(), context.guard)
         namespace = namespace_name(share_server.id)
-        owner = "" if self._options.bridge else share_server.share_network_id or ""
+        owner = "" if self.options.bridge else share_server.share_network_id or ""
         try:
             leave(
                 *(host, namespace, _port_name(share_server.id)),
@@ -212,7 +212,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Remove the share server with all that belongs to it, or a share network's bridge."""
         if owned.owner_kind is OwnerKind.SHARE_SERVER:
-            self.delete_share_server(context, placeholder_server(self.setting, owned))
+            self.delete_share_server(context, placeholder_server(self.backend, owned))
             return
         host = Guarded(_host(), context.guard)
         remove_bridge(host, bridge_name(owned.owner_id), owned.owner_id)
@@ -237,7 +237,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     ) -> None:
         plug = Plug(
             bridge=bridge,
-            owner="" if self._options.bridge else share_network.id,
+            owner="" if self.options.bridge else share_network.id,
             tunnel=self._tunnel(network_info),
             mtu=network_info.mtu,
             mac=network_info.mac_addresses[0] if network_info.mac_addresses else None,
@@ -246,7 +246,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
 
     def _tunnel(self, network_info: NetworkInfo) -> Vxlan | Vlan | None:
         """What carries the segment to other hosts; an operator's bridge has that already."""
-        options, number = self._options, network_info.segmentation_id
+        options, number = self.options, network_info.segmentation_id
         if options.bridge or number is None:
             return None
         match network_info.segmentation_type:
@@ -259,7 +259,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
             case Vxlan.type | Vlan.type as known:
                 missing = "underlay_address" if known == Vxlan.type else "vlan_parent"
                 raise Fatal(
-                    f"Segment {number} is of type {known} and backend {self.setting.backend} "
+                    f"Segment {number} is of type {known} and backend {self.backend.name} "
                     f"does not say what carries it; set compute.{missing}.",
                     code=ErrorCode.CONFIGURATION,
                 )
@@ -303,7 +303,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
 
     @property
     def _directories(self) -> str:
-        return f"{self.setting.state_dir}/servers"
+        return f"{self.backend.state_dir}/servers"
 
 
 def _host() -> Shell:

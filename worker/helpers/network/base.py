@@ -146,7 +146,7 @@ class AddressStore(Protocol):
 
 
 class Renewing(ABC):
-    """The power of a network helper whose allocations run out unless they are renewed."""
+    """Capability of a network helper whose allocations run out unless they are renewed."""
 
     @abstractmethod
     def renew_network(self, context: RequestContext, share_server: ShareServer) -> None:
@@ -178,8 +178,8 @@ class NetworkHelper(ABC):
     gives_ports: ClassVar[bool] = False
     """Whether what it allocates are ports of Neutron, with their ids."""
 
-    def __init__(self, setting: BackendContext, options: Options, addresses: AddressStore) -> None:
-        self.setting = setting
+    def __init__(self, backend: BackendContext, options: Options, addresses: AddressStore) -> None:
+        self.backend = backend
         self.options = options
         self.addresses = addresses
 
@@ -190,7 +190,6 @@ class NetworkHelper(ABC):
         share_server: ShareServer,
         share_network: ShareNetwork,
         amount_of_ports: int,
-        **options: str,
     ) -> NetworkInfo:
         """Allocate ``amount_of_ports`` addresses of one subnet for the share server.
 
@@ -204,7 +203,7 @@ class NetworkHelper(ABC):
 
 
 class AddressPools(ABC):
-    """The power of a network helper that knows how many addresses its backend's own pools have."""
+    """Capability of a network helper that knows how many addresses its backend's own pools have."""
 
     @abstractmethod
     def address_pools(self) -> Mapping[str, int]:

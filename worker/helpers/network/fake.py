@@ -55,7 +55,7 @@ class FakeNetworkAudit(Audit):
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List all ports and networks: they do not say whose backend's they are."""
         with self.world.call(
-            "owned_by_network", self.setting.backend, context, code=ErrorCode.NETWORK_FAILED
+            "owned_by_network", self.backend.name, context, code=ErrorCode.NETWORK_FAILED
         ) as change:
             ports = change.all("SELECT id, server FROM ports")
             networks = change.all("SELECT domain FROM networks")
@@ -98,16 +98,16 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
     options: FakeNetworkOptions
 
     def __init__(
-        self, setting: BackendContext, options: FakeNetworkOptions, addresses: AddressStore
+        self, backend: BackendContext, options: FakeNetworkOptions, addresses: AddressStore
     ) -> None:
-        super().__init__(setting, options, addresses)
-        self.world = options.world_of(setting)
-        self._managed = setting.mode is DriverMode.MANAGED_MULTI_SVM
+        super().__init__(backend, options, addresses)
+        self.world = options.world_of(backend)
+        self._managed = backend.mode is DriverMode.MANAGED_MULTI_SVM
         try:
             self._first = parse_subnet(options.first_network, "first_network")
         except InvalidRequest as error:
             raise ConfigurationError(
-                f"Backend {setting.backend}, network helper option first_network: {error.message}"
+                f"Backend {backend.name}, network helper option first_network: {error.message}"
             ) from error
 
     def allocate_network(
@@ -116,7 +116,6 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
         share_server: ShareServer,
         share_network: ShareNetwork,
         amount_of_ports: int,
-        **options: str,  # noqa: ARG002 - there is nothing to choose
     ) -> NetworkInfo:
         """Take ports for the share server, or find those that it holds."""
         with self.world.call(
@@ -174,7 +173,7 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
     def _network(self, change: Change, share_network: ShareNetwork) -> tuple[str, Pool, int | None]:
         """Find or make the share network's network: its domain, pool and segment."""
         pool = self._named_pool(share_network)
-        owner = "share_network" if pool else self.setting.backend
+        owner = "share_network" if pool else self.backend.name
         domain = f"{owner}:{share_network.id}"
         network = change.one("SELECT * FROM networks WHERE domain = ?", domain)
         if network is None:
@@ -194,7 +193,7 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
 
     def _named_pool(self, share_network: ShareNetwork) -> Pool | None:
         """Return the addresses that the share network names, where they count."""
-        if not (self._managed or self.setting.share_network_addresses):
+        if not (self._managed or self.backend.share_network_addresses):
             return None
         try:
             if share_network.kind is NetworkKind.FLAT_POOL:

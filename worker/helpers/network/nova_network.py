@@ -72,17 +72,17 @@ class NovaNetworkHelper(NetworkHelper, Audit):
     options: NovaNetworkOptions
 
     def __init__(
-        self, setting: BackendContext, options: NovaNetworkOptions, addresses: AddressStore
+        self, backend: BackendContext, options: NovaNetworkOptions, addresses: AddressStore
     ) -> None:
-        super().__init__(setting, options, addresses)
+        super().__init__(backend, options, addresses)
         self._nova = NovaNetworks(options)
-        self._domain = f"nova:{options.name or setting.backend}"
-        self._reserving = f"nova-reserved:{options.name or setting.backend}"
+        self._domain = f"nova:{options.name or backend.name}"
+        self._reserving = f"nova-reserved:{options.name or backend.name}"
         try:
             self._source = _source(self._domain, options)
         except InvalidRequest as error:
             raise ConfigurationError(
-                f"Backend {setting.backend}, network helper option {error.field}: {error.message}",
+                f"Backend {backend.name}, network helper option {error.field}: {error.message}",
                 field=error.field,
             ) from error
 
@@ -92,7 +92,6 @@ class NovaNetworkHelper(NetworkHelper, Audit):
         share_server: ShareServer,
         share_network: ShareNetwork,
         amount_of_ports: int,
-        **options: str,  # noqa: ARG002 - nova-network has nothing to choose
     ) -> NetworkInfo:
         """Reserve addresses for the share server, or find those that it has.
 
@@ -140,7 +139,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
                 )
         if self._source is None:
             return
-        for network in self._nova.networks(about=ObjectKind.BACKEND.ref(self.setting.backend)):
+        for network in self._nova.networks(about=ObjectKind.BACKEND.ref(self.backend.name)):
             owner = network.label.removeprefix(_LABEL)
             if owner != network.label:
                 yield OwnedResource("network", network.id, OwnerKind.SHARE_NETWORK, owner)
@@ -151,7 +150,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
         The network goes as its last server would let it go: on its segment, with nobody else.
         """
         if owned.owner_kind is OwnerKind.SHARE_SERVER:
-            self.deallocate_network(context, placeholder_server(self.setting, owned))
+            self.deallocate_network(context, placeholder_server(self.backend, owned))
             return
         owner, holder = owned.owner_id, f"{_AUDIT}{owned.owner_id}"
         made = self._made(owner, f"share_network {owner}")
@@ -159,7 +158,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
             context.guard()
             self.addresses.segments.take(self._source, owner, holder, made[0].cidr)
         self.deallocate_network(
-            context, replace(placeholder_server(self.setting, owned), id=holder)
+            context, replace(placeholder_server(self.backend, owned), id=holder)
         )
 
     def _network(
@@ -172,7 +171,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
         if self._source is None:
             raise Fatal(
                 f"Share network {share_network.id} asks for a network to be made, and backend "
-                f"{self.setting.backend} has no VLANs for that; set the network helper's vlan_ids.",
+                f"{self.backend.name} has no VLANs for that; set the network helper's vlan_ids.",
                 object=about,
                 code=ErrorCode.CONFIGURATION,
             )

@@ -109,20 +109,20 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
     options: SegmentedNetworkOptions
 
     def __init__(
-        self, setting: BackendContext, options: SegmentedNetworkOptions, addresses: AddressStore
+        self, backend: BackendContext, options: SegmentedNetworkOptions, addresses: AddressStore
     ) -> None:
-        super().__init__(setting, options, addresses)
+        super().__init__(backend, options, addresses)
         try:
-            self._source = _source(setting, options)
+            self._source = _source(backend, options)
             self._prefixes = [parse_subnet(p, "tenant_prefixes") for p in options.tenant_prefixes]
         except InvalidRequest as error:
             raise ConfigurationError(
-                f"Backend {setting.backend}, network helper option {error.field}: {error.message}",
+                f"Backend {backend.name}, network helper option {error.field}: {error.message}",
                 field=error.field,
             ) from error
         if self._prefixes and options.next_hop == options.gateway == "none":
             raise ConfigurationError(
-                f"Backend {setting.backend}: the network helper has tenant_prefixes and neither "
+                f"Backend {backend.name}: the network helper has tenant_prefixes and neither "
                 f"next_hop nor gateway; set one of them."
             )
 
@@ -132,7 +132,6 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
         share_server: ShareServer,
         share_network: ShareNetwork,
         amount_of_ports: int,
-        **options: str,  # noqa: ARG002 - a segment has nothing to choose
     ) -> NetworkInfo:
         """Put the share server on its share network's segment and take addresses there.
 
@@ -192,7 +191,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Give the server's addresses back, and take it off its segment."""
-        self.deallocate_network(context, placeholder_server(self.setting, owned))
+        self.deallocate_network(context, placeholder_server(self.backend, owned))
 
     def _pool(self, share_network: ShareNetwork, cidr: str) -> Pool:
         try:
@@ -213,7 +212,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
                 yield Route(str(prefix), str(hop))
 
 
-def _source(setting: BackendContext, options: SegmentedNetworkOptions) -> SegmentSource:
+def _source(backend: BackendContext, options: SegmentedNetworkOptions) -> SegmentSource:
     first, last = options.segment_ids
     highest = _HIGHEST_ID[options.segment_type]
     if not 1 <= first <= last <= highest:
@@ -232,7 +231,7 @@ def _source(setting: BackendContext, options: SegmentedNetworkOptions) -> Segmen
                 field="prefix_length",
             )
         _pool(f"{whole.ip}/{options.prefix_length}", options)
-    domain = f"{options.segment_type}:{options.name or setting.backend}"
+    domain = f"{options.segment_type}:{options.name or backend.name}"
     return SegmentSource(domain, options.segment_ids, options.subnets, options.prefix_length)
 
 

@@ -12,6 +12,7 @@ from worker.db.core.engine import db_now, insert_into, transaction
 from worker.db.tables.main import backends, storage_pools
 from worker.engine.job import Runtime
 from worker.errors import SharewrightError
+from worker.model import RequestContext
 
 TASK = "report_pools"
 REPORT_TIMEOUT = 60.0
@@ -26,7 +27,7 @@ def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
     """Report each backend that nobody else is reporting or has just reported."""
     for name in _take(runtime, names):
         try:
-            report = runtime.manager(name).report()
+            report = runtime.manager(name).report(RequestContext(""))
         except SharewrightError as error:
             _log.warning("Backend %s could not be asked for its pools: %s", name, error.message)
             with transaction(runtime.engine) as connection:

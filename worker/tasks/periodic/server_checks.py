@@ -17,7 +17,7 @@ from worker.engine.accept import Begin
 from worker.engine.job import Runtime
 from worker.errors import SharewrightError
 from worker.messaging.queues import queue_for
-from worker.model import Outage
+from worker.model import Outage, RequestContext
 from worker.tasks.repairs import ENSURE_SERVER, RESTART_SERVER, Requester, Started, start
 
 TASK: Final = "check_share_servers"
@@ -61,7 +61,7 @@ def check_share_servers(runtime: Runtime, names: Sequence[str]) -> None:
 def _check(runtime: Runtime, name: str) -> None:
     manager = runtime.manager(name)
     if not manager.backend.mode.has_share_servers:
-        if not manager.serves():
+        if not manager.serves(RequestContext("")):
             _repair_predefined(runtime, name)
         return
     with reading(runtime.engine) as connection:

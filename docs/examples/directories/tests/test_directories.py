@@ -48,7 +48,7 @@ class ExternalSystem:
         return (self.root / "shares" / share.id / name).read_text()
 
     def reboot(self) -> None:
-        """Never called: the driver has not the capability Ensure."""
+        """Never called: the driver lacks the capability Ensure."""
 
 
 class TestDirectoryShareDriver(ShareDriverContract):

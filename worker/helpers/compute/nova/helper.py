@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Final, cast
+from typing import Any, ClassVar, Final
 
 from openstack.compute.v2.server import Server
 from openstack.connection import Connection
@@ -70,18 +70,18 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     """Makes share servers out of virtual machines, by Nova."""
 
     OptionsModel: ClassVar[type[Options]] = NovaOptions
+    options: NovaOptions
     needs_ports: ClassVar[bool] = True
 
-    def __init__(self, setting: BackendContext, options: Options) -> None:
-        super().__init__(setting, options)
-        self._options = cast("NovaOptions", options)
-        self._nova = OpenStack(self._options, ErrorCode.COMPUTE_FAILED)
-        self._choices = Choices(self._options, self._nova)
+    def __init__(self, backend: BackendContext, options: Options) -> None:
+        super().__init__(backend, options)
+        self._nova = OpenStack(self.options, ErrorCode.COMPUTE_FAILED)
+        self._choices = Choices(self.options, self._nova)
 
     def check(self) -> None:
         """Log in, look for what the options name, and read the private key."""
-        self._choices.look_up(f"backend {self.setting.backend}")
-        boot_data(self._options, "check")
+        self._choices.look_up(ObjectKind.BACKEND.ref(self.backend.name))
+        boot_data(self.options, "check")
 
     def get_share_server(
         self,
@@ -98,8 +98,8 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         try:
             ports = self._check_runs(work, machine, network_info)
             address = self._management_address(work, ports) or network_info.addresses[0]
-            attributes = ssh_attributes(self._options, share_server.id, address=address)
-            check_reachable(self._options, share_server.id, attributes, server_id=machine.id)
+            attributes = ssh_attributes(self.options, share_server.id, address=address)
+            check_reachable(self.options, share_server.id, attributes, server_id=machine.id)
         except StepError as error:
             error.share_server_id = machine.id
             raise
@@ -117,25 +117,25 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
 
     def shell(self, share_server: ShareServer) -> Shell:
         """As :meth:`Reachable.shell`."""
-        return ssh_shell(self._options, share_server)
+        return ssh_shell(self.options, share_server)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List the machines that name their share server, and this backend."""
         machines = self._nova.ask(
             "list our machines",
             lambda c: list(c.compute.servers(name=f"^{_PREFIX}")),
-            about=ObjectKind.BACKEND.ref(self.setting.backend),
+            about=ObjectKind.BACKEND.ref(self.backend.name),
         )
         for machine in machines:
             owner = machine.metadata.get(_OWNER)
-            ours = machine.metadata.get(_BACKEND) == self.setting.backend
+            ours = machine.metadata.get(_BACKEND) == self.backend.name
             if ours and _is_machine_of(machine, owner) and machine.status not in _GONE:
                 created = seconds(machine.created_at)
                 yield OwnedResource("machine", machine.id, OwnerKind.SHARE_SERVER, owner, created)
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Delete the server's machines; Nova then takes its time, so they are seen once more."""
-        self.delete_share_server(context, placeholder_server(self.setting, owned))
+        self.delete_share_server(context, placeholder_server(self.backend, owned))
 
     def _machine(self, work: _Work, network_info: NetworkInfo) -> Server:
         """Return the server's one machine; make it, or remove what is too many."""
@@ -168,14 +168,14 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         networks: list[dict[str, str]] = [{"port": port} for port in network_info.ports]
         if chosen.management_network is not None:
             networks.append({"uuid": chosen.management_network})
-        user_data = boot_data(self._options, server.id)
+        user_data = boot_data(self.options, server.id)
         attributes = {
             **chosen.attributes,
             "name": machine_name(server.id),
-            "metadata": {_OWNER: server.id, _BACKEND: self.setting.backend},
+            "metadata": {_OWNER: server.id, _BACKEND: self.backend.name},
             "networks": networks,
             "user_data": base64.b64encode(user_data.encode()).decode(),
-            "config_drive": self._options.config_drive,
+            "config_drive": self.options.config_drive,
         }
         for port in work.ports(network_info):
             if port.device_id == server.id:
@@ -222,7 +222,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
 
     def _management_address(self, work: _Work, ports: Sequence[Port]) -> str | None:
         """Return where workers reach the machine if not by the share server's own address."""
-        if self._options.management_network is None:
+        if self.options.management_network is None:
             return None
         wanted = self._choices.management_network(f"share_server {work.server.id}")
         found = [port.fixed_ips[0]["ip_address"] for port in ports if port.network_id == wanted]
@@ -233,7 +233,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     def _not_yet(self, work: _Work, machine: Server, state: str) -> NotReady:
         return NotReady(
             f"Machine {machine.id} of share server {work.server.id} {state}.",
-            retry_after=self._options.poll_interval,
+            retry_after=self.options.poll_interval,
             share_server_id=machine.id,
         )
 

@@ -90,11 +90,11 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
     modes: ClassVar[frozenset[DriverMode]] = frozenset({DriverMode.FLAT_MULTI_SVM})
 
     def __init__(
-        self, setting: BackendContext, options: FlatNetworkOptions, addresses: AddressStore
+        self, backend: BackendContext, options: FlatNetworkOptions, addresses: AddressStore
     ) -> None:
-        super().__init__(setting, options, addresses)
-        self._domain = f"flat:{options.name or setting.backend}"
-        self._pool = _own_pool(setting, options)
+        super().__init__(backend, options, addresses)
+        self._domain = f"flat:{options.name or backend.name}"
+        self._pool = _own_pool(backend, options)
         self.has_own_addresses = self._pool is not None
         relay = options.dhcp_relay_address
         self._dhcp = DhcpAddresses(
@@ -112,7 +112,6 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         share_server: ShareServer,
         share_network: ShareNetwork,
         amount_of_ports: int,
-        **options: str,  # noqa: ARG002 - a flat network has nothing to choose
     ) -> NetworkInfo:
         """Take addresses for the share server, or find those that it holds.
 
@@ -120,7 +119,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         of its addresses is left, :class:`~worker.errors.NotReady` when some become free shortly,
         :class:`~worker.errors.Retryable` when its DHCP server does not answer.
         """
-        if self.setting.share_network_addresses and share_network.kind is NetworkKind.DHCP:
+        if self.backend.share_network_addresses and share_network.kind is NetworkKind.DHCP:
             return self._dhcp.allocate(context, share_server, share_network, amount_of_ports)
         domain, pool = self._pool_for(share_network)
         context.guard()
@@ -172,11 +171,11 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Give all of the server's addresses and leases back."""
-        self.deallocate_network(context, placeholder_server(self.setting, owned))
+        self.deallocate_network(context, placeholder_server(self.backend, owned))
 
     def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
         """Return where the share network's servers get addresses from."""
-        if self.setting.share_network_addresses and share_network.kind is NetworkKind.FLAT_POOL:
+        if self.backend.share_network_addresses and share_network.kind is NetworkKind.FLAT_POOL:
             try:
                 pool = share_network_pool(share_network)
             except InvalidRequest as error:
@@ -189,7 +188,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
             return f"{NETWORK_DOMAIN}{share_network.id}", pool
         if self._pool is None:
             raise Fatal(
-                f"Backend {self.setting.backend} has no addresses of its own and share network "
+                f"Backend {self.backend.name} has no addresses of its own and share network "
                 f"{share_network.id} of kind {share_network.kind} names none; set the network "
                 f"helper's subnet, or use a flat_pool share network.",
                 object=ObjectKind.SHARE_NETWORK.ref(share_network.id),
@@ -198,17 +197,17 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         return self._domain, self._pool
 
 
-def _own_pool(setting: BackendContext, options: FlatNetworkOptions) -> Pool | None:
+def _own_pool(backend: BackendContext, options: FlatNetworkOptions) -> Pool | None:
     if options.subnet is None:
         superfluous = sorted(options.model_fields_set & {"gateway", "ranges", "reserved"})
         if superfluous:
             raise ConfigurationError(
-                f"Backend {setting.backend}: the network helper has {', '.join(superfluous)} "
+                f"Backend {backend.name}: the network helper has {', '.join(superfluous)} "
                 f"but no subnet; set subnet."
             )
-        if not setting.share_network_addresses:
+        if not backend.share_network_addresses:
             raise ConfigurationError(
-                f"Backend {setting.backend} has no addresses to give out: set the network "
+                f"Backend {backend.name} has no addresses to give out: set the network "
                 f"helper's subnet, or share_network_addresses = true."
             )
         return None
@@ -222,6 +221,6 @@ def _own_pool(setting: BackendContext, options: FlatNetworkOptions) -> Pool | No
         )
     except InvalidRequest as error:
         raise ConfigurationError(
-            f"Backend {setting.backend}, network helper option {error.field}: {error.message}",
+            f"Backend {backend.name}, network helper option {error.field}: {error.message}",
             field=error.field,
         ) from error

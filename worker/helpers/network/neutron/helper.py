@@ -88,17 +88,17 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
     options: NeutronOptions
 
     def __init__(
-        self, setting: BackendContext, options: NeutronOptions, addresses: AddressStore
+        self, backend: BackendContext, options: NeutronOptions, addresses: AddressStore
     ) -> None:
-        super().__init__(setting, options, addresses)
-        self._flat = setting.mode is DriverMode.FLAT_MULTI_SVM
-        _check_options(setting, options, flat=self._flat)
+        super().__init__(backend, options, addresses)
+        self._flat = backend.mode is DriverMode.FLAT_MULTI_SVM
+        _check_options(backend, options, flat=self._flat)
         self._neutron = OpenStack(options, ErrorCode.NETWORK_FAILED)
         self._managed = ManagedNetworks(options, self._neutron, addresses)
 
     def check(self) -> None:
         """Log in, and look for the networks that the options name."""
-        about = ObjectKind.BACKEND.ref(self.setting.backend)
+        about = ObjectKind.BACKEND.ref(self.backend.name)
         self._neutron.ask("log in", lambda c: c.session.get_token(), about=about)
         if self._flat:
             self._configured(about)
@@ -111,7 +111,6 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         share_server: ShareServer,
         share_network: ShareNetwork,
         amount_of_ports: int,
-        **options: str,  # noqa: ARG002 - everything is chosen by the backend's options
     ) -> NetworkInfo:
         """Make ports for the share server, or find those that it has.
 
@@ -141,7 +140,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
         """List ports that name their share server, and the networks and routers that we make."""
-        about = ObjectKind.BACKEND.ref(self.setting.backend)
+        about = ObjectKind.BACKEND.ref(self.backend.name)
 
         def find(connection: Connection) -> list[Port]:
             ours = (
@@ -161,7 +160,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
         """Delete the server's ports; of a share network, the network or router."""
-        server = placeholder_server(self.setting, owned)
+        server = placeholder_server(self.backend, owned)
         if owned.kind == "port":
             for port in self._held(server):
                 self._delete(context, server, port)
@@ -366,9 +365,9 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         if kind is None and not self._flat:
             raise Fatal(
                 f"The segment of network {network.id} is not shown to the user of backend "
-                f"{self.setting.backend}, or it has none on the backend's physical_network; give "
+                f"{self.backend.name}, or it has none on the backend's physical_network; give "
                 f"the user an administrator's role in Neutron, or correct the option.",
-                object=ObjectKind.BACKEND.ref(self.setting.backend),
+                object=ObjectKind.BACKEND.ref(self.backend.name),
                 code=ErrorCode.NETWORK_FAILED,
             )
         return kind, number
@@ -397,12 +396,12 @@ def _size(first: str, last: str) -> int:
     return int(IPAddress(last)) - int(IPAddress(first)) + 1
 
 
-def _check_options(setting: BackendContext, options: NeutronOptions, *, flat: bool) -> None:
+def _check_options(backend: BackendContext, options: NeutronOptions, *, flat: bool) -> None:
     given = options.model_fields_set
     if flat:
         if options.neutron_net is None:
             raise ConfigurationError(
-                f"Backend {setting.backend}: mode {setting.mode} puts all share servers on one "
+                f"Backend {backend.name}: mode {backend.mode} puts all share servers on one "
                 f"network; name it as the network helper's neutron_net."
             )
         misplaced = sorted(given & set(ManagedOptions.own_names()))
@@ -410,6 +409,6 @@ def _check_options(setting: BackendContext, options: NeutronOptions, *, flat: bo
         misplaced = sorted(given & {"neutron_net", "neutron_subnet"})
     if misplaced:
         raise ConfigurationError(
-            f"Backend {setting.backend}: the network helper's {', '.join(misplaced)} cannot be "
-            f"used in mode {setting.mode}; leave it out, or change the mode."
+            f"Backend {backend.name}: the network helper's {', '.join(misplaced)} cannot be "
+            f"used in mode {backend.mode}; leave it out, or change the mode."
         )
