@@ -10,17 +10,16 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kombu.exceptions import OperationalError
 
-from tests.story import WRITER, Service
+from tests.story import WRITER
 from tests.support import leftovers
-from tests.support.real import BACKEND, NOTHING, take_away
+from tests.support.embedded import EmbeddedService
+from tests.support.real import BACKEND, take_away
 from tests.support.services import Process, python, require_root_datapath, wait_until
-from tests.support.tenants import Machine, Tenant
-from worker.db.core.engine import engine_for
+from tests.support.tenants import Tenant
 
 
 @pytest.fixture
@@ -39,9 +38,9 @@ def home(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def served(home: Path) -> Iterator[list[Service]]:
+def served(home: Path) -> Iterator[list[EmbeddedService]]:
     """A service that the test may replace; the last one is stopped."""
-    services = [Service.up(home)]
+    services = [EmbeddedService.up(home)]
     try:
         yield services
     except BaseException:
@@ -49,12 +48,6 @@ def served(home: Path) -> Iterator[list[Service]]:
         raise
     finally:
         services[-1].close()
-
-
-def bridge_of(service: Service, share: dict[str, Any]) -> str:
-    network = service.ask("p1", "show_share_network", share_network_id=share["share_network_id"])
-    (attachment,) = network["attachments"]
-    return str(attachment["bridge"])
 
 
 def daemons(home: Path) -> list[str]:
@@ -65,19 +58,20 @@ def daemons(home: Path) -> list[str]:
     return found.stdout.split()
 
 
-def take_all_away(service: Service, home: Path, marks: list[str]) -> None:
+def take_all_away(service: EmbeddedService, home: Path) -> None:
     """Delete by request, stop, decommission: then nothing is left."""
     for share in service.ask("p1", "list_shares")["shares"]:
         service.ask("p1", "delete_share", share_id=share["id"])
     service.settle()
     for network in service.ask("p1", "list_share_networks")["share_networks"]:
         service.ask("p1", "delete_share_network", share_network_id=network["id"])
-    assert list(leftovers.of_tables(engine_for(service.database_url))) == []
+    assert list(leftovers.of_tables(service.engine)) == []
+    marks = leftovers.marks(home, service.engine)
     service.close()
     command = python("scheduler.cli", "decommission", "--home", str(home))
     decommission = Process(command, log=home / "decommission.log")
     assert decommission.start().wait(30) == 0, decommission.output()
-    assert Machine.look([str(home), *marks]) == NOTHING
+    assert list(leftovers.of_run(marks)) == []
 
 
 def test_a_client_notices_nothing(home: Path) -> None:
@@ -85,7 +79,7 @@ def test_a_client_notices_nothing(home: Path) -> None:
         service = services[-1]
         share = service.ask("p1", "create_share", size=1, share_network_id=service.network("p1"))
         service.ask("p1", "allow_access", share_id=share["id"], access_to=WRITER)
-        bridge = bridge_of(service, share)
+        bridge = service.bridge("p1", share)
         before = daemons(home)
         assert len(before) == 1
         path = share["export_locations"][0]["path"]
@@ -96,10 +90,10 @@ def test_a_client_notices_nothing(home: Path) -> None:
             wait_until(lambda: any(home.glob("**/mounts/*/data/file")), "the client writes")
             assert service.process.terminate() == 0
             service.close()
-            services.append(Service.up(home))
+            services.append(EmbeddedService.up(home))
             services[-1].process.kill()
             services[-1].client.close()
-            services.append(Service.up(home))
+            services.append(EmbeddedService.up(home))
             # It goes on with what was there, and serves more beside it.
             service = services[-1]
             service.ask("p1", "extend_share", share_id=share["id"], new_size=2)
@@ -119,7 +113,7 @@ def test_a_client_notices_nothing(home: Path) -> None:
         # Nor did it wait while a file server was started again.
         assert answer["longest"] < 2.0
         assert daemons(home) == before
-        take_all_away(service, home, [share["share_server_id"], bridge])
+        take_all_away(service, home)
 
 
 def test_redis_killed_is_back_in_ten_seconds_and_nothing_is_lost(home: Path) -> None:
@@ -141,8 +135,7 @@ def test_redis_killed_is_back_in_ten_seconds_and_nothing_is_lost(home: Path) -> 
         assert [share["status"] for share in made] == ["available"] * 3
         servers = {share["share_server_id"] for share in made}
         assert len(servers) == len(networks) == len(daemons(home))
-        bridges = [bridge_of(service, share) for share in made]
-        take_all_away(service, home, [*servers, *bridges])
+        take_all_away(service, home)
 
 
 def soon(ask: Callable[[], str]) -> str:

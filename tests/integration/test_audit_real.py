@@ -14,7 +14,8 @@ import pytest
 
 from tests.openstack.cloud import OpenStack
 from tests.support.audits import CONTEXT, AuditBench
-from tests.support.real import BACKEND, NOTHING, take_away
+from tests.support.leftovers import NOTHING
+from tests.support.real import BACKEND, take_away
 from tests.support.services import require_root_datapath, wait_until
 from tests.support.tenants import Machine, run
 from worker.drivers.base import Decommission

@@ -3,102 +3,160 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from sqlalchemy import insert, update
+from sqlalchemy import Engine, insert, update
 
-from tests.support import leftovers
-from tests.support.services import require_root
-from tests.support.tenants import Machine, run
+from tests.conftest import StartProcess
+from tests.support import leftovers, plant
+from tests.support.isolation import fresh, isolated
+from tests.support.real import take_away
+from tests.support.services import Process, python, require_root, require_root_datapath
 from worker.db.core.engine import engine_for, transaction
 from worker.db.schema import upgrade
 from worker.db.tables.all import metadata
 
-Planted = Callable[[Path, str], AbstractContextManager[None]]
+STORY_SECONDS = 150
+KINDS = {
+    plant.namespace: "namespaces",
+    plant.link: "links",
+    plant.mount: "mounts",
+    plant.loop: "loops",
+    plant.process_by_command_line: "processes",
+    plant.process_by_open_file: "processes",
+    plant.process_by_directory: "processes",
+}
 
 
-@contextmanager
-def a_namespace(_directory: Path, mark: str) -> Iterator[None]:
-    run("ip", "netns", "add", mark)
-    try:
-        yield
-    finally:
-        run("ip", "netns", "del", mark)
-
-
-@contextmanager
-def a_link(_directory: Path, mark: str) -> Iterator[None]:
-    run("ip", "link", "add", mark[:12], "type", "bridge")
-    try:
-        yield
-    finally:
-        run("ip", "link", "del", mark[:12])
-
-
-@contextmanager
-def a_mount(directory: Path, mark: str) -> Iterator[None]:
-    target = directory / mark
-    target.mkdir()
-    run("mount", "-t", "tmpfs", mark, str(target))
-    try:
-        yield
-    finally:
-        run("umount", str(target))
-
-
-@contextmanager
-def a_loop(directory: Path, mark: str) -> Iterator[None]:
-    image = directory / f"{mark}.img"
-    run("truncate", "-s", "1M", str(image))
-    device = run("losetup", "--find", "--show", str(image)).strip()
-    try:
-        yield
-    finally:
-        run("losetup", "--detach", device)
-
-
-@contextmanager
-def a_process(_directory: Path, mark: str) -> Iterator[None]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(60)", f"sharewright-{mark}"]
-    )
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.mark.parametrize(
-    ("kind", "plant"),
-    [
-        ("namespaces", a_namespace),
-        ("links", a_link),
-        ("mounts", a_mount),
-        ("loops", a_loop),
-        ("processes", a_process),
-    ],
-)
-def test_the_machine_is_compared(tmp_path: Path, kind: str, plant: Planted) -> None:
-    require_root()
-    mark = f"swl{uuid.uuid4().hex[:12]}"
-    before = Machine.look()
-    with plant(tmp_path, mark):
-        found = [s for s in leftovers.of_machine(before, Machine.look()) if mark[:12] in s]
-    assert any(sentence.startswith(f"{kind}: left behind") for sentence in found), found
-    after = [s for s in leftovers.of_machine(before, Machine.look()) if mark[:12] in s]
-    assert after == []
-
-
-def test_the_tables_are_counted(tmp_path: Path) -> None:
+@pytest.fixture
+def engine(tmp_path: Path) -> Iterator[Engine]:
+    """A database with its tables, outside the home of the run."""
     url = f"sqlite:///{tmp_path}/sharewright.db"
     upgrade(url)
     engine = engine_for(url)
+    yield engine
+    engine.dispose()
+
+
+@pytest.mark.parametrize(("planted", "kind"), KINDS.items())
+def test_what_bears_a_mark_is_found(
+    tmp_path: Path, engine: Engine, planted: plant.Planted, kind: str
+) -> None:
+    require_root()
+    home, gone = tmp_path / "home", str(uuid.uuid4())
+    home.mkdir()
+    with transaction(engine) as connection:
+        connection.execute(
+            insert(metadata.tables["tombstones"]).values(
+                kind="share_server", id=gone, backend="b", gone_at=0.0
+            )
+        )
+    marks = leftovers.marks(home, engine)
+    assert list(leftovers.of_run(marks)) == []
+    with planted(home, gone):
+        found = list(leftovers.of_run(marks))
+    # A namespace's name is a mount too.
+    kinds = {sentence.partition(": left behind: ")[0] for sentence in found}
+    assert kinds == ({"namespaces", "mounts"} if kind == "namespaces" else {kind}), found
+    assert list(leftovers.of_run(marks)) == []
+
+
+@pytest.mark.parametrize(("planted", "kind"), KINDS.items())
+def test_what_is_anothers_is_not_found(
+    tmp_path: Path, engine: Engine, planted: plant.Planted, kind: str
+) -> None:
+    require_root()
+    home, other = tmp_path / "home", tmp_path / "home-of-another"
+    home.mkdir()
+    other.mkdir()
+    with planted(other, str(uuid.uuid4())):
+        assert list(leftovers.of_run(leftovers.marks(home, engine))) == [], kind
+
+
+@pytest.mark.parametrize(("planted", "kind"), [*KINDS.items(), (plant.file, "files")])
+def test_in_namespaces_of_its_own_a_run_sees_what_bears_no_mark(
+    planted: plant.Planted, kind: str
+) -> None:
+    require_root()
+    done = subprocess.run(
+        isolated(python("tests.support.plant", planted.__name__)),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found, _, then = done.stdout.partition("then\n")
+    assert f"{kind}: left behind" in found, done
+    assert then == ""
+
+
+def test_files_are_found(tmp_path: Path) -> None:
+    with plant.file(tmp_path, "planted"):
+        (found,) = leftovers.of_files(tmp_path / "state")
+    assert found.endswith("/state/file-planted")
+    assert list(leftovers.of_files(tmp_path / "state")) == []
+
+
+STORY = python("tests.story")
+
+
+def assert_ends_well(story: Process) -> None:
+    assert story.wait(STORY_SECONDS) == 0, story.output()
+    assert story.output().splitlines()[-1].startswith("OK: "), story.output()
+
+
+@pytest.mark.parametrize("how", [(), ("--outside",)], ids=["namespaces of its own", "marks only"])
+def test_the_first_run_on_a_fresh_machine_ends_well(
+    start_process: StartProcess, how: tuple[str, ...]
+) -> None:
+    require_root_datapath()
+    assert_ends_well(start_process(fresh((*STORY, *how))))
+
+
+@contextmanager
+def running(home: Path) -> Iterator[Process]:
+    """A ``sharewright up`` that takes its storage away when it ends."""
+    home.mkdir()
+    process = Process(python("scheduler.cli", "up", "--home", str(home)), log=home / "up.log")
+    try:
+        yield process.start("ready:", seconds=60)
+        process.terminate()
+    finally:
+        process.close()
+        take_away(home, [str(home)])
+
+
+def test_runs_at_the_same_time_do_not_disturb_each_other(
+    start_process: StartProcess, tmp_path: Path
+) -> None:
+    """Two stories; one service is there before, and another comes and goes beside them."""
+    require_root_datapath()
+    with running(tmp_path / "before") as before:
+        stories = [start_process(STORY), start_process((*STORY, "--outside"))]
+        with running(tmp_path / "meanwhile"):
+            pass
+        for story in stories:
+            assert_ends_well(story)
+        assert before.running
+
+
+def test_on_the_fakes_each_line_of_the_story_says_so(start_process: StartProcess) -> None:
+    require_root()
+    story = start_process(("setpriv", "--bounding-set=-net_admin", *STORY))
+    assert story.wait(STORY_SECONDS) == 0, story.output()
+    lines = story.output().splitlines()
+    assert lines[0].startswith("No namespaces of the story's own (")
+    assert lines[1].startswith("No NFS on this machine: root without CAP_NET_ADMIN.")
+    assert lines[-1].startswith("OK (fakes): ")
+    told = lines[3:-1]
+    assert len(told) > 20
+    assert [line for line in told if not line.endswith(" (fake)")] == []
+
+
+def test_the_tables_are_counted(engine: Engine) -> None:
     assert list(leftovers.of_tables(engine)) == []
     pools = metadata.tables["storage_pools"]
     addresses = metadata.tables["addresses"]
@@ -133,4 +191,3 @@ def test_the_tables_are_counted(tmp_path: Path) -> None:
         connection.execute(update(pools).values(allocated_gib=0))
         connection.execute(update(addresses).values(share_server_id=None))
     assert list(leftovers.of_tables(engine)) == []
-    engine.dispose()

@@ -1,9 +1,14 @@
-"""What a run must leave behind: nothing. The machine and the tables are compared, by name."""
+"""What a run must leave behind: nothing, neither on the machine nor in its tables.
+
+A run looks for what bears its marks, so that others on the machine do not disturb it. In namespaces
+of its own (:mod:`tests.support.isolation`) it can compare everything, and finds what has no mark.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
 
 from sqlalchemy import Engine, func, not_, select
 
@@ -11,6 +16,18 @@ from tests.support.tenants import Machine
 from worker.db.audits import is_undone
 from worker.db.core.engine import reading
 from worker.db.tables.all import metadata
+from worker.db.tables.audits import tombstones
+from worker.db.tables.main import operations, share_networks, share_servers
+from worker.systems.fake_world import World
+from worker.systems.network.bridges import short
+
+NOTHING = Machine(*[frozenset[str]()] * 5)
+SHARED_FILES = {
+    "sharewright-bridges": "the host's lock: whoever removed it would let two in at once",
+    "blkid.tab": "blkid's list of devices, which mkfs and mount write",
+    "blkid.tab.old": "blkid's list of devices before that",
+}
+"""What a first use makes in /run and nobody may take away."""
 
 KEPT_TABLES = frozenset(
     {
@@ -30,14 +47,49 @@ KEPT_TABLES = frozenset(
 """Records of what was done, and of what the backends are; the rest are objects and must be gone."""
 
 
+def marks(home: Path, engine: Engine) -> list[str]:
+    """Return what tells a run's things from everybody else's: its home, and every id it has given.
+
+    Operations name the objects that are gone. Links have no room for an id: they bear its hash.
+    """
+    of_objects = select(operations.c.resource_id).union(
+        select(tombstones.c.id), select(share_servers.c.id), select(share_networks.c.id)
+    )
+    with reading(engine) as connection:
+        ids = sorted(connection.execute(of_objects).scalars())
+    return [str(home), *ids, *map(short, ids)]
+
+
+def of_run(marked: Sequence[str]) -> Iterator[str]:
+    """Name everything on the machine that bears one of a run's marks."""
+    yield from of_machine(NOTHING, Machine.look(marked))
+
+
+def of_namespaces(before: Machine, after: Machine, home: Path) -> Iterator[str]:
+    """Name all that is new in namespaces of the run's own; of loop devices, those of its home."""
+    loops = frozenset(loop for loop in after.loops if str(home) in loop)
+    yield from of_machine(before, replace(after, loops=loops))
+
+
+def of_files(directory: Path, kept: Collection[str] = ()) -> Iterator[str]:
+    """Name the files below a directory, apart from those with a name that is kept."""
+    for path in sorted(directory.rglob("*")):
+        if not path.is_dir() and path.name not in kept:
+            yield f"files: left behind: {path}"
+
+
+def of_fakes(world: World) -> Iterator[str]:
+    """Name everything that the fakes still hold."""
+    for kind in ("shares", "snapshots", "servers", "ports"):
+        for held in getattr(world, kind)():
+            yield f"fake {kind}: left behind: {held}"
+
+
 def of_machine(before: Machine, after: Machine) -> Iterator[str]:
-    """Name everything that is there now and was not before, and the other way round."""
+    """Name everything that is there now and was not before; what has gone may be another's."""
     for kind in fields(Machine):
-        was, now = getattr(before, kind.name), getattr(after, kind.name)
-        for thing in sorted(now - was):
+        for thing in sorted(getattr(after, kind.name) - getattr(before, kind.name)):
             yield f"{kind.name}: left behind: {thing}"
-        for thing in sorted(was - now):
-            yield f"{kind.name}: gone: {thing}"
 
 
 def table_counts(engine: Engine) -> Mapping[str, int]:

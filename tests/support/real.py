@@ -46,7 +46,6 @@ share_network_addresses = true
 host = "{this_host()}"
 driver = {{ storage = "btrfs", pool_size = 64 }}
 """
-NOTHING = Machine(*[frozenset[str]()] * 5)
 
 
 class RealDeployment(Deployment):
@@ -134,7 +133,7 @@ class RealDeployment(Deployment):
     def left(self) -> list[str]:
         """Name what is still there: machine, files and tables."""
         return [
-            *leftovers.of_machine(NOTHING, Machine.look(self.marks)),
+            *leftovers.of_run(self.marks),
             *(f"files: {file}" for file in self.state.rglob("*") if file.name != "servers"),
             *(
                 sentence

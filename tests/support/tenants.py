@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import socket
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,18 +98,9 @@ class Tenant:
         return self.command(sys.executable, str(NFS_CLIENT), url, operation, *arguments)
 
 
-OUR_PROGRAMS = ("ganesha", "redis-server", "celeryd", "scheduler.cli", "sharewright")
-"""What the service starts; a machine has other things that come and go."""
-
-
-def _is_ours(cmdline: list[str] | None) -> bool:
-    words = " ".join(cmdline or ())
-    return any(program in words for program in OUR_PROGRAMS)
-
-
 @dataclass(frozen=True)
 class Machine:
-    """What a run must leave as it was; only what carries one of ``marks`` is looked at."""
+    """What of a run is on this machine: one line for each thing."""
 
     namespaces: frozenset[str]
     links: frozenset[str]
@@ -115,25 +109,59 @@ class Machine:
     processes: frozenset[str]
 
     @classmethod
-    def look(cls, marks: Sequence[str] = ("",)) -> Machine:
-        """Look at the machine; ``marks`` tell this test's things from other runs' at once."""
+    def look(cls, marks: Sequence[str]) -> Machine:
+        """Find what bears one of ``marks``, such as a path or an id that nobody else has.
 
-        def ours(lines: Sequence[str]) -> frozenset[str]:
-            return frozenset(line for line in lines if any(mark in line for mark in marks))
+        A process bears a mark in its command line, or by having a file below a marked path open.
+        """
+        paths = tuple(mark for mark in marks if mark.startswith("/"))
+        ids = tuple(mark for mark in marks if not mark.startswith("/"))
+        # /home/a is not in /home/another.
+        below = [re.compile(rf"{re.escape(path)}(?![\w.-])") for path in paths]
+        everything = cls.whole()
 
+        def marked(line: str) -> bool:
+            return any(mark in line for mark in ids) or any(path.search(line) for path in below)
+
+        return cls(
+            namespaces=frozenset(filter(marked, everything.namespaces)),
+            links=frozenset(filter(marked, everything.links)),
+            mounts=frozenset(filter(marked, everything.mounts)),
+            loops=frozenset(filter(marked, everything.loops)),
+            processes=frozenset(
+                line for pid, line in _processes() if marked(line) or (paths and _holds(pid, paths))
+            ),
+        )
+
+    @classmethod
+    def whole(cls) -> Machine:
+        """Find everything, whoever has made it; each process with its pid."""
         # Read from the kernel's own files: that needs no tool and no rights.
         backing = Path("/sys/block").glob("loop*/loop/backing_file")
         mounts = Path("/proc/self/mounts").read_text().splitlines()
         return cls(
-            namespaces=ours([path.name for path in Path("/run/netns").glob("*")]),
-            links=ours([path.name for path in Path("/sys/class/net").glob("*")]),
-            mounts=ours([line.split()[1] for line in mounts]),
-            loops=ours([path.read_text().strip() for path in backing]),
-            processes=ours(
-                [
-                    " ".join(process.info["cmdline"])
-                    for process in psutil.process_iter(["cmdline", "pid"])
-                    if process.pid != os.getpid() and _is_ours(process.info["cmdline"])
-                ]
-            ),
+            namespaces=frozenset(path.name for path in Path("/run/netns").glob("*")),
+            links=frozenset(name for _, name in socket.if_nameindex()),
+            mounts=frozenset(line.split()[1] for line in mounts),
+            loops=frozenset(path.read_text().strip() for path in backing),
+            processes=frozenset(f"{pid}: {line}" for pid, line in _processes()),
         )
+
+
+def _processes() -> Iterator[tuple[int, str]]:
+    """Give the command lines of all processes but this one; threads of the kernel have none."""
+    for process in psutil.process_iter(["cmdline"]):
+        if process.pid != os.getpid() and process.info["cmdline"]:
+            yield process.pid, " ".join(process.info["cmdline"])
+
+
+def _holds(pid: int, paths: tuple[str, ...]) -> bool:
+    """Return whether a process has anything below one of ``paths`` open, or is in it."""
+    process = Path(f"/proc/{pid}")
+    # It may end meanwhile, or be another user's.
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for link in (process / "cwd", *(process / "fd").iterdir()):
+            with contextlib.suppress(FileNotFoundError):
+                if any(f"{link.readlink()}/".startswith(f"{path}/") for path in paths):
+                    return True
+    return False
