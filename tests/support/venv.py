@@ -59,7 +59,8 @@ def install(requirements: Path) -> Path:
 def _install_quickly(uv: str, venv: Path, requirements: Path) -> bool:
     """Try uv: it is five times quicker, and does not know what a machine has set for pip alone."""
     make = (uv, "venv", "-q", "--python", sys.executable, str(venv))
-    install = (uv, "pip", "install", "-q", "--python", str(venv / "bin" / "python"))
+    python = str(venv / "bin" / "python")
+    install = (uv, "pip", "install", "-q", "--system-certs", "--python", python)
     return _try(make) and _try((*install, "-r", str(requirements)))
 
 
