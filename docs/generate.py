@@ -38,6 +38,7 @@ from worker.db.core.engine import engine_for
 from worker.db.schema import upgrade
 from worker.errors import Refused
 from worker.helpers.network.base import NetworkHelper
+from worker.logs import FIELDS
 from worker.messaging.queues import request_queue
 from worker.model import (
     ACCESS_TRANSITIONS,
@@ -392,6 +393,11 @@ def metrics() -> str:
 _LANGUAGES: Final = {".js": "javascript", ".py": "python", ".sh": "sh", ".toml": "toml"}
 
 
+def log_fields() -> str:
+    """What a line of the log has when it is JSON."""
+    return table(("field", "is"), [(code(name), text) for name, text in FIELDS.items()])
+
+
 def example(name: str) -> str:
     """A file of docs/examples, as it is."""
     text = (ROOT / "docs" / "examples" / name).read_text(encoding="utf-8")
@@ -422,6 +428,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "commands": commands,
     "exit-codes": exit_codes,
     "metrics": metrics,
+    "log-fields": log_fields,
     "producer": lambda: example("producer.py"),
     "producer-node": lambda: example("producer.js"),
     "producer-shell": lambda: example("producer.sh"),

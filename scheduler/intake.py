@@ -58,6 +58,13 @@ class _Received:
         """The id that the producer gave it, which is to be its operation's."""
         return str(self.message.id)
 
+    def ids(self) -> dict[str, str]:
+        """Return what its log lines bear, as far as the payload has it."""
+        context = self.payload.get("context") if isinstance(self.payload, dict) else None
+        given = context if isinstance(context, dict) else {}
+        asked = {name: str(given.get(f"{name}_id", ""))[:64] for name in ("request", "project")}
+        return {"operation": self.id, **asked}
+
 
 def add_request_tasks(app: Celery, config: Config) -> None:
     """Register a task for every verb."""
@@ -72,7 +79,9 @@ def add_request_tasks(app: Celery, config: Config) -> None:
         def request(self: Task, payload: Any) -> None:
             runtime = runtime_of()
             store = store_read if verb.kind is Kind.READ else runtime.store_result
-            _take(_Received(app, runtime, pools_of, store, verb, self.request, payload))
+            received = _Received(app, runtime, pools_of, store, verb, self.request, payload)
+            with about(**received.ids()):
+                _take(received)
 
         app.task(
             request,
@@ -121,6 +130,7 @@ def _failure(received: _Received) -> Mapping[str, str] | None:
         _carry_out(received)
     except SharewrightError as error:
         count(f"requests_total:{verb.name}:refused")
+        _log.info("Refused %s: %s (%s)", verb.name, error.message, error.code)
         return error.to_json()
     except Exception as error:
         if _is_outage(error):
@@ -167,20 +177,20 @@ def _carry_out(received: _Received) -> None:
         if (message.headers or {}).get(ACKNOWLEDGE_HEADER):
             acknowledge(received.app, received.id)
 
-    context = request.context
-    with about(operation=received.id, request=context.request_id, project=context.project_id):
-        accepted = take_in(
-            runtime,
-            received.pools(runtime),
-            verb,
-            HANDLERS[verb.name],
-            request,
-            operation_id=received.id,
-            digest=digest(verb, request),
-            is_admin=is_admin,
-            heard=heard,
-        )
-    runtime.heartbeat.count(f"requests_total:{verb.name}:{'accepted' if accepted else 'dropped'}")
+    accepted = take_in(
+        runtime,
+        received.pools(runtime),
+        verb,
+        HANDLERS[verb.name],
+        request,
+        operation_id=received.id,
+        digest=digest(verb, request),
+        is_admin=is_admin,
+        heard=heard,
+    )
+    outcome = "accepted" if accepted else "dropped"
+    runtime.heartbeat.count(f"requests_total:{verb.name}:{outcome}")
+    _log.info("%s %s", outcome.capitalize(), verb.name)
 
 
 def _answer(received: _Received, request: Payload) -> None:

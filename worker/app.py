@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import os
 import socket
 import threading
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from celery import Celery, signals
 from celery.app.task import Task
+from celery.exceptions import SecurityWarning
 
 from worker.backends.assembly import Backend, assemble, check
 from worker.backends.manager import ShareManager
@@ -41,6 +44,7 @@ from worker.tasks.periodic.reconciler import Reconciler
 from worker.tasks.sagas import ACTIONS, SAGAS
 from worker.tasks.security import check_keys
 
+_log = logging.getLogger(__name__)
 HARD_LIMIT_GRACE: Final = 10
 """Seconds after a step's timeout at which its process is killed."""
 POOLS: Final = ("prefork", "solo")
@@ -316,7 +320,15 @@ def start(
         set_up_logging(config.log)
 
     signals.setup_logging.connect(our_logging, weak=False)
+    our_logging()
+    _log.info("%s takes from %s; process %d", name, ", ".join(queues), os.getpid())
+    if config.log.format == "json":
+        # Celery tells of its shutdown there, past all logging.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    # It warns of root, which share servers need, and of what unpickling could do: nothing does.
+    warnings.simplefilter("ignore", SecurityWarning)
     worker = app.Worker(
+        quiet=True,
         hostname=f"{name}@{socket.gethostname()}",
         queues=queues,
         pool=pool,
@@ -329,4 +341,5 @@ def start(
         optimization="fair",
     )
     worker.start()
+    _log.info("%s has stopped", name)
     return int(worker.exitcode or 0)

@@ -7,7 +7,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from types import MappingProxyType
+from typing import Any, Final
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -15,6 +17,18 @@ from worker.config import LogSettings
 
 _about: ContextVar[Mapping[str, str]] = ContextVar("about", default=MappingProxyType({}))
 _IDS = ("operation", "request", "project")
+FIELDS: Final = {
+    "time": "when it was written: ISO 8601 with the zone",
+    "level": "`DEBUG`, `INFO`, `WARNING`, `ERROR` or `CRITICAL`",
+    "logger": "the module that says it",
+    "process": "its process id",
+    "message": "a sentence",
+    "operation": "the operation that it is about; empty without one",
+    "request": "that request's `request_id`, as its producer gave it",
+    "project": "the project that it is about",
+    "exc_info": "the traceback of a defect, where there is one",
+}
+"""The fields of a JSON line; there are no others."""
 _TEXT = "%(asctime)s %(levelname)-7s %(processName)s %(name)s: %(message)s"
 
 
@@ -43,22 +57,43 @@ class _Ids(logging.Filter):
         return True
 
 
+class _Times(logging.Formatter):
+    """Writes times as ISO 8601, with the zone."""
+
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's own name
+        del datefmt
+        return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+
+
+class _Json(_Times, JsonFormatter):
+    """Writes the documented fields, whatever else a library attaches to its records."""
+
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        return {name: log_data[name] for name in FIELDS if name in log_data}
+
+
 def set_up_logging(settings: LogSettings) -> None:
     """Send everything to standard error, in the configured format and from the level up."""
     handler = logging.StreamHandler(sys.stderr)
     if settings.format == "json":
         handler.setFormatter(
-            JsonFormatter(
+            _Json(
                 "%(asctime)s %(levelname)s %(name)s %(process)d %(message)s"
                 " %(operation)s %(request)s %(project)s",
                 rename_fields={"asctime": "time", "levelname": "level", "name": "logger"},
             )
         )
     else:
-        handler.setFormatter(logging.Formatter(_TEXT))
+        handler.setFormatter(_Times(_TEXT))
     handler.addFilter(_Ids())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
+    logging.captureWarnings(True)
+    # Celery's are two lines a message, without the operation's id: the engine writes one a step,
+    # with it. Alembic's are ten before anything has begun.
+    for name in ("celery.worker.strategy", "celery.app.trace", "alembic"):
+        quiet = root.level > logging.DEBUG
+        logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else 0)
     # At DEBUG it logs the first 1,024 characters of a message, in which the payload may begin.
     logging.getLogger("celery.pool").setLevel(max(root.level, logging.INFO))

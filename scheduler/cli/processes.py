@@ -134,11 +134,9 @@ def reconciler(session: Session) -> None:
 
 
 def _require_revision(session: Session) -> None:
-    """Set up logging, and refuse to start before the database is upgraded."""
+    """Refuse to start before the database is upgraded."""
     from worker.db.schema import require_revision  # noqa: PLC0415 - after `--help`
-    from worker.logs import set_up_logging  # noqa: PLC0415
 
-    set_up_logging(session.config.log)
     require_revision(session.config.database.url)
 
 
@@ -155,9 +153,7 @@ def stopped_by_signal() -> threading.Event:
 def health(session: Session) -> None:
     """Serve /healthz, /readyz and /metrics on the configured port."""
     from scheduler.service.health import listen, serve  # noqa: PLC0415 - after `--help`
-    from worker.logs import set_up_logging  # noqa: PLC0415
 
-    set_up_logging(session.config.log)
     serve(session.config, listen(session.config.health), stopped_by_signal())
 
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import getpass
 import json
+import logging
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cached_property, update_wrapper
+from functools import cached_property, partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 import click
@@ -19,7 +21,7 @@ from click.core import ParameterSource
 
 from scheduler.cli.references import resolved
 from scheduler.cli.tables import print_object, print_rows
-from scheduler.exits import NotInTime, Unreachable
+from scheduler.exits import EXIT_DEFECT, NotInTime, Unreachable, failure_of
 from scheduler.requests.base import parse
 from scheduler.requests.verbs import VERBS
 from scheduler.service.home import DEFAULT_HOME, Home
@@ -28,6 +30,7 @@ from worker.config import Config, configured_path, load, masked, sqlite_path
 if TYPE_CHECKING:
     from scheduler.client import Client
 
+_log = logging.getLogger(__name__)
 _WATCH_SECONDS: Final = 0.1
 _ANSWER_SECONDS: Final = 15.0
 JSON_HELP: Final = 'Print JSON, for programs; also errors, as {"error": ...}.'
@@ -278,7 +281,8 @@ def _handing(*takes: str) -> Callable[[_F], _F]:
         @click.pass_context
         def with_session(ctx: click.Context, /, **given: Any) -> Any:
             root = ctx.find_root()
-            _refuse_meaningless(root, ctx.command_path, takes)
+            if "as_json" not in takes:
+                _refuse_meaningless(root, ctx.command_path)
             own = {name: given.pop(f"own_{name}", None) for name in options}
             session = Session(
                 own["home"] or root.obj["home"],
@@ -286,6 +290,8 @@ def _handing(*takes: str) -> Callable[[_F], _F]:
                 as_json=bool(own["as_json"] or root.obj["as_json"]),
             )
             root.obj["command"] = ctx.command
+            if "as_json" not in takes:
+                return _logged(session, partial(command, session, **given))
             return command(session, **resolved(ctx.command, given, session.read))
 
         decorated: Any = with_session
@@ -296,9 +302,25 @@ def _handing(*takes: str) -> Callable[[_F], _F]:
     return decorate
 
 
-def _refuse_meaningless(root: click.Context, path: str, takes: tuple[str, ...]) -> None:
+def _logged(session: Session, process: Callable[[], Any]) -> Any:
+    """Run a process of the service; with a log of JSON, what ends it is a line of that too."""
+    from worker.logs import set_up_logging  # noqa: PLC0415 - after `--help`
+
+    set_up_logging(session.config.log)
+    try:
+        return process()
+    except Exception as error:
+        if session.config.log.format != "json":
+            raise
+        failure = failure_of(error)
+        _log.error("%s", failure.sentence() if failure else "A defect", exc_info=failure is None)
+        sys.exit(failure.exit_code if failure else EXIT_DEFECT)
+
+
+def _refuse_meaningless(root: click.Context, path: str) -> None:
+    """A process answers nobody: it prints no documents and speaks for no project."""
     for name, option in (("project", "--project"), ("as_json", "--json")):
-        if name not in takes and root.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+        if root.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{option} means nothing to `{path}`; leave it out.")
 
 

@@ -21,7 +21,6 @@ from worker.app import run_reconciler, run_worker
 from worker.backends.assembly import COMPUTE, DRIVERS, NETWORK, plugin_class
 from worker.config import Config
 from worker.errors import ConfigurationError
-from worker.logs import set_up_logging
 from worker.messaging.queues import groups
 
 _LATE_IMPORTS: Final = (
@@ -101,7 +100,6 @@ def _until_told(
     stopped = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stopped.set())
-    set_up_logging(config.log)
     ready()
     run(config, stopped)
     return 0

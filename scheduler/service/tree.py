@@ -10,12 +10,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import fcntl
+import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ from typing import Final
 from scheduler.exits import EXIT_CONFIGURATION
 from worker.errors import ConfigurationError, Conflict
 
+_log = logging.getLogger(__name__)
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _LEFT_ALONE_SECONDS: Final = 3.0
@@ -126,12 +127,12 @@ def fork(name: str, log: Path, close: Sequence[int], body: Callable[[], int]) ->
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         code = body()
     except ConfigurationError as error:
-        sys.stderr.write(f"sharewright: {error.message}\n")
+        _log.error("%s", error.message)
         code = EXIT_CONFIGURATION
     except SystemExit as ending:
         code = ending.code if isinstance(ending.code, int) else 1
     except BaseException:  # noqa: BLE001 - the supervisor's frames below must never run here
-        traceback.print_exc()
+        _log.exception("%s ended by a defect.", name)
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

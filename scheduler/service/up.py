@@ -11,6 +11,7 @@ import contextlib
 import functools
 import http.client
 import json
+import logging
 import os
 import signal
 import sys
@@ -24,10 +25,12 @@ from scheduler.exits import EXIT_CONFIGURATION
 from scheduler.service import redis, tree
 from scheduler.service.defaults import configuration
 from scheduler.service.home import Home
-from worker.config import Config
+from worker.config import Config, LogSettings
 from worker.errors import ConfigurationError
+from worker.logs import set_up_logging
 from worker.sealing import Keys
 
+_log = logging.getLogger(__name__)
 REDIS: Final = "redis"
 _SIGNALS: Final = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _FIRST_PAUSE: Final = 0.2
@@ -56,8 +59,10 @@ def run_up(home: Home, *, concurrency: int, grace: float, log_level: str | None)
 
 def _configuration(home: Home, log_level: str | None) -> Config:
     config, lacks = configuration(home)
+    _set_up_log(config.log)
     if lacks:
-        _say(f"No NFS on this machine: {'; '.join(lacks)}. The service runs on the fakes.")
+        why = "; ".join(lacks)
+        _log.info("No NFS on this machine: %s. The service runs on the fakes.", why)
     if log_level is not None:
         config = config.model_copy(
             update={"log": config.log.model_copy(update={"level": log_level.upper()})}
@@ -65,9 +70,18 @@ def _configuration(home: Home, log_level: str | None) -> Config:
     return config
 
 
-def _say(sentence: str) -> None:
-    sys.stdout.write(sentence + "\n")
-    sys.stdout.flush()
+def _set_up_log(settings: LogSettings) -> None:
+    """Log as the children do where that is JSON; else say things plainly to whoever started it."""
+    if settings.format == "json":
+        set_up_logging(settings)
+        return
+    said, troubles = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    said.addFilter(lambda record: record.levelno < logging.WARNING)
+    troubles.setLevel(logging.WARNING)
+    troubles.setFormatter(logging.Formatter("sharewright: %(message)s"))
+    _log.handlers[:] = [said, troubles]
+    _log.setLevel(logging.INFO)
+    _log.propagate = False
 
 
 @dataclass(slots=True)
@@ -151,7 +165,11 @@ class Supervisor:
         return child
 
     def _fork(self, name: str, body: Callable[[], int], close: tuple[int, ...]) -> int:
-        return tree.fork(name, self.home.log(name), close, body)
+        def logged() -> int:
+            set_up_logging(self.config.log)
+            return body()
+
+        return tree.fork(name, self.home.log(name), close, logged)
 
     def _migrate(self) -> int:
         from worker.db.schema import upgrade  # noqa: PLC0415 - in the child only
@@ -165,12 +183,12 @@ class Supervisor:
                 _SIGNALS, _RUNNING_TICK if self._announced else _STARTING_TICK
             )
             if number is not None and number.si_signo != signal.SIGCHLD:
-                _say("Stopping: workers finish what they have in hand.")
+                _log.info("Stopping: workers finish what they have in hand.")
                 return 0
             self._reap()
             self._hear()
             if self._refusal and not self._announced:
-                sys.stderr.write(f"sharewright: {self._refusal}\n")
+                _log.error("%s", self._refusal)
                 return EXIT_CONFIGURATION
             self._start_due()
             if self._announced:
@@ -208,10 +226,13 @@ class Supervisor:
                 if child.pid == found.si_pid:
                     child.ended()
                     code = os.waitstatus_to_exitcode(status)
-                    sys.stderr.write(
-                        f"sharewright: {child.name} (process {found.si_pid}) ended with {code}; "
-                        f"it is started again in {child.due - time.monotonic():.1f} s. See "
-                        f"{self.home.log(child.name)}.\n"
+                    _log.warning(
+                        "%s (process %d) ended with %d; it is started again in %.1f s. See %s.",
+                        child.name,
+                        found.si_pid,
+                        code,
+                        child.due - time.monotonic(),
+                        self.home.log(child.name),
                     )
 
     def _hear(self) -> None:
@@ -231,9 +252,12 @@ class Supervisor:
         self._announced = True
         seconds = time.time() - self._began
         backends = ", ".join(sorted(self.config.backends))
-        _say(
-            f"ready: backends {backends}; health http://{self._health[0]}:{self._health[1]}; home "
-            f"{self.home.path}; {seconds:.1f} s"
+        _log.info(
+            "ready: backends %s; health http://%s:%d; home %s; %.1f s",
+            backends,
+            *self._health,
+            self.home.path,
+            seconds,
         )
 
     def _is_ready(self) -> bool:
@@ -278,7 +302,7 @@ class Supervisor:
                 break
             left -= _ended(left)
         for pid in left:
-            sys.stderr.write(f"sharewright: process {pid} did not stop in time and is killed.\n")
+            _log.warning("Process %d did not stop in time and is killed.", pid)
             _kill_group(pid)
         while left:
             left -= _ended(left)

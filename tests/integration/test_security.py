@@ -17,7 +17,7 @@ from sqlalchemy import select
 from sqlalchemy.engine import make_url
 
 from scheduler.cli import cli
-from scheduler.exits import exit_code_of, sentence_of
+from scheduler.exits import exit_code_of, failure_of
 from tests.integration.test_flower import fetch, start_flower
 from tests.support.deployment import FAKE_BACKEND
 from tests.support.fakes import Fakes
@@ -75,7 +75,8 @@ class Command:
             cli, ("--json", "--project", "p1", *arguments), input=stdin, env=self.env
         )
         error = done.exception if isinstance(done.exception, Exception) else None
-        said = sentence_of(error) if error else ""
+        failure = failure_of(error) if error else None
+        said = failure.sentence() if failure else ""
         self.printed += (done.output + said).encode()
         assert (exit_code_of(error) if error else 0) == code, done.output + repr(error)
         return said if error else json.loads(done.stdout)

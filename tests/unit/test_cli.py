@@ -151,7 +151,6 @@ def test_a_list_of_one_project(environment: dict[str, str]) -> None:
         (("operation", "list", "--state", "stuck"), 2, "compensation_failed"),
         (("share", "list", "--status", "bogus"), 2, "error_deleting"),
         (("--project", "p", "worker"), 2, "--project means nothing to"),
-        (("--project", "p", "db", "check"), 2, "--project means nothing"),
         (("share", "create", "1", "--home", "/nonexistent"), 7, "No service runs in /nonexistent"),
         (("share", "show", "my share"), 5, "There is no share 'my share'"),
         (("worker", "--group", "g"), 8, "No backend belongs to worker group"),

@@ -250,6 +250,7 @@ def _announce_end(job: Job, action: Action, tx: StepTransaction) -> bool:
     """Store and publish what the committed end of a step brought; True if another step follows."""
     runtime = job.runtime
     runtime.heartbeat.count(f"steps_total:{action.name}:done")
+    _log.info("%s is done", action.name)
     failpoint(f"{action.name}.after_commit")
     _announce(runtime, tx)
     failpoint(f"{action.name}.after_publish")
