@@ -47,10 +47,14 @@ def redis_server(shared_redis: RedisServer) -> RedisServer:
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
-    """One PostgreSQL for the whole run. A test that kills one makes its own."""
+    """One PostgreSQL for the whole run, without a deadlock. A test that kills one makes its own."""
     server = PostgresServer()
     try:
         yield server.start()
+        assert server.deadlocks() == 0, (
+            f"PostgreSQL resolved deadlocks; the one lock order is the object, then its "
+            f"operation. From its log:\n{server.deadlock_reports()}"
+        )
     finally:
         server.close()
 

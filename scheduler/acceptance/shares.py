@@ -192,6 +192,13 @@ def delete(acceptance: Acceptance) -> Begin:
             f"The share {row.id} is being deleted already.", object=ObjectKind.SHARE.ref(row.id)
         )
     _check_unused(acceptance, row)
+    if row.status == ShareStatus.CREATING:
+        _cancel_create(acceptance, row)
+    because = f"The share {row.id} is being deleted."
+    acceptance.dispatches.extend(
+        repairs.cancel(connection, acceptance.config, ("share", row.id), because)
+    )
+    # After the live operation, which is held now: who ends that one starts one of these.
     superseded = {
         "code": str(ErrorCode.SUPERSEDED),
         "message": f"The share {row.id} was deleted before this operation began.",
@@ -203,12 +210,6 @@ def delete(acceptance: Acceptance) -> Begin:
         connection, "share", row.id, superseded, store_again=republish_after
     )
     acceptance.ended.extend((operation_id, None, superseded) for operation_id in ended)
-    if row.status == ShareStatus.CREATING:
-        _cancel_create(acceptance, row)
-    because = f"The share {row.id} is being deleted."
-    acceptance.dispatches.extend(
-        repairs.cancel(connection, acceptance.config, ("share", row.id), because)
-    )
     shares.set_share(connection, row.id, ShareStatus.DELETING)
     return Begin("delete_share", ("share", row.id), row.backend)
 

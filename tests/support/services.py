@@ -316,6 +316,7 @@ class PostgresServer:
             log=self.directory / "postgres.log",
         )
         self._databases = 0
+        self._deadlocks = 0
 
     def start(self) -> Self:
         """Starts it; the first time, the cluster is made."""
@@ -381,7 +382,26 @@ class PostgresServer:
 
     def drop_database(self, name: str) -> None:
         """Drops it, whoever is still connected."""
+        self._deadlocks += self._deadlocks_of(name)
         self._run("DROP DATABASE IF EXISTS {} WITH (FORCE)", name)
+
+    def deadlocks(self) -> int:
+        """How many deadlocks the server has resolved, also in databases that were dropped."""
+        return self._deadlocks + self._deadlocks_of("%")
+
+    def deadlock_reports(self) -> str:
+        """What the server's log says of each: who waited for whom, in which statements."""
+        lines = self._process.output().splitlines()
+        found = [number for number, line in enumerate(lines) if "deadlock detected" in line]
+        return "\n".join("\n".join(lines[number : number + 12]) for number in found)
+
+    def _deadlocks_of(self, databases: str) -> int:
+        with self._connect() as connection:
+            found = connection.execute(
+                "SELECT coalesce(sum(deadlocks), 0) FROM pg_stat_database WHERE datname LIKE %s",
+                (databases,),
+            ).fetchone()
+        return int(found[0]) if found else 0
 
     def _run(self, statement: LiteralString, *names: str) -> None:
         with self._connect() as connection:

@@ -152,19 +152,25 @@ class Job:
         """Run a body in a fenced transaction of its own, before or between external calls.
 
         Returns what the body returns. A :class:`StepWaiting` or :class:`StepCommitted` is written
-        in that same transaction, and is for the step to return. The body may be run again, so it
-        changes nothing but the transaction.
+        in that same transaction, and is for the step to return. The body is run again when the
+        transaction loses a race or meets an outage, so it changes nothing but the transaction.
+
+        The fence is checked last. Everybody who changes an object and its operation locks them in
+        that order, so nobody waits for one while holding the other; and a lease that is ours at
+        the end was ours all the time.
         """
-        with transaction(self.runtime.engine) as connection:
-            operations.hold(connection, self.operation)
-            tx = StepTransaction(
-                connection, self.operation, self.runtime.config, self.runtime.sagas
-            )
-            result = body(tx)
-            if isinstance(result, StepWaiting):
-                self._write_wait(tx, result)
-            elif isinstance(result, StepCommitted):
-                self.write_end(tx)
+        for attempt in patiently():
+            with attempt, transaction(self.runtime.engine) as connection:
+                tx = StepTransaction(
+                    connection, self.operation, self.runtime.config, self.runtime.sagas
+                )
+                result = body(tx)
+                if isinstance(result, StepWaiting):
+                    self._write_wait(tx, result)
+                elif isinstance(result, StepCommitted):
+                    self.write_end(tx)
+                else:
+                    operations.hold(connection, self.operation)
         if not isinstance(result, StepCommitted):  # the runner announces the end of a step
             self.runtime.publish_all(tx.dispatches)
         return result

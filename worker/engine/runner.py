@@ -15,7 +15,7 @@ from typing import Any
 
 from worker.config import Config
 from worker.db.core.engine import reading, statement, transaction
-from worker.db.core.outages import is_passing
+from worker.db.core.outages import is_passing, patiently
 from worker.db.operations import store as operations
 from worker.db.operations.values import Operation, cancelled
 from worker.db.share_servers import store as servers
@@ -44,6 +44,8 @@ from worker.model import OperationState, Phase, RequestContext
 
 _log = logging.getLogger(__name__)
 
+OUTAGE_SECONDS = 1.0
+"""How long a step waits that the database did not serve."""
 PARKED_SECONDS = 5.0
 """How long a step that this release does not know waits before a worker is tried again."""
 
@@ -51,15 +53,7 @@ PARKED_SECONDS = 5.0
 def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool:
     """Do one act for one message; True when the chain's next link is due."""
     before = time.monotonic()
-    with statement(runtime.engine) as connection:
-        operation = operations.claim(
-            connection,
-            operation_id,
-            number,
-            action.name,
-            worker=runtime.worker,
-            lease=runtime.config.engine.lease,
-        )
+    operation = _claim(runtime, action, operation_id, number)
     if operation is None:
         return _unclaimed(runtime, action, operation_id, number)
     with (
@@ -68,11 +62,45 @@ def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> boo
     ):
         try:
             job = _job(runtime, action, operation, lease)
-            return _park(runtime, operation) if job is None else _run_claimed(job, action)
+            return _park(runtime, operation) if job is None else _run_patiently(job, action)
         except LeaseLost as lost:
             _log.warning("%s of operation %s stops: %s", action.name, operation_id, lost.message)
             runtime.heartbeat.count(f"steps_total:{action.name}:lease_lost")
             return False
+
+
+def _claim(runtime: Runtime, action: Action, operation_id: str, number: int) -> Operation | None:
+    for attempt in patiently():
+        with attempt, statement(runtime.engine) as connection:
+            return operations.claim(
+                connection,
+                operation_id,
+                number,
+                action.name,
+                worker=runtime.worker,
+                lease=runtime.config.engine.lease,
+            )
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _run_patiently(job: Job, action: Action) -> bool:
+    """Run a step; when the database does not serve it, let it begin again in a moment.
+
+    That is not an attempt. Where not even this can be written, the lease runs out instead.
+    """
+    try:
+        return _run_claimed(job, action)
+    except Exception as error:
+        if not is_passing(error):
+            raise
+        _log.warning(
+            "%s of operation %s begins again: the database did not serve it (%s).",
+            action.name,
+            job.operation.id,
+            type(getattr(error, "orig", error)).__name__,
+        )
+        outage = NotReady("The database did not serve this step.", retry_after=OUTAGE_SECONDS)
+        return _wait(job, action, outage)
 
 
 def _unclaimed(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool:
@@ -136,7 +164,7 @@ def _run_claimed(job: Job, action: Action) -> bool:
         raise
     except Exception as error:
         if is_passing(error):
-            raise  # the database is away: the lease runs out, and the step is taken up again
+            raise
         _log.exception("%s of operation %s raised what it should not", action.name, operation.id)
         defect = Retryable(
             f"{action.name} met a defect ({type(error).__name__}); see the worker's log.",

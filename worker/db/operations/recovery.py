@@ -27,7 +27,7 @@ from sqlalchemy import (
 )
 
 from worker.db.core.engine import db_now
-from worker.db.operations.store import publish_all
+from worker.db.operations.store import locked, publish_all
 from worker.db.operations.values import COLUMNS, Dispatch, Operation, dispatch_of, operation_of
 from worker.db.tables.main import operations
 from worker.model import Phase
@@ -158,10 +158,18 @@ def postpone(
     """Look later at a queue's messages that only wait for their turn; return how many."""
     changed = connection.execute(
         update(operations)
-        .where(_overdue(known), _o.queue == queue, not_(lost))
+        .where(
+            _o.seq.in_(
+                locked(
+                    select(_o.seq).where(_overdue(known), _o.queue == queue, not_(lost)),
+                    skip_locked=True,
+                )
+            )
+        )
         .values(due_at=db_now() + republish_after)
+        .returning(_o.seq)
     )
-    return changed.rowcount
+    return len(changed.all())
 
 
 def unknown(connection: Connection, known: Versions) -> list[tuple[str, int, int]]:
@@ -189,8 +197,16 @@ def redrive(
     rows = connection.execute(
         publish_all(republish_after)
         .where(
-            _o.seq.in_([one.seq for one in overdue]),
-            _o.due_at < db_now(),  # whoever moved it meanwhile moved its deadline too
+            _o.seq.in_(
+                locked(
+                    select(_o.seq).where(
+                        _o.seq.in_([one.seq for one in overdue]),
+                        # Whoever moved it meanwhile moved its deadline too.
+                        _o.due_at < db_now(),
+                    ),
+                    skip_locked=True,
+                )
+            )
         )
         .values(redrives=_o.redrives + case((waited, 0), else_=1))
     )

@@ -15,6 +15,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Row,
+    Select,
     Update,
     case,
     func,
@@ -401,13 +402,25 @@ def wake(
     cancel_reason: Mapping[str, str] | None = None,
 ) -> list[Dispatch]:
     """Make due what waits for a key, oldest first; with a verdict, they fail with it."""
-    waiting = select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit)
+    # Locked in one order, so that two who wake the same ones do not wait for each other.
+    waiting = locked(select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit))
     rows = connection.execute(
         publish_all(republish_after)
-        .where(_o.seq.in_(waiting.scalar_subquery()), _o.waits_for == key)
+        .where(_o.seq.in_(waiting), _o.waits_for == key)
         .values({"cancel_reason": dict(cancel_reason)} if cancel_reason else {})
     )
     return [dispatch_of(row) for row in rows]
+
+
+def locked(rows: Select[tuple[int]], *, skip_locked: bool = False) -> Select[tuple[int]]:
+    """Select the keys of rows that are locked first, each once, in the order of ``rows``.
+
+    With ``skip_locked``, rows that somebody else is changing are left out: who waits for nobody
+    takes part in no deadlock. A common table expression, because PostgreSQL may run a subquery
+    several times.
+    """
+    first = rows.with_for_update(skip_locked=skip_locked).cte("locked")
+    return select(first.c[0])
 
 
 def publish_all(republish_after: float) -> Update:

@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from worker.db import audits
 from worker.db.core.engine import db_now, reading, transaction
 from worker.db.networks import dhcp_leases as leases
-from worker.db.operations import recovery
+from worker.db.operations import recovery, store
 from worker.db.operations.values import Operation
 from worker.db.share_servers import store as servers
 from worker.db.tables.main import operation_aliases, operation_steps, operations
@@ -187,12 +187,12 @@ class Reconciler:
         """Store results again whose worker did not say that it had."""
         o = operations.c
         with transaction(self.runtime.engine) as connection:
-            late = (
+            late = store.locked(
                 select(o.seq)
                 .where(o.result_due_at < db_now())
                 .order_by(o.result_due_at)
-                .limit(self.runtime.config.engine.redrive_batch)
-                .scalar_subquery()
+                .limit(self.runtime.config.engine.redrive_batch),
+                skip_locked=True,
             )
             rows = connection.execute(
                 update(operations)
