@@ -23,8 +23,8 @@ from celery.exceptions import SecurityWarning
 from worker.backends.assembly import Backend, assemble, check
 from worker.backends.manager import ShareManager
 from worker.config import Config
-from worker.db.core.engine import check_settings, engine_for, transaction
-from worker.db.dead_letters import DeadLetter, keep
+from worker.db.core.engine import check_settings, engine_for
+from worker.db.dead_letters import DatabaseDeadLetters
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.engine.heartbeat import Heartbeat
 from worker.engine.job import Runtime
@@ -34,7 +34,7 @@ from worker.engine.saga import Action
 from worker.errors import ConfigurationError
 from worker.logs import set_up_logging
 from worker.messaging.broker import our_transport, queue_depth, transport_options
-from worker.messaging.consumer import install
+from worker.messaging.consumer import Limits, install
 from worker.messaging.queues import groups, queue_for, queues_of
 from worker.messaging.results import storer
 from worker.tasks.periodic import lease_renewals as renewals
@@ -95,8 +95,8 @@ def make_app(config: Config) -> Celery:
     )
     install(
         app,
-        functools.partial(_keep_dead_letter, config.database.url),
-        config.broker.max_message_bytes,
+        DatabaseDeadLetters(config.database.url),
+        Limits(config.broker.max_message_bytes, config.broker.dead_letters_per_hour),
     )
     runtime_of = functools.partial(_runtime, app, config, {})
     for action in ACTIONS.values():
@@ -178,16 +178,6 @@ def backend_here(config: Config, name: str) -> Backend:
     """Put a backend together on this host; ConfigurationError when it cannot work here."""
     addresses = DatabaseAddressStore(config.database.url, rest=config.engine.address_rest)
     return assemble(config, name, addresses)
-
-
-def _keep_dead_letter(database_url: str, dead_letter: DeadLetter) -> None:
-    """In the worker's main process: the connection must not be there for a later fork."""
-    engine = engine_for(database_url)
-    try:
-        with transaction(engine) as connection:
-            keep(connection, dead_letter)
-    finally:
-        engine.dispose()
 
 
 def run_reconciler(config: Config, stopped: threading.Event) -> None:

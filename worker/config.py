@@ -119,6 +119,12 @@ class BrokerSettings(_Section):
     max_message_bytes: int = Field(
         262144, ge=1024, description="Larger messages are kept as dead letters."
     )
+    dead_letters_per_hour: int = Field(
+        200,
+        ge=1,
+        description="How many dead letters of one queue a process keeps within an hour; more are "
+        "dropped and only counted.",
+    )
 
 
 class EngineSettings(_Section):
@@ -178,6 +184,9 @@ class EngineSettings(_Section):
     )
     keep_operations: float = Field(
         30 * 86400.0, gt=0, description="How long ended operations and idempotency keys are kept."
+    )
+    keep_dead_letters: float = Field(
+        30 * 86400.0, gt=0, description="How long messages that were kept aside are kept."
     )
     max_share_size: int = Field(
         65536, ge=1, description="Largest share that may be asked for, GiB."

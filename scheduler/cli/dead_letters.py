@@ -67,12 +67,33 @@ def replay_dead_letter(session: Session, message_id: int) -> None:
 
 
 @dead_letter.command("drop")
-@argument("message_id", "A message's number; see `dead-letter list`.", type=int)
+@argument("message_id", "A message's number; see `dead-letter list`.", type=int, required=False)
+@click.option("--all", "everything", is_flag=True, help="All of them.")
+@click.option("--queue", help="All that came from this queue.")
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), help="All that are older than so many seconds."
+)
 @pass_operator
-def drop_dead_letter(session: Session, message_id: int) -> None:
-    """Delete a message that was kept aside."""
-    from scheduler.service.dead_letters import drop  # noqa: PLC0415 - after `--help`
+def drop_dead_letter(
+    session: Session,
+    message_id: int | None,
+    *,
+    everything: bool,
+    queue: str | None,
+    older_than: float | None,
+) -> None:
+    """Delete one message that was kept aside, or many: all, a queue's, or old ones."""
+    from scheduler.service.dead_letters import drop, drop_all  # noqa: PLC0415 - after `--help`
 
+    many = everything or queue is not None or older_than is not None
+    if many == (message_id is not None):
+        raise click.UsageError(
+            "Name one message by its id, or several by --all, --queue or --older-than."
+        )
     with session.reaching():
-        drop(session.config, message_id)
-    session.print({"id": message_id, "dropped": True})
+        if message_id is None:
+            dropped = drop_all(session.config, queue=queue, older_than=older_than)
+            session.print({"dropped": dropped})
+        else:
+            drop(session.config, message_id)
+            session.print({"id": message_id, "dropped": True})

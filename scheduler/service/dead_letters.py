@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from worker.app import make_app
 from worker.config import Config
-from worker.db import dead_letters as keep_dead_letter
+from worker.db import dead_letters
 from worker.db.core.engine import engine_for, transaction
 from worker.errors import Conflict, NotFound
 from worker.messaging.broker import UNREACHABLE
@@ -21,8 +21,8 @@ def replay(config: Config, message_id: int) -> str:
     """
     engine = engine_for(config.database.url)
     with transaction(engine) as connection:
-        taken = keep_dead_letter.begin_replay(connection, message_id)
-        known = keep_dead_letter.find(connection, message_id)
+        taken = dead_letters.begin_replay(connection, message_id)
+        known = dead_letters.find(connection, message_id)
     if known is None:
         raise _missing(message_id)
     if taken is None:
@@ -36,7 +36,7 @@ def replay(config: Config, message_id: int) -> str:
         publish_again(make_app(config), taken.queue, taken.message)
     except UNREACHABLE:
         with transaction(engine) as connection:
-            keep_dead_letter.replay_failed(connection, message_id)
+            dead_letters.replay_failed(connection, message_id)
         raise
     return str(taken.queue)
 
@@ -44,8 +44,14 @@ def replay(config: Config, message_id: int) -> str:
 def drop(config: Config, message_id: int) -> None:
     """Forget a message; raises :class:`~worker.errors.NotFound`."""
     with transaction(engine_for(config.database.url)) as connection:
-        if not keep_dead_letter.drop(connection, message_id):
+        if not dead_letters.drop(connection, message_id):
             raise _missing(message_id)
+
+
+def drop_all(config: Config, *, queue: str | None, older_than: float | None) -> int:
+    """Forget the messages of a queue, or of all; return how many there were."""
+    with transaction(engine_for(config.database.url)) as connection:
+        return dead_letters.drop_all(connection, queue=queue, older_than=older_than)
 
 
 def _missing(message_id: int) -> NotFound:

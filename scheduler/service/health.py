@@ -187,6 +187,7 @@ _LABELS: Final = {
     "audits_total": ("outcome",),
     "audit_removed_total": ("kind",),
     "share_server_outages_total": ("lacks",),
+    "dead_letters_dropped_total": ("queue",),
 }
 _HELP: Final = {
     "steps_total": "Acts of steps by how they ended.",
@@ -195,6 +196,7 @@ _HELP: Final = {
     "audits_total": "Audits of a backend: complete, or of parts of it only.",
     "audit_removed_total": "Orphans that audits removed.",
     "share_server_outages_total": "Active share servers found without their file server, or gone.",
+    "dead_letters_dropped_total": "Messages that could not be read, dropped as too many.",
     "redrives_total": "Operations that the reconciler took up again.",
     "compensations_failed_total": "Undos and deletions that used up their attempts.",
     "unknown_operations_total": "Messages for operations that do not exist.",

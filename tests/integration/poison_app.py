@@ -12,7 +12,7 @@ from celery import Celery
 from worker.config import BrokerSettings
 from worker.db.dead_letters import DeadLetter
 from worker.messaging.broker import transport_options
-from worker.messaging.consumer import install
+from worker.messaging.consumer import Limits, install
 
 _DIRECTORY = Path(os.environ["POISON_DIRECTORY"])
 _BROKER = BrokerSettings(url=os.environ["POISON_BROKER"], visibility_timeout=5)
@@ -23,10 +23,14 @@ def _append(name: str, line: str) -> None:
         file.write(line + "\n")
 
 
-def _keep_dead_letter(dead_letter: DeadLetter) -> None:
-    if (_DIRECTORY / "broken").exists():
-        raise RuntimeError("the quarantine is broken")
-    _append("quarantine", json.dumps(dataclasses.asdict(dead_letter), default=str))
+class _Store:
+    def keep(self, dead_letter: DeadLetter) -> None:
+        if (_DIRECTORY / "broken").exists():
+            raise RuntimeError("the store is broken")
+        _append("quarantine", json.dumps(dataclasses.asdict(dead_letter), default=str))
+
+    def count_dropped(self, queue: str, number: int) -> None:
+        _append("dropped", f"{queue} {number}")
 
 
 app = Celery("poison", broker=_BROKER.url)
@@ -37,7 +41,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     broker_transport_options=transport_options(_BROKER),
 )
-install(app, _keep_dead_letter, _BROKER.max_message_bytes)
+install(app, _Store(), Limits(_BROKER.max_message_bytes, _BROKER.dead_letters_per_hour))
 
 
 @app.task(name="good")  # type: ignore[untyped-decorator] # celery ships no types

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Connection, Row, delete, select, update
 
-from worker.db.core.engine import db_now, insert_into
-from worker.db.tables.main import dead_letters
+from worker.db.core.engine import db_now, engine_for, insert_into, transaction
+from worker.db.tables.main import counters, dead_letters
 
 _m: Final = dead_letters.c
 
@@ -80,3 +81,62 @@ def find(connection: Connection, message_id: int) -> Row[Any] | None:
 def drop(connection: Connection, message_id: int) -> bool:
     """Forget a message; False when there is none."""
     return connection.execute(delete(dead_letters).where(_m.id == message_id)).rowcount == 1
+
+
+def drop_all(
+    connection: Connection, *, queue: str | None = None, older_than: float | None = None
+) -> int:
+    """Forget the messages of a queue, or of all; return how many there were.
+
+    ``older_than`` is an age in seconds, None for any.
+    """
+    statement = delete(dead_letters)
+    if queue is not None:
+        statement = statement.where(_m.queue == queue)
+    if older_than is not None:
+        statement = statement.where(_m.received_at < db_now() - older_than)
+    return connection.execute(statement).rowcount
+
+
+def purge(connection: Connection, keep_seconds: float, most: int) -> int:
+    """Forget up to ``most`` of the oldest messages, those older than they are kept."""
+    # The oldest have the lowest ids: no scan of all that is to stay.
+    oldest = select(_m.id, _m.received_at).order_by(_m.id).limit(most).subquery()
+    old = select(oldest.c.id).where(oldest.c.received_at < db_now() - keep_seconds)
+    return connection.execute(delete(dead_letters).where(_m.id.in_(old))).rowcount
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseDeadLetters:
+    """Dead letters of a worker's main process, which keeps its connection between them."""
+
+    database_url: str
+
+    def keep(self, dead_letter: DeadLetter) -> None:
+        """Store a dead letter."""
+        with self._transaction() as connection:
+            keep(connection, dead_letter)
+
+    def count_dropped(self, queue: str, number: int) -> None:
+        """Add to the number of messages that were dropped unkept."""
+        name = f"dead_letters_dropped_total:{queue}"
+        with self._transaction() as connection:
+            statement = insert_into(connection, counters).values(name=name, value=number)
+            connection.execute(
+                statement.on_conflict_do_update(
+                    index_elements=[counters.c.name],
+                    set_={"value": counters.c.value + number},
+                )
+            )
+
+    @contextmanager
+    def _transaction(self) -> Iterator[Connection]:
+        engine = engine_for(self.database_url)
+        try:
+            with transaction(engine) as connection:
+                yield connection
+        finally:
+            # A connection to SQLite must not be there for a later fork. One to PostgreSQL may: a
+            # child forgets it without closing it.
+            if engine.dialect.name == "sqlite":
+                engine.dispose()

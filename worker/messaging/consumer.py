@@ -9,15 +9,17 @@ from __future__ import annotations
 import functools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
 
 from celery import Celery
 from celery.worker import consumer
 
 from worker.db.dead_letters import DeadLetter
 from worker.messaging.broker import our_transport
-from worker.messaging.dead_letters import describe_message
+from worker.messaging.dead_letters import describe_message, queue_of
 from worker.messaging.task_messages import fault, unreadable
 
 RETRY_PAUSE: Final = 5.0
@@ -31,16 +33,61 @@ REQUEST_TASKS: Final = "sharewright.request."
 log = logging.getLogger(__name__)
 
 
-KeepDeadLetter = Callable[[DeadLetter], None]
-"""Store a dead letter, or raise. The event loop of the worker's main process waits for it, so it
-must be quick and have a timeout."""
+HOUR: Final = 3600.0
+COUNT_PAUSE: Final = 5.0
+"""Seconds for which dropped messages are gathered before their number is stored."""
 
 
-def install(app: Celery, keep_dead_letter: KeepDeadLetter, max_message_bytes: int) -> None:
+class DeadLetterStore(Protocol):
+    """Where dead letters go.
+
+    The event loop of the worker's main process waits for each call: it must be quick and have a
+    timeout.
+    """
+
+    def keep(self, dead_letter: DeadLetter) -> None:
+        """Store a dead letter, or raise."""
+
+    def count_dropped(self, queue: str, number: int) -> None:
+        """Add to the number of messages that were dropped unkept, or raise."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a consumer accepts: the size of a message, and dead letters an hour and queue."""
+
+    max_message_bytes: int
+    dead_letters_per_hour: int
+
+
+class HourlyLimit:
+    """How many more dead letters of each queue are kept within this hour."""
+
+    def __init__(self, most: int, now: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._now = now
+        self._kept: Counter[str] = Counter()
+        self._ends = now() + HOUR
+
+    def allows(self, queue: str) -> bool:
+        """Take one of the queue's allowance; False when there is none left."""
+        if self._now() >= self._ends:
+            self._ends = self._now() + HOUR
+            self._kept.clear()
+        self._kept[queue] += 1
+        if self._kept[queue] == self._most + 1:
+            log.warning(
+                "%d messages of queue %s that no task can be run for were kept within an hour; "
+                "until the next one, more are dropped and only counted.",
+                self._most,
+                queue,
+            )
+        return self._kept[queue] <= self._most
+
+
+def install(app: Celery, store: DeadLetterStore, limits: Limits) -> None:
     """Make the workers of this app use :class:`Consumer`."""
-    app.conf.worker_consumer = functools.partial(
-        Consumer, keep_dead_letter=keep_dead_letter, max_message_bytes=max_message_bytes
-    )
+    app.conf.worker_consumer = functools.partial(Consumer, store=store, limits=limits)
 
 
 def _override_headers(message: Any) -> None:
@@ -58,11 +105,11 @@ def _override_headers(message: Any) -> None:
 class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     """Celery's consumer, which checks each message before Celery acts on it."""
 
-    def __init__(
-        self, *args: Any, keep_dead_letter: KeepDeadLetter, max_message_bytes: int, **kwargs: Any
-    ) -> None:
-        self._keep_dead_letter = keep_dead_letter
-        self._max_message_bytes = max_message_bytes
+    def __init__(self, *args: Any, store: DeadLetterStore, limits: Limits, **kwargs: Any) -> None:
+        self._store = store
+        self._max_message_bytes = limits.max_message_bytes
+        self._limit = HourlyLimit(limits.dead_letters_per_hour)
+        self._dropped: Counter[str] = Counter()
         self._flushed_by = 0.0
         super().__init__(*args, **kwargs)
 
@@ -102,11 +149,30 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
         self._set_aside(message, f"it is not a task message: {str(exc)[:200]}")
 
     def _set_aside(self, message: Any, reason: str) -> None:
-        self._keep(message, describe_message(message, reason))
+        queue = queue_of(message)
+        if self._limit.allows(queue):
+            self._keep(message, describe_message(message, reason))
+            return
+        if not self._dropped:
+            self.timer.call_after(COUNT_PAUSE, self._count_dropped)
+        self._dropped[queue] += 1
+        message.ack_log_error(log, self.connection_errors)
+
+    def _count_dropped(self) -> None:
+        dropped, self._dropped = self._dropped, Counter()
+        try:
+            for queue in sorted(dropped):
+                self._store.count_dropped(queue, dropped[queue])
+                dropped[queue] = 0
+        # As below: the numbers stay, and are stored with the next ones.
+        except Exception:
+            log.exception("The number of dropped messages could not be stored; it is tried again.")
+            self._dropped.update(dropped)
+            self.timer.call_after(COUNT_PAUSE, self._count_dropped)
 
     def _keep(self, message: Any, dead_letter: DeadLetter) -> None:
         try:
-            self._keep_dead_letter(dead_letter)
+            self._store.keep(dead_letter)
         # Whatever the database meets, the message stays unacknowledged and is tried again; the
         # worker has other work.
         except Exception:

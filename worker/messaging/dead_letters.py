@@ -16,7 +16,7 @@ from worker.messaging.redis_transport import FAULT_HEADER, KEPT_BODY_BYTES, SIZE
 from worker.messaging.task_messages import body_of, size_of
 
 KEPT_HEADERS: Final = 32
-"""How many headers of a poisonous message are kept, each up to :data:`KEPT_HEADER_CHARACTERS`."""
+"""How many headers of a message are kept, each up to :data:`KEPT_HEADER_CHARACTERS`."""
 
 KEPT_HEADER_CHARACTERS: Final = 512
 
@@ -25,21 +25,24 @@ KEPT_WHOLE: Final = 4 * KEPT_BODY_BYTES
 
 _REPLAYED: Final = {"correlation_id": str, "reply_to": str, "priority": int}
 
-WITHHELD: Final = "(not kept: it speaks of a password)"
-"""What stands instead of a body or a header that does."""
+WITHHELD: Final = "(not kept: it contains the word password)"
+"""Stands instead of a body or a header that does."""
 
 # Also in base64, where the word may begin at any byte of three.
-_SPEAKS_OF_A_PASSWORD: Final = re.compile(
-    r"password|cGFzc3dvcm|Bhc3N3b3Jk|wYXNzd29yZ", re.IGNORECASE
-)
+_NAMES_A_PASSWORD: Final = re.compile(r"password|cGFzc3dvcm|Bhc3N3b3Jk|wYXNzd29yZ", re.IGNORECASE)
+
+
+def queue_of(message: Any) -> str:
+    """Return the name of the queue that a message came from."""
+    return str(message.delivery_info.get("routing_key") or "")
 
 
 def describe_message(message: Any, reason: str) -> DeadLetter:
-    """What is kept of a kombu message."""
+    """Return what is kept of a kombu message."""
     body = body_of(message)
-    queue = str(message.delivery_info.get("routing_key") or "")
+    queue = queue_of(message)
     headers = {
-        str(name)[:KEPT_HEADER_CHARACTERS]: _harmless(str(value))[:KEPT_HEADER_CHARACTERS]
+        str(name)[:KEPT_HEADER_CHARACTERS]: _without_password(str(value))[:KEPT_HEADER_CHARACTERS]
         for name, value in list(message.headers.items())[:KEPT_HEADERS]
         if name not in {FAULT_HEADER, SIZE_HEADER, "redelivered"}
     }
@@ -51,7 +54,7 @@ def describe_message(message: Any, reason: str) -> DeadLetter:
         queue=queue,
         reason=reason,
         # PostgreSQL's text cannot hold the one character that JSON's can.
-        body=_harmless(body[:KEPT_BODY_BYTES].decode(errors="backslashreplace")).replace(
+        body=_without_password(body[:KEPT_BODY_BYTES].decode(errors="backslashreplace")).replace(
             "\0", "\\x00"
         ),
         headers={name.replace("\0", ""): text.replace("\0", "") for name, text in headers.items()},
@@ -62,7 +65,7 @@ def describe_message(message: Any, reason: str) -> DeadLetter:
 
 
 def _whole(message: Any, body: bytes) -> str | None:
-    """The message as :func:`publish_again` takes it; None where it is not kept whole."""
+    """Return the message as :func:`publish_again` takes it; None where it is not kept whole."""
     types = (message.content_type, message.content_encoding)
     if (
         FAULT_HEADER in message.headers
@@ -86,8 +89,8 @@ def _whole(message: Any, body: bytes) -> str | None:
     except (TypeError, ValueError, RecursionError):
         return None
     said = (text, body.decode(errors="replace"))
-    if any(_SPEAKS_OF_A_PASSWORD.search(one) for one in said):
-        return None  # it is kept nowhere
+    if any(_NAMES_A_PASSWORD.search(one) for one in said):
+        return None
     return text if len(text) <= KEPT_WHOLE else None
 
 
@@ -112,5 +115,5 @@ def publish_again(app: Celery, queue: str, whole: str) -> None:
             )
 
 
-def _harmless(text: str) -> str:
-    return WITHHELD if _SPEAKS_OF_A_PASSWORD.search(text) else text
+def _without_password(text: str) -> str:
+    return WITHHELD if _NAMES_A_PASSWORD.search(text) else text

@@ -17,7 +17,7 @@ from typing import Final
 from sqlalchemy import case, delete, or_, select, update
 from sqlalchemy.exc import DBAPIError
 
-from worker.db import audits
+from worker.db import audits, dead_letters
 from worker.db.core.engine import db_now, reading, transaction
 from worker.db.networks import dhcp_leases as leases
 from worker.db.operations import recovery, store
@@ -250,6 +250,9 @@ class Reconciler:
         )
         with transaction(self.runtime.engine) as connection:
             audits.forget_old(connection, keep, PURGE_BATCH)
+            dead_letters.purge(
+                connection, self.runtime.config.engine.keep_dead_letters, PURGE_BATCH
+            )
             rows = connection.execute(old).all()
             if not rows:
                 return
