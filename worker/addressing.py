@@ -394,3 +394,48 @@ _NO_SERVERS: Final = {
     4: _bounds("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"),
     6: _bounds("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
 }
+
+UNREADABLE_PREFIXES: Final = range(100, 120)
+"""IPv6 prefix lengths that cannot be a client's: nfs-ganesha 4.3 reads only two digits of one, and
+what is longer than these is written address by address (256 at most)."""
+
+_NO_CLIENTS: Final = (
+    (IPNetwork("127.0.0.0/8"), "a loopback address"),
+    (IPNetwork("::1/128"), "a loopback address"),
+    (IPNetwork("0.0.0.0/8"), "no address of a client"),
+    (IPNetwork("::/128"), "no address of a client"),
+    (IPNetwork("224.0.0.0/4"), "a multicast address"),
+    (IPNetwork("ff00::/8"), "a multicast address"),
+    (IPNetwork("240.0.0.0/4"), "a reserved or broadcast address"),
+)
+_MAPPED: Final = IPNetwork("::ffff:0:0/96")
+
+
+def client_network(text: str) -> IPNetwork:
+    """Read whom an access rule lets in: an address, or a CIDR without host bits.
+
+    An IPv4-mapped IPv6 address is the IPv4 address: that is how such a client is seen. Raises
+    :class:`ValueError` with the end of a sentence about the text: what could never be enforced,
+    or never match, is refused.
+    """
+    try:
+        network = IPNetwork(text)
+    except (AddrFormatError, ValueError) as error:
+        raise ValueError("is neither an IP address nor a CIDR such as 10.0.0.0/24") from error
+    mask = text.partition("/")[2]
+    if mask and not mask.isdigit() and not IPAddress(mask).is_netmask():
+        raise ValueError(f"has a wildcard mask; did you mean {network.cidr}?")
+    if network.ip != network.network:
+        raise ValueError(f"has host bits set; did you mean {network.cidr}?")
+    if network in _MAPPED:
+        length = network.prefixlen - _MAPPED.prefixlen
+        network = IPNetwork(f"{network.ip.ipv4()}/{length}")
+    for never, reason in _NO_CLIENTS:
+        if network in never:
+            raise ValueError(f"is {reason}, from which nobody mounts; name the client's own")
+    if network.version == 6 and network.prefixlen in UNREADABLE_PREFIXES:  # noqa: PLR2004 - IPv6
+        raise ValueError(
+            "has a prefix from /100 to /119, which the NFS server cannot read; name a /99 or "
+            "shorter, or several of /120 and longer"
+        )
+    return network

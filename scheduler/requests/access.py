@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from netaddr import AddrFormatError, IPNetwork
 from pydantic import (
     AfterValidator,
 )
@@ -12,17 +11,16 @@ from pydantic import (
 from scheduler.requests.base import ListPayload
 from scheduler.requests.fields import Id, Text
 from scheduler.requests.shares import ShareOnly
+from worker.addressing import client_network
 from worker.model import AccessState
 
 
 def _client(value: str) -> str:
-    """An address or CIDR, in one spelling; host bits beside a prefix are a mistake."""
+    """Return an address or CIDR in the one spelling by which rules are compared."""
     try:
-        network = IPNetwork(value)
-    except (AddrFormatError, ValueError) as error:
-        raise ValueError(f"{value!r} is neither an IP address nor a CIDR") from error
-    if network.ip != network.network:
-        raise ValueError(f"{value!r} has host bits set; did you mean {network.cidr}?")
+        network = client_network(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} {error}") from error
     return str(network.ip) if network.size == 1 else str(network.cidr)
 
 

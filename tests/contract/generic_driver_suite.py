@@ -12,8 +12,10 @@ from typing import Any
 
 import psutil
 import pytest
+from netaddr import IPNetwork
 
 from tests.support.tenants import Machine, run
+from worker.addressing import client_network
 from worker.drivers.generic import GenericShareDriver
 from worker.errors import Fatal
 from worker.model import Share, ShareServer
@@ -64,6 +66,13 @@ class ExternalSystem:
 
     def data(self, share: Share) -> Path:
         return self.base / "storage/mounts" / share.id / "data"
+
+
+def _accepted(text: str) -> IPNetwork | None:
+    try:
+        return client_network(text)
+    except ValueError:
+        return None
 
 
 class GenericDriverContract(ShareDriverContract):
@@ -122,6 +131,25 @@ class GenericDriverContract(ShareDriverContract):
         assert number(shares[2]) == 3
         driver.create_share(context(), shares[1], server)
         assert number(shares[1]) == 2
+
+    def test_the_daemon_reads_every_rule_that_intake_accepts(
+        self, driver: GenericShareDriver, server: ShareServer | None
+    ) -> None:
+        accepted = [
+            str(network)
+            for texts in (
+                [f"{IPNetwork(f'10.1.2.3/{length}').cidr}" for length in range(33)],
+                [f"{IPNetwork(f'fd00:20::abcd/{length}').cidr}" for length in range(129)],
+                ["::ffff:10.9.0.0/112", "2001:db8::/32", "fe80::/10", "fd00:20::77"],
+            )
+            for text in texts
+            if (network := _accepted(text)) is not None
+        ]
+        assert len(accepted) == 33 + 129 - 20 + 4
+        share = Share(str(uuid.uuid4()), "project", 1, "NFS", "backend", "pool")
+        driver.create_share(context(), share, server)
+        driver.update_access(context(), share, server, [rule(one) for one in accepted], 1)
+        driver.delete_share(context(), share, server)
 
     def test_an_export_that_the_daemon_refuses_is_an_error_and_the_old_rules_stay(
         self,

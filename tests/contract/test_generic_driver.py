@@ -15,6 +15,7 @@ from tests.support.services import require_root_datapath
 from tests.support.tenants import Machine, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
 from worker.errors import ConfigurationError, Fatal
+from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions
 from worker.model import AccessRule, DriverMode, Share, ShareServer
 from worker.plugin import BackendContext, Options
 from worker.systems.exports.ganesha import render_export
@@ -150,3 +151,18 @@ def test_options_that_do_not_fit_the_mode_stop_the_worker(
 ) -> None:
     with pytest.raises(ConfigurationError, match="service_address"):
         GenericShareDriver(BackendContext("backend", mode, tmp_path), options, host)
+
+
+@pytest.mark.parametrize("directory", ["/srv/a b", "/srv/ü", "/srv/backends/..", "srv"])
+def test_a_state_directory_that_no_file_server_can_use_is_refused_at_the_start(
+    directory: str,
+) -> None:
+    """By driver and helper themselves, whoever made the directory's name."""
+    single = BackendContext("backend", DriverMode.SINGLE_SVM, Path(directory))
+    with pytest.raises(ConfigurationError, match="cannot hold a file server: use letters"):
+        GenericShareDriver(
+            single, GenericOptions.model_validate({"service_address": ADDRESS}), host
+        )
+    flat = BackendContext("backend", DriverMode.FLAT_MULTI_SVM, Path(directory))
+    with pytest.raises(ConfigurationError, match="cannot hold a file server: use letters"):
+        NamespaceComputeHelper(flat, NamespaceOptions())

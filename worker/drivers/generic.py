@@ -36,7 +36,7 @@ from worker.model import (
     StoragePool,
 )
 from worker.plugin import Audit, BackendContext, Options
-from worker.systems.exports.ganesha import Ganesha
+from worker.systems.exports.ganesha import Ganesha, check_directory
 from worker.systems.shell.base import Guarded, Shell, ShellFor
 from worker.systems.shell.local import LocalShell
 from worker.systems.storage.base import GIB, Storage
@@ -108,6 +108,8 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
 
     def __init__(self, backend: BackendContext, options: Options, shell_for: ShellFor) -> None:
         super().__init__(backend, options, shell_for)
+        if not backend.servers_elsewhere:
+            check_directory(str(backend.state_dir))
         single = backend.mode is DriverMode.SINGLE_SVM
         if single and self.options.service_address is None:
             raise ConfigurationError(

@@ -48,7 +48,13 @@ from worker.model import (
     ShareServerDetails,
 )
 from worker.plugin import Audit, BackendContext, Options, placeholder_server
-from worker.systems.exports.ganesha import Ganesha, command_pattern, daemons, serving_below
+from worker.systems.exports.ganesha import (
+    Ganesha,
+    check_directory,
+    command_pattern,
+    daemons,
+    serving_below,
+)
 from worker.systems.network.bridges import (
     Plug,
     Vlan,
@@ -105,6 +111,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
 
     def __init__(self, backend: BackendContext, options: Options) -> None:
         super().__init__(backend, options)
+        check_directory(self._directories)
         if self.options.bridge and backend.mode is DriverMode.MANAGED_MULTI_SVM:
             raise ConfigurationError(
                 f"Backend {backend.name}: in mode {backend.mode} each share network has a "

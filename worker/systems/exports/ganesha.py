@@ -17,8 +17,9 @@ import re
 from collections.abc import Sequence
 from typing import Final
 
-from netaddr import AddrFormatError, IPNetwork, ipv6_verbose
+from netaddr import IPNetwork, ipv6_verbose
 
+from worker.addressing import UNREADABLE_PREFIXES, client_network
 from worker.errors import ConfigurationError, ErrorCode, Fatal, ObjectKind, Retryable
 from worker.model import AccessRule
 from worker.systems.shell.base import Completed, Shell, locked
@@ -146,6 +147,16 @@ def serving_below(shell: Shell, parent: str) -> frozenset[str]:
     return frozenset(re.findall(r" -f (\S+)/ganesha[.]conf ", done.stdout))
 
 
+def check_directory(directory: str) -> None:
+    """Raise :class:`~worker.errors.ConfigurationError` for a directory that ganesha cannot use."""
+    if not _SAFE_PATH.match(directory) or ".." in directory.split("/"):
+        raise ConfigurationError(
+            f"The directory {directory!r} cannot hold a file server: use letters, digits and "
+            f"._-/ only, starting with a slash and without `..`; change state_dir or the "
+            f"backend's name."
+        )
+
+
 class Ganesha:
     """The NFS server of one share server, worked on through the server's shell.
 
@@ -155,11 +166,7 @@ class Ganesha:
     """
 
     def __init__(self, shell: Shell, directory: str, bind: str) -> None:
-        if not _SAFE_PATH.match(directory):
-            raise ConfigurationError(
-                f"The directory {directory!r} cannot hold a file server: use letters, digits and "
-                f"._-/ only, starting with a slash; change state_dir."
-            )
+        check_directory(directory)
         self.shell = shell
         self.directory = directory
         self.bind = bind
@@ -364,11 +371,11 @@ def _network(rule: AccessRule) -> IPNetwork:
             code=ErrorCode.NOT_SUPPORTED,
         )
     try:
-        return IPNetwork(rule.access_to).cidr
-    except (AddrFormatError, ValueError) as error:
+        return client_network(rule.access_to)
+    except ValueError as error:
         raise Fatal(
-            f"Access rule {rule.id} names {rule.access_to!r}, which is neither an address nor a "
-            f"CIDR; deny it and allow the right one.",
+            f"Access rule {rule.id} names {rule.access_to!r}, which {error}; deny it and allow "
+            f"the right one.",
             object=ObjectKind.ACCESS_RULE.ref(rule.id),
             code=ErrorCode.INVALID_REQUEST,
         ) from error
@@ -390,8 +397,14 @@ def _length(network: IPNetwork) -> int:
 
 
 def _written(network: IPNetwork) -> str:
-    """As ganesha 4.3 reads it: it refuses ``/0`` as well as ``::`` at the start of an address."""
+    """Return a client as ganesha 4.3 reads it.
+
+    It refuses ``/0``, ``::`` at the start of an address, and an IPv6 prefix of three digits, but
+    reads every address without a prefix.
+    """
     halves = network.subnet(1) if network.prefixlen == 0 else [network]
     if network.version == 4:  # noqa: PLR2004 - the version's own number
         return ", ".join(str(half) for half in halves)
+    if network.prefixlen >= UNREADABLE_PREFIXES.stop:
+        return ", ".join(address.format(ipv6_verbose) for address in network)
     return ", ".join(f"{half.ip.format(ipv6_verbose)}/{half.prefixlen}" for half in halves)
