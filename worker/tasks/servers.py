@@ -155,6 +155,7 @@ def _forget(tx: StepTransaction, server: ShareServer) -> None:
         servers.mark_build_failed(tx.connection, server.id, error)
     else:
         servers.remove(tx.connection, server.id)
+    tx.retry_failed("share_server", server.id)
 
 
 def _server_to_delete(tx: StepTransaction) -> ShareServer | StepWaiting | None:
@@ -220,7 +221,7 @@ def _let_others_build(tx: StepTransaction, row: Row[Any]) -> None:
 
 
 def server_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A clean-up used up its attempts: the server shows it."""
+    """A clean-up failed for too long: the server shows it."""
 
     def commit(tx: StepTransaction) -> None:
         servers.mark(
