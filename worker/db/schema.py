@@ -104,7 +104,9 @@ def upgrade(url: str) -> str:
     """
     target = make_url(url)
     if target.get_backend_name() == "sqlite" and target.database:
-        Path(target.database).parent.mkdir(parents=True, exist_ok=True)
+        file = Path(target.database)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)  # a new one is its owner's; what SQLite lays beside it follows it
     engine = open_engine(target, limited=False)
     try:
         # Two processes that both make a new SQLite file may find it locked without being queued.
