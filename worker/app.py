@@ -101,35 +101,12 @@ def make_app(config: Config) -> Celery:
     runtime_of = functools.partial(_runtime, app, config, {})
     for action in ACTIONS.values():
         _register(app, action, runtime_of)
-
-    def report(names: list[str]) -> None:
-        report_pools(runtime_of(), names)
-
-    app.task(
-        report, name=PREFIX + TASK, ignore_result=True, time_limit=REPORT_TIMEOUT * 2, shared=False
-    )
-
-    def renew(servers: list[str]) -> None:
-        renewals.renew_leases(runtime_of(), servers)
-
-    app.task(
-        renew,
-        name=PREFIX + renewals.TASK,
-        ignore_result=True,
-        time_limit=renewals.TIMEOUT * 2,
-        shared=False,
-    )
-
-    def check_servers(backends: list[str]) -> None:
-        checks.check_share_servers(runtime_of(), backends)
-
-    app.task(
-        check_servers,
-        name=PREFIX + checks.TASK,
-        ignore_result=True,
-        time_limit=checks.TIMEOUT,
-        shared=False,
-    )
+    for name, work, limit in (
+        (TASK, report_pools, REPORT_TIMEOUT * 2),
+        (renewals.TASK, renewals.renew_leases, renewals.TIMEOUT * 2),
+        (checks.TASK, checks.check_share_servers, checks.TIMEOUT),
+    ):
+        _register_periodic(app, name, work, limit, runtime_of)
     app.sharewright_runtime = runtime_of
     return app
 
@@ -147,6 +124,21 @@ def _register(app: Celery, action: Action, runtime_of: Callable[[], Runtime]) ->
         time_limit=action.timeout + HARD_LIMIT_GRACE,
         shared=False,
     )
+
+
+def _register_periodic(
+    app: Celery,
+    name: str,
+    work: Callable[[Runtime, list[str]], object],
+    limit: float,
+    runtime_of: Callable[[], Runtime],
+) -> None:
+    """Register what the reconciler asks the workers for: it names backends or share servers."""
+
+    def periodic(names: list[str]) -> None:
+        work(runtime_of(), names)
+
+    app.task(periodic, name=PREFIX + name, ignore_result=True, time_limit=limit, shared=False)
 
 
 def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
