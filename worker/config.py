@@ -324,6 +324,19 @@ class Config(_Section):
         """The settings of a worker group, also of one that the file does not mention."""
         return self.groups.get(name, GroupSettings())
 
+    def backend(self, name: str) -> BackendSettings:
+        """Return a backend's settings.
+
+        Raises :class:`~worker.errors.ConfigurationError` for one that was renamed or removed.
+        """
+        settings = self.backends.get(name)
+        if settings is None:
+            raise ConfigurationError(
+                f"Backend {name!r} is not in the configuration, and shares, share servers or "
+                f"operations refer to it. Put it back under that name."
+            )
+        return settings
+
     def backends_of(self, group: str) -> dict[str, BackendSettings]:
         """The backends that a worker group serves."""
         return {n: b for n, b in self.backends.items() if b.worker_group == group}

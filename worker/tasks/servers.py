@@ -34,7 +34,7 @@ REPAIR_RECHECK_SECONDS = 1.0
 
 def limits_of(config: Config, backend: str) -> Limits:
     """What one share server of a backend may hold."""
-    settings = config.backends[backend]
+    settings = config.backend(backend)
     return Limits(settings.max_shares_per_share_server, settings.max_share_server_size)
 
 
