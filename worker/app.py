@@ -23,6 +23,7 @@ from celery.exceptions import SecurityWarning
 from worker.backends.assembly import Backend, assemble, check
 from worker.backends.manager import ShareManager
 from worker.config import Config
+from worker.db.backends import check_configured
 from worker.db.core.engine import check_settings, engine_for
 from worker.db.dead_letters import DatabaseDeadLetters
 from worker.db.networks.addresses import DatabaseAddressStore
@@ -175,6 +176,7 @@ def backend_here(config: Config, name: str) -> Backend:
 def run_reconciler(config: Config, stopped: threading.Event) -> None:
     """Run a reconciler until told to stop."""
     check_settings(config.database.url)
+    check_configured(config.database.url, config.backends)
     app = make_app(config)
     runtime = app.sharewright_runtime()
 
@@ -261,6 +263,7 @@ def run_worker(
     check_pool(pool)
     check_times(config)
     check_settings(config.database.url)
+    check_configured(config.database.url, config.backends)
     mine = config.backends_of(group)
     if not mine:
         known = ", ".join(sorted({b.worker_group for b in config.backends.values()})) or "none"
