@@ -206,7 +206,7 @@ def test_what_is_lost_comes_back_by_itself(site: Site) -> None:
         if row.resource_id in {stopped, lost}
     }
     assert repairs == {
-        ("restart_share_server", stopped, "succeeded"),
+        ("ensure_share_server", stopped, "succeeded"),
         ("ensure_share_server", lost, "succeeded"),
     }
 
