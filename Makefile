@@ -26,7 +26,8 @@ run:  ## the whole way once: a share from a message to files over NFS, and back 
 	@$(python) -m tests.story
 
 test: setup  ## all tests, with real Redis, PostgreSQL and workers
-	$(python) -m pytest $(measured) -n $(processes) --dist loadfile --cov --cov-report=
+	$(python) -m pytest $(measured) -n $(processes) --dist loadfile \
+	    --cov --cov-report= --cov-fail-under=0
 	$(python) -m pytest tests --ignore tests/crash $(measured:%=--ignore %) \
 	    -n $(processes) --dist loadfile
 	$(python) -m pytest tests/crash -m "not whole"
