@@ -32,6 +32,7 @@ from worker.engine.job import Runtime
 from worker.engine.publisher import PREFIX, publisher
 from worker.engine.runner import run
 from worker.engine.saga import Action
+from worker.engine.watchdog import Watchdog, watch_main_loop
 from worker.errors import ConfigurationError
 from worker.logs import set_up_logging
 from worker.messaging.broker import our_transport, queue_depth, transport_options
@@ -218,7 +219,11 @@ def run_reconciler(config: Config, stopped: threading.Event) -> None:
             retry=False,
         )
 
-    Reconciler(runtime, depth, ask_for_reports, send_renewals, send_checks).run(stopped)
+    watchdog = Watchdog("The reconciler's pass", config.engine.watchdog)
+    Reconciler(runtime, depth, ask_for_reports, send_renewals, send_checks, beat=watchdog.beat).run(
+        stopped
+    )
+    watchdog.stop()
 
 
 def check_pool(pool: str) -> None:
@@ -293,13 +298,27 @@ def run_worker(
         concurrency=concurrency,
         pool=pool,
         name=name or group,
+        longest_task=max(action.timeout for action in ACTIONS.values()),
     )
 
 
 def start(
-    app: Celery, config: Config, *, queues: list[str], concurrency: int, pool: str, name: str
+    app: Celery,
+    config: Config,
+    *,
+    queues: list[str],
+    concurrency: int,
+    pool: str,
+    name: str,
+    longest_task: float = 0.0,
 ) -> int:
-    """Run one Celery worker in this process."""
+    """Run one Celery worker in this process.
+
+    In the pool ``solo`` the main loop does the tasks itself, ``longest_task`` seconds at most
+    where that is more than the watchdog waits for.
+    """
+    blocked = longest_task if pool == "solo" else 0.0
+    watch_main_loop(app, Watchdog(f"The main loop of {name}", config.engine.watchdog + blocked))
 
     def our_logging(**_: Any) -> None:
         set_up_logging(config.log)

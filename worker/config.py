@@ -156,6 +156,12 @@ class EngineSettings(_Section):
     failed_undo_pause: float = Field(
         600.0, gt=0, description="Pause between attempts once `undo_retry_time` is over."
     )
+    watchdog: float = Field(
+        60.0,
+        gt=0,
+        description="A process whose main loop or pass does not come back for so long ends itself, "
+        "to be started again by its supervisor.",
+    )
     wait_limit: float = Field(1800.0, gt=0, description="How long one step may wait in all.")
     builder_failures: int = Field(
         3, ge=1, description="Failed builders in a row after which all waiters fail."

@@ -86,6 +86,7 @@ class Reconciler:
     ask_for_reports: AskForReports
     send_renewals: Send
     send_checks: checks.Send
+    beat: Callable[[], None] = lambda: None
     _next_reports: float = 0.0
     _next_housekeeping: float = 0.0
     _orphaned: frozenset[str] = frozenset()
@@ -95,6 +96,7 @@ class Reconciler:
         """Pass after pass, one a second, until told to stop; an outage is waited out."""
         while not stopped.is_set():
             began = time.monotonic()
+            self.beat()
             try:
                 self.one_pass()
             except (DBAPIError, *UNREACHABLE) as error:
@@ -109,6 +111,7 @@ class Reconciler:
         """Do everything that is due; return how many operations were taken up again."""
         taken_up = self._redrive_overdue()
         self._store_results()
+        self.beat()
         self._clean_up_idle()
         ask_for_renewals(self.runtime, self.send_renewals)
         checks.ask_for_checks(self.runtime, self.send_checks)
@@ -230,6 +233,7 @@ class Reconciler:
                 .returning(o.id, o.result, o.error, o.idempotency_key)
             ).all()
         for row in rows:
+            self.beat()  # a result backend that is away may cost each of them a time limit
             self.runtime.deliver(
                 row.id, row.result, row.error, aliased=row.idempotency_key is not None
             )
