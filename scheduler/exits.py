@@ -30,7 +30,12 @@ EXIT_INTERRUPTED: Final = 130
 _REFUSALS: Final = frozenset(
     {
         *(ErrorCode.INVALID_REQUEST, ErrorCode.CONFLICT, ErrorCode.FORBIDDEN),
-        *(ErrorCode.IDEMPOTENCY_MISMATCH, ErrorCode.TOO_MANY_QUEUED, ErrorCode.NO_VALID_BACKEND),
+        *(
+            ErrorCode.IDEMPOTENCY_MISMATCH,
+            ErrorCode.TOO_MANY_QUEUED,
+            ErrorCode.NO_VALID_BACKEND,
+            ErrorCode.QUOTA_EXCEEDED,
+        ),
     }
 )
 

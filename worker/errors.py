@@ -8,6 +8,7 @@ that translates an outside system's own errors, never by reading a message text 
     |   |-- InvalidRequest        a field is missing, unknown or has an impossible value
     |   |-- NotFound              no such object, or one of another project
     |   |-- Conflict              the object's present state or users do not allow it
+    |   |-- QuotaExceeded         the project may not have that much more
     |   |-- Forbidden             an administrator's verb, or somebody else's public object
     |   `-- NoCapacity            no backend can take it; carries why each was refused
     |-- StepError               a step could not do its work
@@ -39,6 +40,8 @@ class ErrorCode(StrEnum):
     """The idempotency key was used before with a different payload."""
     TOO_MANY_QUEUED = "too_many_queued"
     """The object has as many queued operations as are allowed; send again later."""
+    QUOTA_EXCEEDED = "quota_exceeded"
+    """The project (or its objects of one share type) may not have that much more."""
     NO_VALID_BACKEND = "no_valid_backend"
     """No backend passes the filters; the message says why each was refused."""
     SUPERSEDED = "superseded"
@@ -46,7 +49,7 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     """The operation was cancelled (by a delete or an operator) and undone."""
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
-    """A step killed its worker each time that it was begun, and was given up."""
+    """A step kept failing or killing its worker; it was given up after its last attempt."""
     WAITED_TOO_LONG = "waited_too_long"
     """What the step waited for did not come within its limit."""
     SHARE_SERVER_FAILED = "share_server_failed"
@@ -96,6 +99,8 @@ class ObjectKind(StrEnum):
     """A configured backend, by its name."""
     STORAGE_POOL = "storage_pool"
     """A storage pool of a backend, by its name."""
+    QUOTA = "quota"
+    """The limits of a project, by the project's id."""
     HOST = "host"
     """A host of workers, by its name."""
     SEALING_KEY = "sealing_key"
@@ -163,6 +168,12 @@ class Conflict(Refused):
     code = ErrorCode.CONFLICT
 
 
+class QuotaExceeded(Refused):
+    """The project may not have that much more."""
+
+    code = ErrorCode.QUOTA_EXCEEDED
+
+
 class Forbidden(Refused):
     """Only an administrator may do this."""
 
@@ -201,7 +212,7 @@ class StepError(SharewrightError):
 
 
 class Retryable(StepError):
-    """May go better later; the step is tried again after a pause, for a configured time."""
+    """May go better later; the step is attempted again after a pause, up to its attempts."""
 
     code = ErrorCode.BACKEND_UNAVAILABLE
 

@@ -20,6 +20,5 @@ autodoc_preserve_defaults = True
 # A reference to anything of ours has to lead somewhere; those to other projects stay words.
 nitpicky = True
 nitpick_ignore_regex = [
-    ("py:.*", r"(abc|collections|enum|pathlib|netaddr|nacl|pydantic|_pytest)\..*|tuple\[.*"),
-    ("py:class", r"worker\.testing\.calls\.Answer"),  # a type variable
+    ("py:.*", r"(abc|collections|enum|pathlib|netaddr|nacl|pydantic)\..*|tuple\[.*")
 ]

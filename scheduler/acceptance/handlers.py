@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from scheduler.acceptance import access, backends, operations, share_types, shares, snapshots
+from scheduler.acceptance import (
+    access,
+    backends,
+    operations,
+    quotas,
+    share_types,
+    shares,
+    snapshots,
+)
 from scheduler.acceptance import security_services as security
 from scheduler.acceptance import share_networks as networks
 from scheduler.acceptance import share_servers as servers
@@ -37,6 +45,8 @@ HANDLERS: Final[Mapping[str, Handler]] = {
     "remove_security_service": security.remove,
     "create_share_type": share_types.create_share_type,
     "delete_share_type": share_types.delete_share_type,
+    "set_quota": quotas.set_limits,
+    "unset_quota": quotas.unset_limits,
     "delete_share_server": servers.delete,
     "ensure_share_servers": servers.ensure,
     "disable_backend": backends.disable_backend,

@@ -8,6 +8,7 @@ from typing import Any, Final
 from sqlalchemy import Row, Select, Table, insert, not_, or_, select, true, update
 from sqlalchemy import delete as sql_delete
 
+from scheduler.acceptance import quotas
 from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.share_networks import CreateShareNetwork, UpdateShareNetwork
 from worker.db import audits, views
@@ -23,7 +24,7 @@ from worker.db.tables.main import (
 from worker.engine.accept import Completed
 from worker.errors import Conflict, Forbidden, NotFound, ObjectKind
 from worker.messaging.queues import ADMIN_REQUESTS
-from worker.model import OperationState, OwnerKind
+from worker.model import OperationState, OwnerKind, QuotaResource
 
 _NAMED_USERS: Final = 5
 _LIVE: Final = [state.value for state in OperationState if not state.has_ended]
@@ -40,6 +41,7 @@ def create(acceptance: Acceptance) -> Completed:
             f"leave is_public out.",
             field="is_public",
         )
+    quotas.check(acceptance, quotas.hold(acceptance), {QuotaResource.SHARE_NETWORKS: 1})
     row = acceptance.connection.execute(
         insert(share_networks)
         .values(

@@ -11,7 +11,7 @@ from scheduler.acceptance.accept import Acceptance
 from scheduler.placement.filters import MODE_SPEC
 from scheduler.placement.share_network import NETWORK_SPEC
 from scheduler.requests.share_types import CreateShareType
-from worker.db import views
+from worker.db import quotas, views
 from worker.db.core.engine import db_now
 from worker.db.tables.main import share_networks, share_types, shares
 from worker.engine.accept import Completed
@@ -81,4 +81,5 @@ def delete_share_type(acceptance: Acceptance) -> Completed:
             object=ObjectKind.SHARE_TYPE.ref(row.id),
         )
     connection.execute(delete(share_types).where(share_types.c.id == row.id))
+    quotas.forget_share_type(connection, row.id)
     return Completed(("share_type", row.id), {"id": row.id, "status": "deleted"})

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy import Row, bindparam, insert, select
 
-from scheduler.acceptance import lookup
+from scheduler.acceptance import lookup, quotas
 from scheduler.acceptance.accept import Acceptance
 from scheduler.placement.choose import candidates, no_capacity, refusals
 from scheduler.placement.filters import PlacementRequest
@@ -18,12 +18,13 @@ from worker.db import shares, snapshots
 from worker.db.core.engine import db_now
 from worker.db.core.prepared import Prepared
 from worker.db.operations import store as operations
+from worker.db.quotas import Limits, growth_of
 from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
 from worker.db.tables.main import operations as operations_table
 from worker.engine.accept import Begin
 from worker.errors import Conflict, ErrorCode, InvalidRequest, ObjectKind
-from worker.model import NetworkKind, OperationState, ShareStatus
+from worker.model import NetworkKind, OperationState, QuotaResource, ShareStatus
 from worker.tasks import repairs
 from worker.tasks.servers import limits_of
 
@@ -48,7 +49,15 @@ def create(acceptance: Acceptance) -> Begin:
     request: CreateShare = acceptance.request
     connection = acceptance.connection
     _check_size(acceptance, request.size, "size")
+    limits = quotas.hold(acceptance)
     share_type = lookup.share_type(connection, request.share_type) if request.share_type else None
+    quotas.check(
+        acceptance,
+        limits,
+        {QuotaResource.SHARES: 1, QuotaResource.GIGABYTES: request.size},
+        share_type_id=share_type.id if share_type is not None else None,
+        field="size",
+    )
     source = _source(acceptance, request)
     network = _network(acceptance, request, source, share_type)
     pool = _place(
@@ -255,6 +264,7 @@ def extend(acceptance: Acceptance) -> Begin:
     """Begin (or queue) making a share larger; capacity is reserved by the step."""
     request: ExtendShare = acceptance.request
     _check_size(acceptance, request.new_size, "new_size")
+    limits = quotas.hold(acceptance)
     row = lookup.share(acceptance.connection, request.share_id, acceptance.project_id)
     lookup.check_status(row, ObjectKind.SHARE, "available", "extending", to="extend")
     if request.new_size <= row.size:
@@ -263,4 +273,20 @@ def extend(acceptance: Acceptance) -> Begin:
             object=ObjectKind.SHARE.ref(row.id),
             field="new_size",
         )
+    _check_growth(acceptance, limits, row)
     return Begin("extend_share", ("share", row.id), row.backend)
+
+
+def _check_growth(acceptance: Acceptance, limits: Limits, row: Row[Any]) -> None:
+    """Count what an extend adds to the size that earlier extends lead to."""
+    if not limits:
+        return
+    more = acceptance.request.new_size - row.size - growth_of(acceptance.connection, row.id)
+    if more > 0:
+        quotas.check(
+            acceptance,
+            limits,
+            {QuotaResource.GIGABYTES: more},
+            share_type_id=row.share_type_id,
+            field="new_size",
+        )

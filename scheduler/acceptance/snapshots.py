@@ -6,7 +6,7 @@ import uuid
 
 from sqlalchemy import func, insert, select
 
-from scheduler.acceptance import lookup
+from scheduler.acceptance import lookup, quotas
 from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.snapshots import CreateSnapshot
 from worker.db import snapshots
@@ -15,15 +15,23 @@ from worker.db.tables import main as tables
 from worker.db.tables.main import shares
 from worker.engine.accept import Begin
 from worker.errors import Conflict, ObjectKind
-from worker.model import ShareStatus, SnapshotStatus
+from worker.model import QuotaResource, ShareStatus, SnapshotStatus
 
 
 def create(acceptance: Acceptance) -> Begin:
     """Write the snapshot and begin (or queue) its creation."""
     request: CreateSnapshot = acceptance.request
     connection = acceptance.connection
+    limits = quotas.hold(acceptance)
     share = lookup.share(connection, request.share_id, acceptance.project_id)
     lookup.check_status(share, ObjectKind.SHARE, "available", "extending", to="take a snapshot of")
+    quotas.check(
+        acceptance,
+        limits,
+        {QuotaResource.SNAPSHOTS: 1, QuotaResource.SNAPSHOT_GIGABYTES: share.size},
+        share_type_id=share.share_type_id,
+        field="share_id",
+    )
     snapshot_id = str(uuid.uuid4())
     connection.execute(
         insert(tables.snapshots).values(

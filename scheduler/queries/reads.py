@@ -9,6 +9,7 @@ from scheduler.queries.access import list_access
 from scheduler.queries.backends import list_backends, show_backend
 from scheduler.queries.base import Read
 from scheduler.queries.operations import list_operations, show_operation
+from scheduler.queries.quotas import show_quota
 from scheduler.queries.security_services import (
     list_security_services,
     show_sealing_key,
@@ -27,7 +28,7 @@ READS: Final[Mapping[str, Read]] = {
         *(show_share_network, list_share_networks, show_share_type, list_share_types),
         *(show_security_service, list_security_services, show_sealing_key),
         *(show_share_server, list_share_servers, show_operation, list_operations),
-        *(show_backend, list_backends),
+        *(show_backend, list_backends, show_quota),
     )
 }
 """What answers each verb of :class:`~scheduler.requests.base.Kind` READ."""

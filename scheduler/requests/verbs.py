@@ -8,6 +8,7 @@ from scheduler.requests.access import AllowAccess, DenyAccess, ListAccess
 from scheduler.requests.backends import AuditBackend, BackendOnly, DisableBackend, ListBackends
 from scheduler.requests.base import Kind, Verb
 from scheduler.requests.operations import ListOperations, OperationOnly
+from scheduler.requests.quotas import SetQuota, ShowQuota, UnsetQuota
 from scheduler.requests.security_services import (
     AddSecurityService,
     CreateSecurityService,
@@ -66,6 +67,9 @@ _ALL: Final = (
     Verb("list_share_servers", ListShareServers, Kind.READ),
     Verb("delete_share_server", ShareServerOnly, Kind.CHAIN, admin=True),
     Verb("ensure_share_servers", EnsureShareServers, Kind.ROW, admin=True),
+    Verb("show_quota", ShowQuota, Kind.READ),
+    Verb("set_quota", SetQuota, Kind.ROW, admin=True),
+    Verb("unset_quota", UnsetQuota, Kind.ROW, admin=True),
     Verb("show_operation", OperationOnly, Kind.READ),
     Verb("list_operations", ListOperations, Kind.READ),
     Verb("cancel_operation", OperationOnly, Kind.ROW, admin=True),

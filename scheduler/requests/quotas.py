@@ -1,0 +1,62 @@
+"""Requests about quotas."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from scheduler.requests.base import Payload
+from scheduler.requests.fields import Id, Text
+from worker.errors import InvalidRequest
+from worker.model import QuotaResource
+
+Limit = Annotated[
+    int, Field(strict=True, ge=-1, le=2**31 - 1, description="At most so many; -1: no limit.")
+]
+
+
+class ShowQuota(Payload):
+    """What a project may have, has, and is about to get; of another project: the role admin."""
+
+    project_id: Annotated[
+        Id | None, Field(description="Whose quota; by default the project that asks.")
+    ] = None
+    share_type: Annotated[
+        Text | None, Field(description="Of the objects of this share type alone, by id or name.")
+    ] = None
+
+
+class UnsetQuota(Payload):
+    """Give a project the default limits back, or lift those of one share type."""
+
+    project_id: Id
+    share_type: Text | None = None
+
+
+class SetQuota(UnsetQuota):
+    """Limit what a project may have, in all or of one share type; what it has already stays."""
+
+    shares: Limit | None = None
+    gigabytes: Limit | None = None
+    snapshots: Limit | None = None
+    snapshot_gigabytes: Limit | None = None
+    share_networks: Limit | None = None
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> SetQuota:
+        if not self.maximums:
+            names = ", ".join(QuotaResource)
+            raise InvalidRequest(f"Give at least one limit: {names}.", field="shares")
+        if self.share_type is not None and self.share_networks is not None:
+            raise InvalidRequest(
+                "Share networks have no share type; leave share_networks or share_type out.",
+                field="share_networks",
+            )
+        return self
+
+    @property
+    def maximums(self) -> dict[QuotaResource, int]:
+        """The limits that are given."""
+        given = {resource: getattr(self, resource.value) for resource in QuotaResource}
+        return {resource: maximum for resource, maximum in given.items() if maximum is not None}
