@@ -34,6 +34,7 @@ from worker.model import SecurityServiceType, ServerStatus, ShareStatus
 from worker.sealing import Keys
 
 _NAMED_USERS: Final = 5
+_CREDENTIALS: Final = frozenset({"user", "password_key_id", "password_sealed"})
 _c = security_services.c
 _a = share_network_security_services.c
 
@@ -62,7 +63,11 @@ def create(acceptance: Acceptance) -> Completed:
 
 
 def change(acceptance: Acceptance) -> Completed:
-    """Describe it anew; give it other contents while no share server was built with them."""
+    """Describe it anew, give it other credentials, or, while no server is built for it, all else.
+
+    Share servers are made for what identifies the directory; user and password are used when they
+    join or leave it, and are the present ones then.
+    """
     request: UpdateSecurityService = acceptance.request
     row = _held(acceptance, request.security_service_id)
     networks = acceptance.connection.execute(
@@ -73,13 +78,16 @@ def change(acceptance: Acceptance) -> Completed:
         .with_for_update()
     ).all()
     values = request.columns()
+    identity = values.keys() - _CREDENTIALS
     if values:
         check_needs(SecurityServiceType(row.type), {**row._asdict(), **values})
+    if identity:
         for network in networks:
             _check_unused(
                 acceptance,
                 network.id,
-                f"only name and description of the security service {row.id} can be changed",
+                f"only name, description, user and password of the security service {row.id} can "
+                f"be changed",
             )
         values["revision"] = row.revision + 1
     changed = acceptance.connection.execute(
@@ -89,7 +97,7 @@ def change(acceptance: Acceptance) -> Completed:
         .returning(*_c)
     ).one()
     _check_key(acceptance, request)
-    if values:
+    if identity:
         for network in networks:
             security.note_key(acceptance.connection, network.id)
     return Completed(("security_service", row.id), views.SECURITY_SERVICE(changed))

@@ -50,6 +50,11 @@ def is_up(wanted: PlacementRequest, pool: Pool) -> str | None:
     return f"the backend is down: its last report is {age:.0f} s old"
 
 
+def is_listed(_wanted: PlacementRequest, pool: Pool) -> str | None:
+    """Refuse a pool that its backend no longer reports: only what is on it keeps its row."""
+    return None if pool.is_listed else "its backend no longer reports the pool"
+
+
 def is_there(wanted: PlacementRequest, pool: Pool) -> str | None:
     """Refuse every pool but the one that the share must live on."""
     if wanted.only is None or (pool.backend, pool.name) == wanted.only:
@@ -110,4 +115,10 @@ OFFER_FILTERS: Final[tuple[PoolSpecFilter, ...]] = (
     has_protocol,
     has_capabilities,
 )
-POOL_FILTERS: Final[tuple[PoolFilter, ...]] = (is_up, is_there, is_of_backend, has_capacity)
+POOL_FILTERS: Final[tuple[PoolFilter, ...]] = (
+    is_up,
+    is_listed,
+    is_there,
+    is_of_backend,
+    has_capacity,
+)

@@ -31,6 +31,9 @@ SENT_NETWORKS: Final = 1_000
 OPEN_SECONDS: Final = 10.0
 """How long a change may wait for its commit and still be seen by a look at what has changed."""
 
+SAME_REPORT_SECONDS: Final = 1.0
+"""A pool is written right after its backend; a clock may be set back in between."""
+
 Ranked = tuple[float, str, Pool]
 """A pool in its place: what is preferred most comes first, equals by name."""
 
@@ -112,7 +115,7 @@ def load(
     b, p = backends.c, storage_pools.c
     wanted: Select[Any] = select(
         p.backend, p.name, p.total_gib, p.free_gib, p.allocated_gib, p.shares, p.capabilities,
-        b.enabled, b.report, b.reported_at,
+        b.enabled, b.report, b.reported_at, p.reported_at.label("listed_at"),
     ).join_from(storage_pools, backends, b.name == p.backend)  # fmt: skip
     if since is not None:
         keys = [(pool.backend, pool.name) for pool in also]
@@ -136,6 +139,7 @@ def _pool(row: Row[Any], ratio: float) -> Pool:
             capabilities=frozenset(capabilities.items()),
         ),
         reported_at=row.reported_at,
+        is_listed=row.listed_at >= row.reported_at - SAME_REPORT_SECONDS,
         promisable_gib=int(row.total_gib * ratio),
         free_gib=row.free_gib,
         allocated_gib=row.allocated_gib,

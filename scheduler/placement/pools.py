@@ -34,7 +34,9 @@ class Pool:
     name: str
     offer: PoolSpec
     reported_at: float
-    """By the database's clock."""
+    """When its backend last reported, by the database's clock."""
+    is_listed: bool
+    """Whether that report had this pool."""
     promisable_gib: int
     """What all its shares may be promised together, over-subscription included."""
     free_gib: int

@@ -39,6 +39,7 @@ POOL = Pool(
     name="p1",
     offer=OFFER,
     reported_at=999.0,
+    is_listed=True,
     promisable_gib=100,
     free_gib=100,
     allocated_gib=0,
@@ -319,3 +320,10 @@ def test_the_order_of_the_reports_does_not_count(
     other = data.draw(st.permutations(choice))
     assert chosen(wanted, *choice) == chosen(wanted, *other)
     assert refusals(wanted, PoolTable(choice)) == refusals(wanted, PoolTable(other))
+
+
+def test_a_pool_that_its_backend_no_longer_reports_is_refused() -> None:
+    lost = replace(POOL, is_listed=False)
+    assert refusals(WANTED, PoolTable([lost])) == {
+        "b1#p1": "its backend no longer reports the pool"
+    }

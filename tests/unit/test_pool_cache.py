@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from sqlalchemy import Engine, delete, insert, select, update
 
 from scheduler.placement.pool_cache import PoolCache
 from scheduler.placement.pools import Pool, reserve
+from tests.support.engine import EngineBench
 from worker.db.core.engine import db_now, engine_for, reading, transaction
 from worker.db.schema import upgrade
 from worker.db.tables.main import backends, storage_pools
@@ -119,3 +121,25 @@ def test_eight_choosers_never_oversubscribe(engine: Engine, database_url: str) -
         held = connection.execute(select(storage_pools.c.allocated_gib)).scalars().all()
     assert sum(held) == sum(promised)
     assert all(97 < allocated <= 100 for allocated in held)
+
+
+def test_a_share_goes_to_no_pool_that_is_no_longer_reported(
+    tmp_path: Path, sqlite_url: str
+) -> None:
+    """Shares on a pool keep its row: the backend's next report does not have it any more."""
+    with EngineBench(tmp_path, sqlite_url) as bench:
+        with transaction(bench.engine) as connection:
+            connection.execute(
+                insert(storage_pools).values(
+                    backend="fake",
+                    name="lost",
+                    total_gib=1_000_000,
+                    free_gib=1_000_000,
+                    capabilities={},
+                    shares=1,
+                    reported_at=db_now() - 60,
+                )
+            )
+        for _ in range(3):
+            bench.create()
+        assert {row.pool for row in bench.rows("shares")} == {"pool"}

@@ -138,6 +138,7 @@ def pool(mode: DriverMode) -> Pool:
             capabilities=frozenset(),
         ),
         reported_at=0.0,
+        is_listed=True,
         promisable_gib=10,
         free_gib=10,
         allocated_gib=0,

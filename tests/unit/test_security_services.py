@@ -295,6 +295,24 @@ def test_a_network_in_use_takes_no_change(ask: Asker, engine: Engine, user: str)
     assert security_key(engine, on) == before
 
 
+def test_credentials_can_be_changed_while_shares_exist(ask: Asker, engine: Engine) -> None:
+    """Servers are made for the directory; user and password are used at the next join or leave."""
+    on, service = network(ask), directory(ask)["id"]
+    ask("add_security_service", security_service_id=service, share_network_id=on)
+    add_server(engine, on, shares=1)
+    before = security_key(engine, on)
+    changed = ask(
+        "update_security_service",
+        security_service_id=service,
+        user="another",
+        password=ask.password(),
+    )
+    assert changed["user"] == "another"
+    assert security_key(engine, on) == before
+    with pytest.raises(Conflict, match="user and password"):
+        ask("update_security_service", security_service_id=service, domain="d.example")
+
+
 @pytest.mark.parametrize("user", ["single_svm share", "failed share", "idle server", "deleting"])
 def test_what_no_server_serves_is_no_hindrance(ask: Asker, engine: Engine, user: str) -> None:
     on, service = network(ask), ldap(ask)

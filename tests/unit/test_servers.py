@@ -45,6 +45,7 @@ def join(
     gib: int = 1,
     key: ServerKey = KEY,
     accepted_at: float | None = None,
+    preferred: str = "",
 ) -> Joined | None:
     share = share or str(uuid.uuid4())
     with transaction(engine) as connection:
@@ -58,6 +59,7 @@ def join(
             accepted_at=now if accepted_at is None else accepted_at,
             limits=limits,
             tolerated_failures=3,
+            preferred=preferred,
         )
 
 
@@ -336,3 +338,38 @@ def test_a_look_is_asked_for_once_and_placement_sees_no_change(engine: Engine) -
     assert write(engine, health.ask, again_after=60.0, limit=10) == ["due"]
     with transaction(engine) as connection:
         assert set(connection.execute(select(backends.c.changed_at)).scalars()) == {7.0}
+
+
+def test_a_share_that_grows_is_counted_on_its_server(engine: Engine) -> None:
+    limits = Limits(gib=10)
+    first = joined(engine, "grows", gib=4, limits=limits).server.id
+    build(engine, first)
+    assert joined(engine, "stays", gib=4, limits=limits).server.id == first
+    assert write(engine, servers.resize, "grows", 6, limits)
+    assert not write(engine, servers.resize, "grows", 7, limits)
+    (server,) = rows(engine)
+    assert (server.shares, server.gib) == references(engine, first) == (2, 10)
+    # There is no room for another one; and what an extend did not get is given back.
+    assert joined(engine, "next", gib=1, limits=limits).server.id != first
+    assert write(engine, servers.resize, "grows", 4)
+    assert references(engine, first) == (2, 8)
+    assert joined(engine, "after", gib=1, limits=limits).server.id == first
+
+
+def test_a_share_alone_on_its_server_grows_beyond_the_limit(engine: Engine) -> None:
+    server = joined(engine, "alone", gib=4, limits=Limits(gib=10)).server.id
+    assert write(engine, servers.resize, "alone", 50, Limits(gib=10))
+    assert references(engine, server) == (1, 50)
+    assert write(engine, servers.resize, "on no server", 50, Limits(gib=10))
+
+
+def test_the_preferred_server_is_joined_while_it_has_room(engine: Engine) -> None:
+    limits = Limits(shares=2)
+    oldest = joined(engine, "a", limits=limits).server.id
+    build(engine, oldest)
+    joined(engine, "b", limits=limits)
+    newer = joined(engine, "c", limits=limits).server.id
+    build(engine, newer)
+    write(engine, servers.release, "b", deleter_id="x")
+    assert joined(engine, "d", limits=limits, preferred=newer).server.id == newer
+    assert joined(engine, "e", limits=limits, preferred=newer).server.id == oldest

@@ -104,9 +104,7 @@ def upgrade(url: str) -> str:
     """
     target = make_url(url)
     if target.get_backend_name() == "sqlite" and target.database:
-        file = Path(target.database)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)  # a new one is its owner's; what SQLite lays beside it follows it
+        Path(target.database).parent.mkdir(parents=True, exist_ok=True)
     engine = open_engine(target, limited=False)
     try:
         # Two processes that both make a new SQLite file may find it locked without being queued.
@@ -170,23 +168,18 @@ def _wanted_by_sqlite() -> set[str]:
         engine.dispose()
 
 
-_OUTER_COMMA: Final = re.compile(r",(?![^(]*\))")
-
-
 def _sqlite_definitions(connection: Connection) -> set[str]:
     rows = connection.execute(
         text("SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name <> :own"),
         {"own": VERSION_TABLE},
     )
-    # SQLAlchemy writes each column and constraint on a line of its own; SQLite adds later columns
-    # to the line of the last one.
+    # SQLAlchemy writes each column and constraint on a line of its own.
     return {
-        f"{table}: {' '.join(part.split())}"
+        f"{table}: {' '.join(line.split()).rstrip(', ')}"
         for table, definition in rows
         if not table.startswith("sqlite_")
         for line in definition.splitlines()
-        for part in _OUTER_COMMA.split(line)
-        if part.strip() not in {"", ")"}
+        if line.strip() not in {"", ")"}
     }
 
 

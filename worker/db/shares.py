@@ -106,6 +106,15 @@ def attach_server(connection: Connection, share_id: str, server_id: str | None) 
     _ATTACH.run(connection, share=share_id, server=server_id)
 
 
+def server_of_snapshot(connection: Connection, snapshot_id: str) -> str | None:
+    """Return the server of the share that a snapshot is of: copies are made there if they can."""
+    return connection.execute(
+        select(shares.c.share_server_id)
+        .join(snapshots, snapshots.c.share_id == shares.c.id)
+        .where(snapshots.c.id == snapshot_id)
+    ).scalar()
+
+
 def has_share(connection: Connection, share_id: str) -> bool:
     """Whether a share's row is still there."""
     found = connection.execute(select(shares.c.id).where(shares.c.id == share_id))
@@ -142,16 +151,6 @@ def share_failed(
     )
     if undone:
         free_capacity(connection, share_id)
-
-
-def set_size(connection: Connection, share_id: str, status: ShareStatus, size: int) -> bool:
-    """Write the size that a share was found to have; False when it has left that status."""
-    changed = connection.execute(
-        update(shares)
-        .where(shares.c.id == share_id, shares.c.status == status.value)
-        .values(status=ShareStatus.AVAILABLE.value, size=size, error=None, updated_at=db_now())
-    )
-    return changed.rowcount == 1
 
 
 def ensured(

@@ -34,7 +34,7 @@ REPAIR_RECHECK_SECONDS = 1.0
 
 def limits_of(config: Config, backend: str) -> Limits:
     """What one share server of a backend may hold."""
-    settings = config.backend(backend)
+    settings = config.backends[backend]
     return Limits(settings.max_shares_per_share_server, settings.max_share_server_size)
 
 
@@ -60,6 +60,9 @@ def _join(tx: StepTransaction) -> tuple[ShareServer, ShareNetwork] | StepWaiting
     share = shares.share_row(tx.connection, operation.resource_id)
     network = share_networks.network(tx.connection, share.share_network_id)
     key = ServerKey(share.project_id, share.share_network_id, share.backend, network.security_key)
+    preferred = (
+        shares.server_of_snapshot(tx.connection, share.snapshot_id) if share.snapshot_id else None
+    )
     joined = servers.join(
         tx.connection,
         key,
@@ -69,6 +72,7 @@ def _join(tx: StepTransaction) -> tuple[ShareServer, ShareNetwork] | StepWaiting
         accepted_at=operation.accepted_at,
         limits=limits_of(tx.config, share.backend),
         tolerated_failures=tx.config.engine.builder_failures,
+        preferred=preferred or "",
     )
     if joined is not None and joined.is_builder:
         return joined.server, network
@@ -155,7 +159,6 @@ def _forget(tx: StepTransaction, server: ShareServer) -> None:
         servers.mark_build_failed(tx.connection, server.id, error)
     else:
         servers.remove(tx.connection, server.id)
-    tx.retry_failed("share_server", server.id)
 
 
 def _server_to_delete(tx: StepTransaction) -> ShareServer | StepWaiting | None:
@@ -221,7 +224,7 @@ def _let_others_build(tx: StepTransaction, row: Row[Any]) -> None:
 
 
 def server_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A clean-up failed for too long: the server shows it."""
+    """A clean-up used up its attempts: the server shows it."""
 
     def commit(tx: StepTransaction) -> None:
         servers.mark(

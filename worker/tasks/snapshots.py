@@ -39,7 +39,7 @@ def _create_snapshot(job: Job) -> OnCommit:
 def _delete_snapshot(job: Job) -> OnCommit | None:
     with job.reading() as connection:
         if not snapshots.has_snapshot(connection, job.operation.payload["snapshot_id"]):
-            return _answer_deleted  # this had failed before, and another delete went through
+            return None  # this had failed before, and another delete went through meanwhile
         row, share, server = _objects(connection, job)
     job.manager.delete_snapshot(
         job.context, snapshots.snapshot_of(row), shares.share_of(share), server
@@ -49,15 +49,9 @@ def _delete_snapshot(job: Job) -> OnCommit | None:
 
     def commit(tx: StepTransaction) -> None:
         snapshots.remove_snapshot(tx.connection, row.id)
-        tx.retry_failed("share", row.share_id)
-        _answer_deleted(tx)
+        tx.result = {"id": row.id, "status": "deleted"}
 
     return commit
-
-
-def _answer_deleted(tx: StepTransaction) -> None:
-    if not tx.operation.undoing:
-        tx.result = {"id": tx.operation.payload["snapshot_id"], "status": "deleted"}
 
 
 def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> None:  # noqa: ARG001, FBT001 - a hook of the engine
@@ -67,7 +61,7 @@ def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> N
 
 
 def snapshot_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A delete failed for too long: the snapshot shows it."""
+    """A delete used up its attempts: the snapshot shows it."""
 
     def commit(tx: StepTransaction) -> None:
         snapshots.set_snapshot(

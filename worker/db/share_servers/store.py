@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,6 +23,7 @@ from sqlalchemy import (
     case,
     delete,
     insert,
+    or_,
     select,
     update,
 )
@@ -162,9 +163,11 @@ def join(
     accepted_at: float,
     limits: Limits,
     tolerated_failures: int,
+    preferred: str = "",
 ) -> Joined | None:
     """Refer to a live server that has room, or to a new one with this operation as its builder.
 
+    Of several that have room it is the ``preferred`` one.
     None: all live ones are full and another is being built; wait for ``key.waits_for``. Repeated
     after a crash, it finds the reference it made. Raises :class:`~worker.errors.Fatal` with the
     last reason when too many builders in a row have failed since this operation was accepted.
@@ -173,7 +176,7 @@ def join(
     for _ in range(_JOIN_ROUNDS):
         if row is not None:
             break
-        row = _take_room(connection, key, gib, limits)
+        row = _take_room(connection, key, gib, limits, preferred)
         if row is None:
             _judge(connection, key, accepted_at, tolerated_failures)
             row = _insert(connection, key, gib, operation_id)
@@ -205,7 +208,11 @@ def _taking_room() -> Prepared:
             _s.security_key == bindparam("security"),
             room,
         )
-        .order_by(case((_s.status == ServerStatus.ACTIVE.value, 0), else_=1), _s.created_at)
+        .order_by(
+            case((_s.id == bindparam("preferred"), 0), else_=1),
+            case((_s.status == ServerStatus.ACTIVE.value, 0), else_=1),
+            _s.created_at,
+        )
         .limit(1)
         .with_for_update()
         .scalar_subquery()
@@ -226,7 +233,9 @@ def _taking_room() -> Prepared:
 _TAKE_ROOM = _taking_room()
 
 
-def _take_room(connection: Connection, key: ServerKey, gib: int, limits: Limits) -> Row[Any] | None:
+def _take_room(
+    connection: Connection, key: ServerKey, gib: int, limits: Limits, preferred: str
+) -> Row[Any] | None:
     return _TAKE_ROOM.first(
         connection,
         project=key.project_id,
@@ -236,6 +245,7 @@ def _take_room(connection: Connection, key: ServerKey, gib: int, limits: Limits)
         size=gib,
         most=limits.shares,
         most_gib=limits.gib,
+        preferred=preferred,
     )
 
 
@@ -353,6 +363,30 @@ def release(
     return row
 
 
+def resize(connection: Connection, share_id: str, size: int, limits: Limits | None = None) -> bool:
+    """Count a share with another size on its server; False when that has no room for it.
+
+    Without ``limits`` the size is a fact, whatever the server may hold. A share that is alone on
+    its server may be as large as it likes, and one without a server needs no room.
+    """
+    reference = connection.execute(
+        select(_r.share_server_id, _r.gib).where(_r.share_id == share_id).with_for_update()
+    ).first()
+    if reference is None or reference.gib == size:
+        return True
+    more = size - reference.gib
+    fits = [_s.id == reference.share_server_id]
+    if limits is not None and limits.gib and more > 0:
+        fits.append(or_(_s.gib + more <= limits.gib, _s.shares == 1))
+    changed = connection.execute(
+        update(share_servers).where(*fits).values(gib=_s.gib + more, updated_at=db_now())
+    )
+    if changed.rowcount == 0:
+        return False
+    connection.execute(update(share_server_refs).where(_r.share_id == share_id).values(gib=size))
+    return True
+
+
 def fail_build(connection: Connection, operation_id: str) -> Row[Any] | None:
     """The builder gives up: its server is ``deleting`` for it, and nobody refers to it any more.
 
@@ -448,13 +482,11 @@ def mark(connection: Connection, server_id: str, status: ServerStatus, error: An
     )
 
 
-def idle(
-    connection: Connection, longer_than: float, limit: int, *, backends: Iterable[str]
-) -> list[str]:
-    """Return servers of backends that nobody has referred to for that long, the longest first."""
+def idle(connection: Connection, longer_than: float, limit: int) -> list[str]:
+    """Return servers that nobody has referred to for that long, the longest first."""
     rows = connection.execute(
         select(_s.id)
-        .where(_s.idle_since < db_now() - longer_than, _s.backend.in_(sorted(backends)))
+        .where(_s.idle_since < db_now() - longer_than)
         .order_by(_s.idle_since)
         .limit(limit)
     )

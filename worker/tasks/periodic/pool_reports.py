@@ -25,8 +25,7 @@ _log = logging.getLogger(__name__)
 
 def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
     """Report each backend that nobody else is reporting or has just reported."""
-    known = [name for name in names if name in runtime.config.backends]
-    for name in _take(runtime, known):
+    for name in _take(runtime, names):
         try:
             report = runtime.manager(name).report(RequestContext(""))
         except SharewrightError as error:
