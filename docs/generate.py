@@ -135,6 +135,19 @@ def steps() -> str:
     return table(("task", "may take, seconds", "its process is killed after, seconds"), rows)
 
 
+def layers() -> str:
+    """The layers of both packages from the import contracts, the upper ones first."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    rows = []
+    for contract in document["tool"]["importlinter"]["contracts"]:
+        for package in contract.get("containers", ()):
+            for layer in contract["layers"]:
+                names = [f"{package}.{name}" for name in layer.split(" | ")]
+                meanings = [_summary(import_module(name)) for name in names]
+                rows.append((", ".join(map(code, names)), " ".join(meanings)))
+    return table(("layer", "what it is"), rows)
+
+
 def plugins(group: str) -> dict[str, Any]:
     """The classes that ``pyproject.toml`` registers in an entry point group."""
     document = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -417,6 +430,7 @@ SECTIONS: Final[Mapping[str, Callable[[], str]]] = {
     "driver-modes": lambda: values(worker.model, "DriverMode", "mode"),
     "error-codes": lambda: values(worker.errors, "ErrorCode", "code"),
     "object-kinds": lambda: values(worker.errors, "ObjectKind", "kind"),
+    "layers": layers,
     "sagas": sagas,
     "steps": steps,
     "kinds": kinds,
