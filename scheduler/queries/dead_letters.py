@@ -1,4 +1,4 @@
-"""Messages that were kept aside: an operator reads them from the database."""
+"""Read dead letters, for an operator."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Publishing again, or forgetting, what was set aside: for an operator, by hand."""
+"""Publish dead letters again, or delete them; for an operator."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ _m: Final = dead_letters.c
 class DeadLetter:
     """What is kept of a message that no task could be run for.
 
-    ``fingerprint`` is the same when the broker delivers the message again, so a quarantine that
-    has it already need not keep it twice. ``body`` is cut at its first kilobytes and
-    ``size`` is its whole size in bytes, headers included. Body and headers are the producer's
-    own and may contain what it should not have sent: show them to operators only.
-    ``message`` is all that a replay needs; None where not all of it is kept.
+    ``fingerprint`` is the same when the broker delivers the message again, so it is kept once.
+    ``body`` is cut at its first kilobytes, ``size`` is the message's whole size in bytes, headers
+    included. Body and headers are the producer's own and may contain what it should not have sent:
+    show them to operators only. ``message`` is all that a replay needs; None where not all of it
+    is kept.
     """
 
     fingerprint: str
@@ -69,7 +69,7 @@ def begin_replay(connection: Connection, message_id: int) -> Row[Any] | None:
 
 
 def replay_failed(connection: Connection, message_id: int) -> None:
-    """The broker did not take it: it may be published again."""
+    """Note that the broker did not take a message: it may be published again."""
     connection.execute(update(dead_letters).where(_m.id == message_id).values(replayed_at=None))
 
 

@@ -1,4 +1,4 @@
-"""What differs between brokers: options, priorities, queue depths."""
+"""The differences between brokers: options, priorities, queue depths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from worker.config import BrokerSettings
 
 UNREACHABLE: Final = (OSError, OperationalError, RedisError)
-"""What publishing, storing a result or asking for a depth raises when broker or store is away."""
+"""The errors of publishing, storing a result or asking for a depth during an outage."""
 
 _REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "redis+socket"})
 _TRANSPORT: Final = "worker.messaging.redis_transport:Transport"
@@ -35,12 +35,12 @@ class Priorities:
 
 
 def is_redis(url: str) -> bool:
-    """Whether kombu's Redis transport serves this broker URL (Sentinel has one of its own)."""
+    """Return whether kombu's Redis transport serves this broker URL; Sentinel has its own."""
     return urlsplit(url).scheme in _REDIS_SCHEMES
 
 
 def priorities(url: str) -> Priorities:
-    """The priorities that the broker at this URL understands.
+    """Return the priorities that the broker at this URL understands.
 
     Redis through kombu takes the lowest number first. A RabbitMQ quorum queue (4.0 and later)
     knows two levels: up to 4, and above.
@@ -51,7 +51,7 @@ def priorities(url: str) -> Priorities:
 
 
 def transport_options(config: BrokerSettings) -> dict[str, Any]:
-    """Celery's ``broker_transport_options`` for the configured broker.
+    """Return Celery's ``broker_transport_options`` for the configured broker.
 
     By default kombu looks for unacknowledged messages every 100 s only; 2 s makes the visibility
     timeout mean what it says.
@@ -72,7 +72,7 @@ def transport_options(config: BrokerSettings) -> dict[str, Any]:
 
 
 def request_transport_options(config: BrokerSettings) -> dict[str, Any]:
-    """Celery's ``broker_transport_options`` for a process that consumes requests.
+    """Return Celery's ``broker_transport_options`` for a process that consumes requests.
 
     Kombu keeps a Redis list a priority, and the producer's own ``priority_steps`` decide which
     lists that are: whatever a producer has set, its list is read.
@@ -84,7 +84,7 @@ def request_transport_options(config: BrokerSettings) -> dict[str, Any]:
 
 
 def queue_depth(connection: Any, queue: str) -> int:
-    """Messages waiting in a queue, of all priorities; 0 when the queue does not exist.
+    """Return how many messages of all priorities wait in a queue; 0 when it does not exist.
 
     ``connection`` is a kombu connection, such as ``app.connection_for_read()`` gives.
     """
@@ -98,7 +98,7 @@ def queue_depth(connection: Any, queue: str) -> int:
 
 
 def our_transport(url: str) -> dict[str, Any]:
-    """What ``app.connection_for_read`` and ``_for_write`` need to go through :class:`Transport`.
+    """Return the arguments with which ``app.connection_for_read`` and ``_for_write`` use ours.
 
     Empty for other brokers.
     """

@@ -10,7 +10,7 @@ import functools
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -102,6 +102,19 @@ def _override_headers(message: Any) -> None:
         message.headers.update(argsrepr="(payload)", kwargsrepr="{}")
 
 
+def note_queue(message: Any, tags: Mapping[str, str]) -> None:
+    """Write the queue that a message was consumed from where Celery keeps its routing key.
+
+    With AMQP the routing key is the producer's word: whoever binds ``requests`` to an exchange of
+    his own can give any. A broker's permissions are on the queue. ``tags`` are the consumer's
+    tags by queue. (Our Redis transport has written the queue there already.)
+    """
+    tag = message.delivery_info.get("consumer_tag")
+    for queue, known in tags.items():
+        if known == tag:
+            message.delivery_info.update(exchange="", routing_key=queue)
+
+
 class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     """Celery's consumer, which checks each message before Celery acts on it."""
 
@@ -125,6 +138,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> Any:
+            note_queue(message, self.task_consumer._active_tags)  # noqa: SLF001 - told nowhere else
             reason = fault(message, self.app.tasks, self._max_message_bytes)
             if reason is not None:
                 return self._set_aside(message, reason)

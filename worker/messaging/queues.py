@@ -24,7 +24,7 @@ def request_queue(verb: str, *, admin: bool = False) -> str:
 
 
 def step_queue(group: str, number: int) -> str:
-    """The name of one of a worker group's queues."""
+    """Return the name of one of a worker group's queues."""
     return f"steps.{group}.{number}"
 
 
@@ -34,7 +34,7 @@ def group_of(queue: str) -> str:
 
 
 def queues_of(config: Config, group: str) -> list[str]:
-    """All queues of a worker group."""
+    """Return all queues of a worker group."""
     return [step_queue(group, number) for number in range(config.group(group).queues)]
 
 
@@ -45,5 +45,5 @@ def queue_for(config: Config, backend: str) -> str:
 
 
 def groups(config: Config) -> list[str]:
-    """Every worker group that serves a backend."""
+    """Return every worker group that serves a backend."""
     return sorted({backend.worker_group for backend in config.backends.values()})

@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from worker.config import describe
 
 KEPT_BODY_BYTES: Final = 16384
-"""How much of a poisonous message's body is kept."""
+"""How much of a dead letter's body is kept."""
 
 FAULT_HEADER: Final = "sharewright-fault"
 SIZE_HEADER: Final = "sharewright-size"
@@ -43,14 +43,14 @@ class _Properties(_Lax):
 
 
 def _uncompressed(headers: dict[str, Any]) -> dict[str, Any]:
-    # A few KiB may unpack to more than the machine has, before anyone can look at the size.
+    # A few KiB may decompress to more memory than the machine has, before the size is checked.
     if headers.get("compression"):
         raise ValueError("compressed messages are not accepted")
     return headers
 
 
 class _Envelope(_Lax):
-    """What kombu relies on, without looking, in an item of a Redis list."""
+    """The fields of an item in a Redis list that kombu reads without checking them."""
 
     body: str
     headers: Annotated[dict[str, Any], AfterValidator(_uncompressed)]
@@ -60,7 +60,7 @@ class _Envelope(_Lax):
 
 
 def _fault(item: bytes, longest: int) -> str | None:
-    """Why an item of a Redis list cannot be handed to kombu as it is."""
+    """Return why kombu could not read an item of a Redis list; None when it can."""
     if len(item) > longest:
         return f"it is {len(item)} bytes long"
     try:
@@ -70,15 +70,15 @@ def _fault(item: bytes, longest: int) -> str | None:
             base64.b64decode(envelope.body)
     except ValidationError as error:
         return f"its envelope is not kombu's: {'; '.join(describe(error)[:3])}"
-    # Kombu's JSON runs decoders of its own on what it finds; whatever one of them raises, and
-    # whatever depth exhausts, the item is at fault and its keeper is told.
+    # Kombu's JSON decoder may raise anything, RecursionError included. The item is at fault, and
+    # its dead letter says so.
     except Exception as error:  # noqa: BLE001 - see above
         return f"it cannot be read as a message: {type(error).__name__}: {str(error)[:200]}"
     return None
 
 
 class Channel(redis.Channel):
-    """Reads whatever lies in a list as a message, and keeps its client.
+    """Kombu's channel, which reads any item of a list as a message and keeps its client.
 
     Kombu makes a client for every command, which takes as long as the command itself.
     """
@@ -113,7 +113,7 @@ class Channel(redis.Channel):
 
 
 def _wrap(item: bytes, queue: str, fault: str) -> bytes:
-    """A sound message around an item that is none; returned to ``queue`` if it must be restored."""
+    """Wrap an invalid item in a valid message; ``queue`` is where kombu would restore it to."""
     return json.dumps(
         {
             "body": base64.b64encode(item[:KEPT_BODY_BYTES]).decode(),
@@ -135,13 +135,13 @@ class Transport(redis.Transport):
     Channel = Channel
 
     def _deliver(self, message: dict[str, Any], queue: str) -> None:
-        # What a message says of the queue that it came from is its sender's word; a broker's
-        # permissions are on the real one.
+        # The queue that a message names is its producer's choice; the broker's permissions are on
+        # the one that it was taken from.
         message["properties"]["delivery_info"].update(exchange="", routing_key=queue)
         super()._deliver(message, queue)  # type: ignore[no-untyped-call] # kombu's, half typed
 
 
 class SocketTransport(Transport):
-    """The same over a unix socket, whose URL kombu must leave in one piece."""
+    """The transport over a unix socket, whose URL kombu must not split."""
 
     can_parse_url = True
