@@ -239,7 +239,9 @@ class NotReady(SharewrightError):
 
     Either ``retry_after`` seconds from now is worth another look, or ``waits_for`` names what
     must happen first (the key that ends the wait, such as ``share_server:<id>``).
-    ``share_server_id`` is what exists outside already, if anything.
+    ``share_server_id`` is what exists outside already, if anything. ``limit`` is how many seconds
+    the step may wait in all, where that is more than ``engine.wait_limit``: a copy that goes on
+    in the external system takes hours, and whoever started it knows that.
     """
 
     def __init__(
@@ -249,8 +251,10 @@ class NotReady(SharewrightError):
         retry_after: float = 2.0,
         waits_for: str | None = None,
         share_server_id: str | None = None,
+        limit: float = 0.0,
     ) -> None:
         super().__init__(message)
+        self.limit = limit
         self.retry_after = retry_after
         self.waits_for = waits_for
         self.share_server_id = share_server_id

@@ -13,7 +13,7 @@ from typing import ClassVar, Final
 from pydantic import Field
 
 from worker.drivers.base import Ensure, Resize, ShareDriver
-from worker.errors import ErrorCode, Fatal, ObjectKind
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.model import (
     AccessRule,
     DriverMode,
@@ -42,6 +42,12 @@ class FakeDriverOptions(FakeOptions):
     )
     capabilities: dict[str, str] = Field(
         default_factory=dict, description="Capabilities that every pool reports."
+    )
+    copy_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="How long the data of a snapshot is copied into a new share, after the copy "
+        "was started.",
     )
     check_servers: bool = Field(
         True,
@@ -119,13 +125,31 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
                     f"{kept['size']} GiB.",
                     ObjectKind.SHARE.ref(share.id),
                 )
-            return self._create(
+            locations = self._create(
                 change,
                 share,
                 server,
                 origin=snapshot.id,
                 content=kept["content"],
                 used=kept["used"],
+            )
+            self._copy(change, share)
+        return locations
+
+    def _copy(self, change: Change, share: Share) -> None:
+        """Start the copy, or look how far it is: it goes on while nobody waits for it."""
+        if not self.options.copy_seconds:
+            return
+        copy = change.one("SELECT done_at FROM copies WHERE share = ?", share.id)
+        now = time.monotonic()
+        done_at = copy["done_at"] if copy else now + self.options.copy_seconds
+        if copy is None:
+            change.write("INSERT INTO copies (share, done_at) VALUES (?, ?)", share.id, done_at)
+        if done_at > now:
+            change.then = NotReady(
+                f"Share {share.id} is copied for another {done_at - now:.1f} s.",
+                retry_after=done_at - now,
+                limit=10 * self.options.copy_seconds,
             )
 
     def delete_share(
@@ -136,6 +160,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             found = change.one("SELECT * FROM shares WHERE id = ?", share.id)
             if found is not None:
                 change.write("DELETE FROM shares WHERE id = ?", share.id)
+                change.write("DELETE FROM copies WHERE share = ?", share.id)
                 self._take_capacity(change, found["pool"], -found["size"])
 
     def create_snapshot(

@@ -188,10 +188,12 @@ class Job:
             yield connection
 
 
-def check_wait_limit(operation: Operation, config: Config, message: str) -> None:
+def check_wait_limit(
+    operation: Operation, config: Config, message: str, *, at_least: float = 0.0
+) -> None:
     """Raise :class:`~worker.errors.Fatal` when a step has waited for as long as it may."""
     since = operation.waiting_since
-    limit = config.engine.wait_limit
+    limit = max(config.engine.wait_limit, at_least)
     if since is not None and operation.claimed_at - since > limit:
         raise Fatal(
             f"Waited {limit:.0f} s in vain. {message}",

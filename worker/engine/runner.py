@@ -220,7 +220,7 @@ def _check_attempts(config: Config, operation: Operation, step: Step) -> None:
 def _wait(job: Job, action: Action, wait: NotReady) -> bool:
     operation, runtime = job.operation, job.runtime
     try:
-        check_wait_limit(operation, runtime.config, wait.message)
+        check_wait_limit(operation, runtime.config, wait.message, at_least=wait.limit)
     except Fatal as error:
         error.share_server_id = wait.share_server_id
         return _failed(job, action, error)

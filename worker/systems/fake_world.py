@@ -69,6 +69,7 @@ CREATE TABLE IF NOT EXISTS pools (
     backend TEXT, name TEXT, taken INTEGER, PRIMARY KEY (backend, name));
 CREATE TABLE IF NOT EXISTS security (
     share TEXT, server TEXT, digest TEXT, PRIMARY KEY (share, server));
+CREATE TABLE IF NOT EXISTS copies (share TEXT PRIMARY KEY, done_at REAL);
 CREATE TABLE IF NOT EXISTS snapshots (
     id TEXT PRIMARY KEY, share TEXT, size INTEGER, used INTEGER, content TEXT);
 """
