@@ -26,6 +26,7 @@ from scheduler.requests.base import Kind, Payload, Verb, digest, is_id, parse
 from scheduler.requests.verbs import VERBS
 from worker.app import make_app, start
 from worker.config import Config
+from worker.db.backends import check_configured
 from worker.db.core.engine import reading
 from worker.db.core.outages import is_passing, patiently
 from worker.engine.job import Runtime
@@ -232,6 +233,7 @@ def run_scheduler(
     ``requests`` is a key of :data:`QUEUES_OF`: processes for changes and for reads do not keep
     each other waiting.
     """
+    check_configured(config.database.url, config.backends)
     app = make_app(config)
     app.conf.broker_transport_options = request_transport_options(config.broker)
     add_request_tasks(app, config)

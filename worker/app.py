@@ -23,6 +23,7 @@ from celery.exceptions import SecurityWarning
 from worker.backends.assembly import Backend, assemble, check
 from worker.backends.manager import ShareManager
 from worker.config import Config
+from worker.db.backends import check_configured
 from worker.db.core.engine import check_settings, engine_for
 from worker.db.dead_letters import DatabaseDeadLetters
 from worker.db.networks.addresses import DatabaseAddressStore
@@ -31,6 +32,7 @@ from worker.engine.job import Runtime
 from worker.engine.publisher import PREFIX, publisher
 from worker.engine.runner import run
 from worker.engine.saga import Action
+from worker.engine.watchdog import Watchdog, watch_main_loop
 from worker.errors import ConfigurationError
 from worker.logs import set_up_logging
 from worker.messaging.broker import our_transport, queue_depth, transport_options
@@ -101,35 +103,12 @@ def make_app(config: Config) -> Celery:
     runtime_of = functools.partial(_runtime, app, config, {})
     for action in ACTIONS.values():
         _register(app, action, runtime_of)
-
-    def report(names: list[str]) -> None:
-        report_pools(runtime_of(), names)
-
-    app.task(
-        report, name=PREFIX + TASK, ignore_result=True, time_limit=REPORT_TIMEOUT * 2, shared=False
-    )
-
-    def renew(servers: list[str]) -> None:
-        renewals.renew_leases(runtime_of(), servers)
-
-    app.task(
-        renew,
-        name=PREFIX + renewals.TASK,
-        ignore_result=True,
-        time_limit=renewals.TIMEOUT * 2,
-        shared=False,
-    )
-
-    def check_servers(backends: list[str]) -> None:
-        checks.check_share_servers(runtime_of(), backends)
-
-    app.task(
-        check_servers,
-        name=PREFIX + checks.TASK,
-        ignore_result=True,
-        time_limit=checks.TIMEOUT,
-        shared=False,
-    )
+    for name, work, limit in (
+        (TASK, report_pools, REPORT_TIMEOUT * 2),
+        (renewals.TASK, renewals.renew_leases, renewals.TIMEOUT * 2),
+        (checks.TASK, checks.check_share_servers, checks.TIMEOUT),
+    ):
+        _register_periodic(app, name, work, limit, runtime_of)
     app.sharewright_runtime = runtime_of
     return app
 
@@ -147,6 +126,21 @@ def _register(app: Celery, action: Action, runtime_of: Callable[[], Runtime]) ->
         time_limit=action.timeout + HARD_LIMIT_GRACE,
         shared=False,
     )
+
+
+def _register_periodic(
+    app: Celery,
+    name: str,
+    work: Callable[[Runtime, list[str]], object],
+    limit: float,
+    runtime_of: Callable[[], Runtime],
+) -> None:
+    """Register what the reconciler asks the workers for: it names backends or share servers."""
+
+    def periodic(names: list[str]) -> None:
+        work(runtime_of(), names)
+
+    app.task(periodic, name=PREFIX + name, ignore_result=True, time_limit=limit, shared=False)
 
 
 def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
@@ -183,6 +177,7 @@ def backend_here(config: Config, name: str) -> Backend:
 def run_reconciler(config: Config, stopped: threading.Event) -> None:
     """Run a reconciler until told to stop."""
     check_settings(config.database.url)
+    check_configured(config.database.url, config.backends)
     app = make_app(config)
     runtime = app.sharewright_runtime()
 
@@ -224,7 +219,11 @@ def run_reconciler(config: Config, stopped: threading.Event) -> None:
             retry=False,
         )
 
-    Reconciler(runtime, depth, ask_for_reports, send_renewals, send_checks).run(stopped)
+    watchdog = Watchdog("The reconciler's pass", config.engine.watchdog)
+    Reconciler(runtime, depth, ask_for_reports, send_renewals, send_checks, beat=watchdog.beat).run(
+        stopped
+    )
+    watchdog.stop()
 
 
 def check_pool(pool: str) -> None:
@@ -269,6 +268,7 @@ def run_worker(
     check_pool(pool)
     check_times(config)
     check_settings(config.database.url)
+    check_configured(config.database.url, config.backends)
     mine = config.backends_of(group)
     if not mine:
         known = ", ".join(sorted({b.worker_group for b in config.backends.values()})) or "none"
@@ -298,13 +298,27 @@ def run_worker(
         concurrency=concurrency,
         pool=pool,
         name=name or group,
+        longest_task=max(action.timeout for action in ACTIONS.values()),
     )
 
 
 def start(
-    app: Celery, config: Config, *, queues: list[str], concurrency: int, pool: str, name: str
+    app: Celery,
+    config: Config,
+    *,
+    queues: list[str],
+    concurrency: int,
+    pool: str,
+    name: str,
+    longest_task: float = 0.0,
 ) -> int:
-    """Run one Celery worker in this process."""
+    """Run one Celery worker in this process.
+
+    In the pool ``solo`` the main loop does the tasks itself, ``longest_task`` seconds at most
+    where that is more than the watchdog waits for.
+    """
+    blocked = longest_task if pool == "solo" else 0.0
+    watch_main_loop(app, Watchdog(f"The main loop of {name}", config.engine.watchdog + blocked))
 
     def our_logging(**_: Any) -> None:
         set_up_logging(config.log)

@@ -134,14 +134,33 @@ class EngineSettings(_Section):
     queued_limit: float = Field(
         600.0, gt=0, description="How long a message may be queued before it is sent again."
     )
-    attempts: int = Field(5, ge=1, description="Attempts of an undoable step before its undo.")
-    undo_attempts: int = Field(
-        8, ge=1, description="Attempts of a forward-only step before its object is in error."
+    retry_time: float = Field(
+        600.0,
+        ge=0,
+        description="How long an undoable step that fails is tried again before it is undone.",
+    )
+    undo_retry_time: float = Field(
+        600.0,
+        ge=0,
+        description="The same for a forward-only step and for an undo, before the object is in "
+        "error.",
+    )
+    max_crashes: int = Field(
+        10,
+        ge=1,
+        description="How often a step may begin and never report an end (it kills its worker) "
+        "before it fails.",
     )
     retry_pause: float = Field(1.0, gt=0, description="First pause after a failure; it doubles.")
-    retry_pause_max: float = Field(300.0, gt=0, description="Longest pause after a failure.")
+    retry_pause_max: float = Field(60.0, gt=0, description="Longest pause after a failure.")
     failed_undo_pause: float = Field(
-        600.0, gt=0, description="Pause between attempts once an undo has used up its attempts."
+        600.0, gt=0, description="Pause between attempts once `undo_retry_time` is over."
+    )
+    watchdog: float = Field(
+        60.0,
+        gt=0,
+        description="A process whose main loop or pass does not come back for so long ends itself, "
+        "to be started again by its supervisor.",
     )
     wait_limit: float = Field(1800.0, gt=0, description="How long one step may wait in all.")
     builder_failures: int = Field(
@@ -326,6 +345,19 @@ class Config(_Section):
     def group(self, name: str) -> GroupSettings:
         """The settings of a worker group, also of one that the file does not mention."""
         return self.groups.get(name, GroupSettings())
+
+    def backend(self, name: str) -> BackendSettings:
+        """Return a backend's settings.
+
+        Raises :class:`~worker.errors.ConfigurationError` for one that was renamed or removed.
+        """
+        settings = self.backends.get(name)
+        if settings is None:
+            raise ConfigurationError(
+                f"Backend {name!r} is not in the configuration, and shares, share servers or "
+                f"operations refer to it. Put it back under that name."
+            )
+        return settings
 
     def backends_of(self, group: str) -> dict[str, BackendSettings]:
         """The backends that a worker group serves."""

@@ -49,7 +49,7 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     """The operation was cancelled (by a delete or an operator) and undone."""
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
-    """A step kept failing or killing its worker; it was given up after its last attempt."""
+    """A step killed its worker each time that it was begun, and was given up."""
     WAITED_TOO_LONG = "waited_too_long"
     """What the step waited for did not come within its limit."""
     SHARE_SERVER_FAILED = "share_server_failed"
@@ -212,7 +212,7 @@ class StepError(SharewrightError):
 
 
 class Retryable(StepError):
-    """May go better later; the step is attempted again after a pause, up to its attempts."""
+    """May go better later; the step is tried again after a pause, for a configured time."""
 
     code = ErrorCode.BACKEND_UNAVAILABLE
 

@@ -172,7 +172,7 @@ class OperationState(StrEnum):
     SUPERSEDED = "superseded"
     """Overtaken by a delete before it began."""
     COMPENSATION_FAILED = "compensation_failed"
-    """Something could not be undone (or deleted) in its attempts; it is tried on, slowly."""
+    """Something could not be undone (or deleted) in time; it is tried again, slowly."""
     GIVEN_UP = "given_up"
     """An operator ended what could not be undone; the audit removes what is left outside."""
 
@@ -208,13 +208,16 @@ SHARE_TRANSITIONS: dict[tuple[_S, _S], str] = {
     (_S.CREATING, _S.DELETING): "a delete cancelled the create",
     (_S.AVAILABLE, _S.EXTENDING): "an extend was accepted",
     (_S.EXTENDING, _S.AVAILABLE): "extended, or the real size read back after a failure",
-    (_S.EXTENDING, _S.ERROR): "the real size could not be read back",
+    (
+        _S.EXTENDING,
+        _S.ERROR,
+    ): "an extend failed, and the real size is looked up until it is known",
     (_S.EXTENDING, _S.DELETING): "a delete was accepted behind the extend",
     (_S.AVAILABLE, _S.ERROR): "it could not be served again; its data is gone, for example",
     (_S.ERROR, _S.AVAILABLE): "it is served again",
     (_S.AVAILABLE, _S.DELETING): "a delete was accepted",
     (_S.ERROR, _S.DELETING): "a delete of a failed share was accepted",
-    (_S.DELETING, _S.ERROR_DELETING): "the delete used up its attempts; it is tried on, slowly",
+    (_S.DELETING, _S.ERROR_DELETING): "the delete failed for too long; it is tried again, slowly",
     (_S.ERROR_DELETING, _S.DELETING): "another delete was accepted",
 }
 SNAPSHOT_TRANSITIONS: dict[tuple[_N, _N], str] = {
@@ -222,7 +225,7 @@ SNAPSHOT_TRANSITIONS: dict[tuple[_N, _N], str] = {
     (_N.CREATING, _N.ERROR): "the create failed and was undone",
     (_N.AVAILABLE, _N.DELETING): "a delete was accepted",
     (_N.ERROR, _N.DELETING): "a delete of a failed snapshot was accepted",
-    (_N.DELETING, _N.ERROR_DELETING): "the delete used up its attempts; it is tried on, slowly",
+    (_N.DELETING, _N.ERROR_DELETING): "the delete failed for too long; it is tried again, slowly",
     (_N.ERROR_DELETING, _N.DELETING): "another delete was accepted",
 }
 ACCESS_TRANSITIONS: dict[tuple[_A, _A], str] = {
@@ -236,8 +239,8 @@ ACCESS_TRANSITIONS: dict[tuple[_A, _A], str] = {
     (_A.QUEUED_TO_DENY, _A.DENYING): "a set without the rule is being handed to the driver",
     (_A.QUEUED_TO_APPLY, _A.ERROR): "the driver refused the set for good",
     (_A.APPLYING, _A.ERROR): "the driver refused the set for good",
-    (_A.QUEUED_TO_DENY, _A.ERROR): "the deny used up its attempts; it is tried on, slowly",
-    (_A.DENYING, _A.ERROR): "the deny used up its attempts; it is tried on, slowly",
+    (_A.QUEUED_TO_DENY, _A.ERROR): "the deny failed for too long; it is tried again, slowly",
+    (_A.DENYING, _A.ERROR): "the deny failed for too long; it is tried again, slowly",
 }
 SERVER_TRANSITIONS: dict[tuple[_V, _V], str] = {
     (_V.NEW, _V.BUILDING): "its addresses are allocated",
@@ -245,9 +248,9 @@ SERVER_TRANSITIONS: dict[tuple[_V, _V], str] = {
     (_V.NEW, _V.DELETING): "its builder gave up before anything was made",
     (_V.BUILDING, _V.DELETING): "its builder gave up",
     (_V.ACTIVE, _V.DELETING): "nothing refers to it: it was idle long enough, or is deleted",
-    (_V.DELETING, _V.ERROR_DELETING): "the deletion used up its attempts; it is tried on, slowly",
+    (_V.DELETING, _V.ERROR_DELETING): "the deletion failed for too long; it is tried again, slowly",
     (_V.ERROR_DELETING, _V.DELETING): "the deletion is tried again",
-    (_V.DELETING, _V.ERROR): "its build failed; undone, or not to be undone in its attempts",
+    (_V.DELETING, _V.ERROR): "its build failed; it was undone, or its undo failed for too long",
     (_V.ERROR, _V.DELETING): "an administrator deletes it",
 }
 

@@ -69,7 +69,11 @@ def deny(acceptance: Acceptance) -> Begin:
     connection = acceptance.connection
     share = lookup.share(connection, request.share_id, acceptance.project_id)
     row = lookup.rule(connection, request.access_id, share.id)
-    lookup.check_status(share, ObjectKind.SHARE, "available", "extending", to="deny access to")
+    # A client must be shut out whatever became of the share, for as long as that is exported.
+    exported = ("error", "error_deleting") if share.export_locations else ()
+    lookup.check_status(
+        share, ObjectKind.SHARE, "available", "extending", *exported, to="deny access to"
+    )
     if row.state in _LEAVING:
         raise Conflict(
             f"The rule {row.id} is being denied already.", object=ObjectKind.ACCESS_RULE.ref(row.id)

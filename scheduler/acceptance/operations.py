@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import Row, select, update
+from sqlalchemy import ColumnElement, Row, or_, select, update
 
 from scheduler.acceptance.accept import Acceptance
 from worker.db.core.engine import db_now
@@ -19,6 +19,7 @@ from worker.db.tables.main import operations as operations_table
 from worker.engine.accept import Completed
 from worker.engine.job import StepTransaction
 from worker.errors import Conflict, ErrorCode, NotFound, ObjectKind
+from worker.messaging.queues import queue_for
 from worker.model import OperationState, Phase
 from worker.tasks.giving_up import force_close
 
@@ -53,6 +54,7 @@ def cancel(acceptance: Acceptance) -> Completed:
         "object": ObjectKind.OPERATION.ref(row.id),
         "field": "",
     }
+    _queue(acceptance, row)  # undoing it needs the backend
     acceptance.dispatches.extend(
         operations.request_cancel(
             acceptance.connection,
@@ -70,14 +72,30 @@ def retry(acceptance: Acceptance) -> Completed:
     if row.state == _S.PENDING:
         raise _refused(row, f"is behind another on {row.resource_kind} {row.resource_id}")
     rung = acceptance.connection.execute(
-        operations.publish_all(acceptance.config.engine.lease).where(
-            _o.id == row.id, _o.phase == Phase.WAITING.value
-        )
+        operations.publish_all(acceptance.config.engine.lease)
+        .where(_o.id == row.id, _is_waiting(acceptance, row))
+        .values(queue=_queue(acceptance, row))
     ).first()
     if rung is None:
         raise _refused(row, "is under way already")
     acceptance.dispatches.append(dispatch_of(rung))
     return Completed(("operation", row.id), {"id": row.id, "state": row.state, "task": row.task})
+
+
+def _queue(acceptance: Acceptance, row: Row[Any]) -> str:
+    """Return the queue that the operation's backend has today.
+
+    Raises :class:`~worker.errors.ConfigurationError` when it was renamed or removed.
+    """
+    return queue_for(acceptance.config, row.backend) if row.backend else row.queue
+
+
+def _is_waiting(acceptance: Acceptance, row: Row[Any]) -> ColumnElement[bool]:
+    """Whether nobody is on it: it waits, or its message is in a queue of former days."""
+    waits = _o.phase == Phase.WAITING.value
+    if _queue(acceptance, row) == row.queue:
+        return waits
+    return or_(waits, _o.phase == Phase.QUEUED.value)
 
 
 def give_up(acceptance: Acceptance) -> Completed:

@@ -35,6 +35,7 @@ _COMMANDS: Final = {
     "schema": ("schemas:schema", "JSON Schemas of the requests' payloads."),
     "secrets": ("secrets:secrets", "The keys that passwords are sealed with."),
     "up": ("processes:up", "Run everything embedded, in one process tree."),
+    "config": ("configuration:config", "The configuration: show, check."),
     "db": ("processes:db", "The database's tables: upgrade, check."),
     "scheduler": ("processes:scheduler", "Run the process that takes requests in."),
     "worker": ("processes:worker", "Run the worker of a group."),

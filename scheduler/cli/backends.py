@@ -8,14 +8,14 @@ import click
 
 from scheduler.cli.commands import Group, argument
 from scheduler.cli.options import changing, listing
-from scheduler.cli.session import Session, pass_session
+from scheduler.cli.session import Session, pass_operator, pass_session
 
 _BACKENDS: Final = ("name", "enabled", "state", "reported_at", "report_error")
 
 
 @click.group(cls=Group)
 def backend() -> None:
-    """Backends (an administrator's): show, list, disable, enable."""
+    """Backends (an administrator's): show, list, disable, enable, rename, forget."""
 
 
 @backend.command("show")
@@ -51,3 +51,27 @@ def disable_backend(session: Session, **options: Any) -> None:
 def enable_backend(session: Session, **options: Any) -> None:
     """Let a backend be chosen again."""
     session.change("enable_backend", **options)
+
+
+@backend.command("rename")
+@argument("old", "The name that the database has.")
+@argument("new", "The name that the configuration has now.")
+@pass_operator
+def rename_backend(session: Session, old: str, new: str) -> None:
+    """Follow the configuration, in which a backend has another name now."""
+    from scheduler.service.backends import rename  # noqa: PLC0415 - after `--help`
+
+    with session.reaching():
+        session.print(rename(session.config, old, new))
+
+
+@backend.command("forget")
+@argument("name", "A backend that is not in the configuration any more.")
+@click.option("--force", is_flag=True, help="Also its shares and share servers, wherever they are.")
+@pass_operator
+def forget_backend(session: Session, name: str, *, force: bool) -> None:
+    """Forget a backend that was taken out of the configuration."""
+    from scheduler.service.backends import forget  # noqa: PLC0415 - after `--help`
+
+    with session.reaching():
+        session.print(forget(session.config, name, force=force))

@@ -17,7 +17,8 @@ from scheduler.cli.commands import Command, Group, argument
 from scheduler.cli.session import Session, pass_operator, pass_process
 from worker.config import masked
 
-_SILENT_SECONDS: Final = 2.0
+SILENT_SECONDS: Final = 2.0
+"""A database that answers sooner is not worth a word."""
 
 
 @click.group(cls=Group)
@@ -32,7 +33,11 @@ def upgrade(session: Session) -> None:
     from worker.db import schema  # noqa: PLC0415 - after `--help`
 
     if not session.is_configured:
-        click.echo(f"sharewright: the database is {session.where}.", err=True)
+        click.echo(
+            f"sharewright: no configuration file was found; the database is "
+            f"{masked(session.config.database.url)}.",
+            err=True,
+        )
     with session.reaching(), waiting_for(session.config.database.url):
         revision = schema.upgrade(session.config.database.url)
     session.print({"database": masked(session.config.database.url), "revision": revision})
@@ -45,7 +50,7 @@ def waiting_for(database_url: str) -> Iterator[None]:
     def say() -> None:
         click.echo(f"sharewright: waiting for the database {masked(database_url)} ...", err=True)
 
-    timer = threading.Timer(_SILENT_SECONDS, say)
+    timer = threading.Timer(SILENT_SECONDS, say)
     timer.daemon = True
     timer.start()
     try:

@@ -57,13 +57,26 @@ class Session:
         default = Home.at(DEFAULT_HOME)
         return default if default.service() is not None else None
 
+    @cached_property
+    def effective(self) -> Config:
+        """The configuration that processes of the service run with.
+
+        That of a home has the backend that ``sharewright up`` makes for itself, and so has that of
+        a machine where nothing is configured.
+        """
+        from scheduler.service.defaults import configuration  # noqa: PLC0415 - after `--help`
+
+        if self._home is None and configured_path() is not None:
+            return self.config
+        return configuration(self._home or Home.at(DEFAULT_HOME))[0]
+
     @property
     def where(self) -> str:
         """Where the configuration comes from, for sentences about what is not reached."""
         if self._home is not None:
             return f"of the home {self._home.path}"
         path = configured_path()
-        return f"of {path}" if path else "by default: no configuration file was found"
+        return f"of {path}" if path else "by default, as no configuration file was found"
 
     @property
     def is_configured(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,6 +74,23 @@ class _OnThisHost(GenericDriverContract):
         assert not machine.loops
         assert not machine.processes
         assert list(tmp_path.iterdir()) == []
+
+    def test_a_hanging_file_server_is_missed_and_is_replaced(
+        self,
+        driver: GenericShareDriver,
+        share: Share,
+        namespace: str,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("worker.systems.exports.probe.PROBE_SECONDS", (1.0, 1.0))
+        driver.create_share(context(), share, None)
+        assert driver.serves(context())
+        (pid,) = run("ip", "netns", "pids", namespace).split()
+        os.kill(int(pid), signal.SIGSTOP)
+        assert not driver.serves(context())
+        driver.ensure_share(context(), share, None)
+        assert driver.serves(context())
+        assert run("ip", "netns", "pids", namespace).split() != [pid]
 
     @staticmethod
     def _clear(driver: GenericShareDriver, state_dir: Path) -> None:

@@ -128,6 +128,34 @@ os.killpg(0, signal.SIGKILL)
         self.get(helper, server, share_network)
         assert run("ip", "netns", "pids", f"sw-{server.id}").split() == [pid]
 
+    def test_what_hangs_is_missed_and_is_replaced(
+        self,
+        helper: Any,
+        new_server: Any,
+        share_network: ShareNetwork,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr("worker.systems.exports.probe.PROBE_SECONDS", (1.0, 1.0))
+        well, server = new_server(0), new_server(1)
+        self.get(helper, well, share_network)
+        details = self.get(helper, server, share_network)
+        assert helper.outages([well, server]) == {}
+        (pid,) = run("ip", "netns", "pids", f"sw-{server.id}").split()
+        os.kill(int(pid), signal.SIGSTOP)
+        assert helper.outages([well, server]) == {}, "each is asked once a minute"
+        helper._next_probe.clear()
+        assert helper.outages([well, server]) == {server.id: Outage.FILE_SERVER}
+        active = dataclasses.replace(server, details=details)
+        assert self.get(helper, active, share_network) == details
+        assert not alive(int(pid))
+        helper._next_probe.clear()
+        assert helper.outages([well, server]) == {}
+        (now,) = run("ip", "netns", "pids", f"sw-{server.id}").split()
+        self.get(helper, active, share_network)
+        assert run("ip", "netns", "pids", f"sw-{server.id}").split() == [now], (
+            "it answers: it stays"
+        )
+
     def test_what_died_is_missed_and_is_there_again(
         self, helper: Any, new_server: Any, share_network: ShareNetwork
     ) -> None:

@@ -411,7 +411,7 @@ def chain(
     armed = {*KILLS, "nova.after_extra_deleted"}
     settings = site.backend("vms") + site.backend("full", flavor="impossible")
     url = f"sqlite:///{directory / 'sw.db'}"
-    deployment = Deployment(directory, url, shared_redis, settings, {"attempts": 10})
+    deployment = Deployment(directory, url, shared_redis, settings, {"retry_time": 600.0})
     made = [a_network(site.admin, f"net-{n}", f"127.79.{n}.0/24") for n in range(NETWORKS)]
     try:
         deployment.role("scheduler")

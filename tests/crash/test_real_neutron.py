@@ -27,6 +27,14 @@ def test_every_failpoint_is_tried() -> None:
     assert named == {*MAKING, *PORTS, *REMOVING}
 
 
+def arm(tokens: Path, points: tuple[str, ...]) -> None:
+    for number, action in enumerate(ACTIONS):
+        for point in points:
+            new = tokens / "new"
+            new.write_text(action)
+            new.rename(tokens / f"{point}@{number}")
+
+
 def test_killed_inside_the_helper(
     tmp_path: Path, postgres_url: str, redis_server: RedisServer, openstack: OpenStack
 ) -> None:
@@ -43,13 +51,6 @@ def test_killed_inside_the_helper(
         # Neutron's first requests must not come at once: it reads its policies meanwhile.
         admin.network.delete_network(admin.network.create_network(name="first"))
 
-    def arm(points: tuple[str, ...]) -> None:
-        for number, action in enumerate(ACTIONS):
-            for point in points:
-                new = tokens / "new"
-                new.write_text(action)
-                new.rename(tokens / f"{point}@{number}")
-
     deployment = Deployment(tmp_path, postgres_url, redis_server, settings)
     try:
         deployment.start(concurrency=3, SHAREWRIGHT_FAILPOINT_TOKENS=str(tokens))
@@ -59,7 +60,7 @@ def test_killed_inside_the_helper(
             deployment.ask("create_share_network", managed=True, cidr=f"10.60.{one}.0/26")["id"]
             for one in range(number)
         ]
-        arm(MAKING + PORTS)
+        arm(tokens, MAKING + PORTS)
         asked = [
             client.submit("create_share", payload(size=1, share_network_id=network))
             for network in networks
@@ -73,7 +74,7 @@ def test_killed_inside_the_helper(
             names = [network.name for network in admin.network.networks()]
             wanted = sorted(f"sharewright-{network}" for network in networks)
             assert sorted(name for name in names if name.startswith("sharewright-")) == wanted
-            arm(REMOVING)
+            arm(tokens, REMOVING)
             for share in made:
                 client.submit("delete_share", payload(share_id=share["id"]))
             deployment.settle(240)

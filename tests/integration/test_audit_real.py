@@ -73,6 +73,13 @@ def host(tmp_path: Path, sqlite_url: str) -> Iterator[Host]:
         wait_until(lambda: made.machine() == NOTHING, "the host is as it was")
 
 
+def assert_gone(machine: Machine, directory: Path, *servers: ShareServer) -> None:
+    for server in servers:
+        assert not any(server.id in one for one in (*machine.namespaces, *machine.processes))
+        assert f"swp{short(server.id)}" not in machine.links
+        assert not (directory / server.id).exists()
+
+
 def test_share_servers_of_every_half_made_kind(host: Host) -> None:
     """Whole ones, and what is left of one in each way that it can be cut short."""
     live_network, gone_network = host.network(), host.network()
@@ -123,12 +130,8 @@ def test_share_servers_of_every_half_made_kind(host: Host) -> None:
     done = host.bench.audit(repair=True)
     assert (done["orphan"], done["missing"]) == (0, 0), host.bench.findings()
     after = host.machine()
-    for server in (whole, addressed, linked, served, named):
-        assert not any(server.id in one for one in (*after.namespaces, *after.processes))
-        assert f"swp{short(server.id)}" not in after.links
-        assert not (directory / server.id).exists()
-    for network in (gone_network, alone):
-        assert bridge_name(network.id) not in after.links
+    assert_gone(after, directory, whole, addressed, linked, served, named)
+    assert not {bridge_name(network.id) for network in (gone_network, alone)} & set(after.links)
     assert strange in after.namespaces
     assert namespace_name(foreign.id) in after.namespaces
     for kind in ("namespaces", "links", "processes"):

@@ -21,7 +21,7 @@ from worker.systems.fake_world import World
 
 @pytest.fixture
 def fakes(tmp_path: Path, database_url: str, redis_server: RedisServer) -> Iterator[Fakes]:
-    deployment = Fakes(tmp_path, database_url, redis_server, engine={"attempts": 2})
+    deployment = Fakes(tmp_path, database_url, redis_server, engine={"retry_time": 0.1})
     try:
         yield deployment.start()
     finally:
@@ -103,7 +103,7 @@ def test_what_fails_for_a_while_is_tried_again(fakes: Fakes) -> None:
 def test_an_undo_that_fails_is_on_record_and_tried_on(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer
 ) -> None:
-    slow = {"undo_attempts": 2, "failed_undo_pause": 1.0}
+    slow = {"undo_retry_time": 0.1, "failed_undo_pause": 1.0}
     deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=slow)
     try:
         deployment.start()
@@ -155,7 +155,7 @@ def test_a_delete_meets_a_create_in_its_last_step(fakes: Fakes) -> None:
 def test_a_share_whose_undo_failed_can_be_deleted(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer
 ) -> None:
-    slow = {"undo_attempts": 1, "failed_undo_pause": 2.0}
+    slow = {"undo_retry_time": 0.0, "failed_undo_pause": 2.0}
     deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=slow)
     try:
         deployment.start()

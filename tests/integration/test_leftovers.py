@@ -66,7 +66,7 @@ def test_what_bears_a_mark_is_found(
 
 
 @pytest.mark.parametrize(("planted", "kind"), KINDS.items())
-def test_what_is_anothers_is_not_found(
+def test_what_belongs_to_another_run_is_not_found(
     tmp_path: Path, engine: Engine, planted: plant.Planted, kind: str
 ) -> None:
     require_root()

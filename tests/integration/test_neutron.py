@@ -129,7 +129,7 @@ def cloud(
         ]
     )
     deployment = Deployment(
-        directory, f"sqlite:///{directory / 'sw.db'}", shared_redis, settings, {"attempts": 2}
+        directory, f"sqlite:///{directory / 'sw.db'}", shared_redis, settings, {"retry_time": 0.1}
     )
     try:
         deployment.start(

@@ -63,7 +63,7 @@ def fakes(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer, request: pytest.FixtureRequest
 ) -> Iterator[Fakes]:
     """A deployment that is not started; a parameter holds further settings of the engine."""
-    engine = {"undo_attempts": 2, "report_interval": 1.0} | getattr(request, "param", {})
+    engine = {"undo_retry_time": 0.1, "report_interval": 1.0} | getattr(request, "param", {})
     deployment = Fakes(tmp_path, sqlite_url, redis_server, engine=engine)
     try:
         yield deployment
@@ -71,8 +71,8 @@ def fakes(
         deployment.close()
 
 
-AUDITED = {"undo_attempts": 20, "retry_pause_max": 0.5}
-"""Each kill is an attempt."""
+AUDITED = {"max_crashes": 20}
+"""It is killed at every point."""
 
 
 @pytest.mark.parametrize("fakes", [AUDITED], indirect=True)
@@ -215,7 +215,7 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
 def test_a_step_that_kills_its_worker_is_stopped_and_undone(
     tmp_path: Path, sqlite_url: str, redis_server: RedisServer
 ) -> None:
-    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine={"attempts": 2})
+    deployment = Fakes(tmp_path, sqlite_url, redis_server, engine={"max_crashes": 2})
     try:
         deployment.start(**{VARIABLE: "create_share.after_effect=kill"})
         failed = deployment.failure(deployment.create(deployment.network()))

@@ -24,7 +24,7 @@ SLOW_BOOT = FAKE_BACKEND + "[backends.fake.compute]\nboot_seconds = 1.5\n"
 @pytest.fixture
 def fakes(tmp_path: Path, postgres_url: str, redis_server: RedisServer) -> Iterator[Fakes]:
     deployment = Fakes(
-        tmp_path, postgres_url, redis_server, SLOW_BOOT, engine={"attempts": 3, "lease": 10.0}
+        tmp_path, postgres_url, redis_server, SLOW_BOOT, engine={"retry_time": 0.3, "lease": 10.0}
     )
     try:
         yield deployment.start(workers=2, concurrency=1)

@@ -30,7 +30,11 @@ class Site(Fakes):
     """A backend of this host, whose servers are watched; they outlive their last share."""
 
     def __init__(self, *given: Any) -> None:
-        engine = {"unused_share_server_cleanup_interval": 3600.0, "undo_attempts": 2, "attempts": 1}
+        engine = {
+            "unused_share_server_cleanup_interval": 3600.0,
+            "undo_retry_time": 0.1,
+            "retry_time": 0.0,
+        }
         super().__init__(*given, engine)
 
     def worker(self, name: str, *, group: str = GROUP, concurrency: int = 2, **env: str) -> Process:
@@ -202,7 +206,7 @@ def test_what_is_lost_comes_back_by_itself(site: Site) -> None:
         if row.resource_id in {stopped, lost}
     }
     assert repairs == {
-        ("restart_share_server", stopped, "succeeded"),
+        ("ensure_share_server", stopped, "succeeded"),
         ("ensure_share_server", lost, "succeeded"),
     }
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from sqlalchemy import insert
 from sqlalchemy.engine import make_url
 
 from scheduler.cli import _COMMANDS, cli
+from scheduler.cli.processes import waiting_for
 from scheduler.cli.tables import print_object, print_rows
 from scheduler.cli.timeline import Timeline
 from scheduler.exits import exit_code_of
 from scheduler.requests.verbs import VERBS
-from tests.support.services import ROOT, free_port, python
+from tests.support.services import ROOT, free_port, python, wait_until
+from worker.config import load
 from worker.db import schema
 from worker.db.core.engine import open_engine, transaction
 from worker.db.tables.main import dead_letters, operation_steps, operations, shares
@@ -401,6 +404,133 @@ def test_the_database_commands(environment: dict[str, str], tmp_path: Path) -> N
         assert run(fresh, "db", "upgrade").returncode == 0
     assert run(fresh, "db", "check", "--database").returncode == 0
     assert run(fresh, "db", "check").returncode == 0
+
+
+def test_the_database_is_named_and_its_owners_alone(tmp_path: Path) -> None:
+    file = tmp_path / "new" / "fresh.db"
+    nothing = {"HOME": str(tmp_path), "SHAREWRIGHT_DATABASE__URL": f"sqlite:///{file}"}
+    done = run(nothing, "db", "upgrade")
+    assert f"sqlite:///{file}" in done.stdout
+    assert "no configuration file was found" in done.stderr
+    assert file.stat().st_mode & 0o777 == 0o600
+    compared = run(nothing, "db", "check", "--database")
+    assert f"The database sqlite:///{file} agrees with" in compared.stderr
+
+
+def test_a_database_that_does_not_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+
+    def is_said() -> bool:
+        said.append(capsys.readouterr().err)
+        return "waiting for the database" in "".join(said)
+
+    monkeypatch.setattr("scheduler.cli.processes.SILENT_SECONDS", 0.01)
+    with waiting_for("postgresql+psycopg://u:hunter2@db.example/sharewright"):
+        wait_until(is_said, "the wait is told of")
+    assert "u:***@db.example" in "".join(said)
+    monkeypatch.setattr("scheduler.cli.processes.SILENT_SECONDS", 60)
+    with waiting_for("sqlite:///x"):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+CONFIGURATION = """
+[database]
+url = "postgresql+psycopg://u:hunter2@db.example/sharewright"
+[backends.nova]
+mode = "flat_multi_svm"
+share_driver = "fake"
+compute_helper = "fake"
+network_helpers = ["fake"]
+[backends.nova.compute]
+"odd name" = {password = "hunter2", url = "https://u:hunter2@example/", sizes = [1, 2.5]}
+[backends.bound]
+mode = "flat_multi_svm"
+share_driver = "fake"
+compute_helper = "fake"
+network_helpers = ["fake"]
+host = "elsewhere"
+"""
+
+
+def test_the_configuration_in_force_is_shown_without_secrets(tmp_path: Path) -> None:
+    file = tmp_path / "sharewright.toml"
+    file.write_text(CONFIGURATION)
+    given = {"HOME": str(tmp_path), "SHAREWRIGHT_CONFIG": str(file)}
+    done = run(given, "config", "show")
+    assert done.returncode == 0, done.stderr
+    assert "hunter2" not in done.stdout
+    assert f"# The configuration of {file}." in done.stdout
+    shown = tomllib.loads(done.stdout)
+    assert shown["database"]["url"] == "postgresql+psycopg://u:***@db.example/sharewright"
+    assert shown["backends"]["nova"]["compute"]["odd name"]["password"] == "***"
+    assert shown["engine"]["lease"] == 20.0
+    file.write_text(CONFIGURATION.replace("u:hunter2@", "").replace("hunter2", ""))
+    copied = load(write(tmp_path / "copy.toml", run(given, "config", "show").stdout))
+    assert copied == load(file)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_the_default_of_up_is_shown_and_can_be_copied(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    shown = run({"HOME": str(tmp_path)}, "config", "show", "--home", str(home)).stdout
+    document = tomllib.loads(shown)
+    [name] = document["backends"]
+    assert document["state_dir"] == str(home / "state")
+    write(
+        home / "sharewright.toml",
+        shown
+        + shown[shown.index(f"[backends.{name}") :].replace(
+            f"[backends.{name}", "[backends.second"
+        ),
+    )
+    both = run({"HOME": str(tmp_path)}, "config", "check", "--home", str(home))
+    assert both.returncode == 0, both.stderr
+    assert "second" in both.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            '[backends."büro"]\nmode = "single_svm"\nshare_driver = "fake"',
+            "the name of backend 'büro'",
+        ),
+        (
+            '[backends."a b"]\nmode = "single_svm"\nshare_driver = "fake"',
+            "the name of backend 'a b'",
+        ),
+        ('[backends.".."]\nmode = "single_svm"\nshare_driver = "fake"', "the name of backend '..'"),
+        (
+            'state_dir = "/var/lib/share wright"',
+            "state_dir: '/var/lib/share wright' cannot be used",
+        ),
+        ('state_dir = "here"', "absolute path"),
+        ('[database]\nurl = "postgresql+psycopg://u:p@ss@h/db"', "@ is %40"),
+        ('[database]\nurl = "mysql://h/db"', "begins with neither sqlite://"),
+        ("[engine]\nlease = 0", "engine.lease: must be more than 0"),
+        ("[engine]\nleese = 1", "engine.leese: is not known; check its spelling"),
+        ("", "no backend"),
+        (
+            '[backends.a]\nmode = "single_svm"\nshare_driver = "fake"\ndriver.x = 1',
+            "[backends.a.driver]: x: is not known",
+        ),
+    ],
+)
+def test_a_configuration_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:
+    file = write(tmp_path / "sharewright.toml", text)
+    done = run({"HOME": str(tmp_path), "SHAREWRIGHT_CONFIG": str(file)}, "config", "check")
+    assert done.returncode == 8
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "p@ss" not in done.stderr
 
 
 def test_refusals_and_failures_have_codes_of_their_own() -> None:

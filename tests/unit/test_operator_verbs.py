@@ -18,7 +18,7 @@ STEPS = ("allocate_network", "get_share_server", "create_share")
 UNDOS = ("delete_share", "delete_share_server", "deallocate_network")
 
 
-FEW = "[engine]\nattempts = 2\nundo_attempts = 1\n"
+FEW = "[engine]\nretry_time = 0.001\nundo_retry_time = 0.0\n"
 
 
 @pytest.fixture

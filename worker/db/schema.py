@@ -104,7 +104,9 @@ def upgrade(url: str) -> str:
     """
     target = make_url(url)
     if target.get_backend_name() == "sqlite" and target.database:
-        Path(target.database).parent.mkdir(parents=True, exist_ok=True)
+        file = Path(target.database)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)  # a new one is its owner's; what SQLite lays beside it follows it
     engine = open_engine(target, limited=False)
     try:
         # Two processes that both make a new SQLite file may find it locked without being queued.
@@ -168,18 +170,23 @@ def _wanted_by_sqlite() -> set[str]:
         engine.dispose()
 
 
+_OUTER_COMMA: Final = re.compile(r",(?![^(]*\))")
+
+
 def _sqlite_definitions(connection: Connection) -> set[str]:
     rows = connection.execute(
         text("SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name <> :own"),
         {"own": VERSION_TABLE},
     )
-    # SQLAlchemy writes each column and constraint on a line of its own.
+    # SQLAlchemy writes each column and constraint on a line of its own; SQLite adds later columns
+    # to the line of the last one.
     return {
-        f"{table}: {' '.join(line.split()).rstrip(', ')}"
+        f"{table}: {' '.join(part.split())}"
         for table, definition in rows
         if not table.startswith("sqlite_")
         for line in definition.splitlines()
-        if line.strip() not in {"", ")"}
+        for part in _OUTER_COMMA.split(line)
+        if part.strip() not in {"", ")"}
     }
 
 

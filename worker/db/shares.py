@@ -153,6 +153,16 @@ def share_failed(
         free_capacity(connection, share_id)
 
 
+def set_size(connection: Connection, share_id: str, status: ShareStatus, size: int) -> bool:
+    """Write the size that a share was found to have; False when it has left that status."""
+    changed = connection.execute(
+        update(shares)
+        .where(shares.c.id == share_id, shares.c.status == status.value)
+        .values(status=ShareStatus.AVAILABLE.value, size=size, error=None, updated_at=db_now())
+    )
+    return changed.rowcount == 1
+
+
 def ensured(
     connection: Connection,
     share_id: str,

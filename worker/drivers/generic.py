@@ -37,6 +37,7 @@ from worker.model import (
 )
 from worker.plugin import Audit, BackendContext, Options
 from worker.systems.exports.ganesha import Ganesha, check_directory
+from worker.systems.exports.probe import NfsServer, hanging
 from worker.systems.shell.base import Guarded, Shell, ShellFor
 from worker.systems.shell.local import LocalShell
 from worker.systems.storage.base import GIB, Storage
@@ -222,12 +223,14 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         """As :meth:`Ensure.ensure_share`."""
         storage = self._storage(context, server)
         storage.restore(share.id)
+        if server is None and self._hangs():
+            self._ganesha(context, None).stop()
         return self._exported(context, share, server, storage)
 
     def serves(self, context: RequestContext) -> bool:
         """As :meth:`Ensure.serves`; one that was never set up has nothing to serve."""
         ganesha = self._ganesha(context, None)
-        return not ganesha.exists() or ganesha.running()
+        return not ganesha.exists() or (ganesha.running() and not self._hangs())
 
     def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
         """As :meth:`ShareDriver.storage_pools`; one pool, named as the kind of storage.
@@ -330,6 +333,11 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         directory = self._attribute(server, GANESHA_ATTRIBUTE, "NFS server")
         bind = self._attribute(server, "ganesha_bind", "address for its NFS server")
         return Ganesha(self._shell(context, server), directory, bind)
+
+    def _hangs(self) -> bool:
+        """Whether the predefined server's NFS server gives no answer."""
+        namespace = self.options.service_namespace or ""
+        return bool(hanging({"": NfsServer(namespace, str(self.options.service_address))}))
 
     @staticmethod
     def _attribute(server: ShareServer | None, name: str, what: str) -> str:

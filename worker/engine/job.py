@@ -125,6 +125,14 @@ class StepTransaction:
         self.dispatches.extend(woken)
         return len(woken)
 
+    def retry_failed(self, resource_kind: str, resource_id: str) -> None:
+        """Let older operations on an object, which had failed, find that it is gone."""
+        self.dispatches.extend(
+            operations.retry_failed(
+                self.connection, resource_kind, resource_id, republish_after=self.republish_after
+            )
+        )
+
 
 @dataclass(slots=True)
 class Job:

@@ -28,7 +28,7 @@ from worker.engine.job import (
     check_wait_limit,
     write,
 )
-from worker.engine.saga import Action, OnCommit, Saga, Step, StepCommitted, StepWaiting
+from worker.engine.saga import Action, OnCommit, StepCommitted, StepWaiting, Unsettled
 from worker.errors import (
     ConfigurationError,
     ErrorCode,
@@ -149,7 +149,7 @@ def _run_claimed(job: Job, action: Action) -> bool:
     runtime, operation = job.runtime, job.operation
     try:
         _check_cancelled(operation)
-        _check_attempts(runtime.config, operation, job.step)
+        _check_crashes(runtime.config, operation)
         failpoint(f"{action.name}.before")
         result = action.run(job)
         if not isinstance(result, StepCommitted | StepWaiting):
@@ -200,21 +200,37 @@ def _check_cancelled(operation: Operation) -> None:
         raise cancelled(operation.cancel_reason)
 
 
-def _attempts(config: Config, operation: Operation, step: Step) -> int:
-    forward = operation.undoing or step.compensation is None
-    return config.engine.undo_attempts if forward else config.engine.attempts
+def _check_crashes(config: Config, operation: Operation) -> None:
+    """Fail the step when it was begun too often without an end.
 
-
-def _check_attempts(config: Config, operation: Operation, step: Step) -> None:
-    """A step that kills its worker never reports a failure: its claims count all the same."""
-    allowed = _attempts(config, operation, step)
-    if operation.attempts > allowed and operation.state is not OperationState.COMPENSATION_FAILED:
+    Claims are counted because a step that crashes its worker never reports an error.
+    """
+    if _has_crashed(config, operation):
         raise Fatal(
             f"{operation.task} of {operation.resource_kind} {operation.resource_id} was begun "
-            f"{allowed} times and never came to an end; the workers' logs say why.",
+            f"{config.engine.max_crashes} times and never came to an end; the workers' logs say "
+            f"why.",
             object=f"{operation.resource_kind} {operation.resource_id}",
             code=ErrorCode.ATTEMPTS_EXHAUSTED,
         )
+
+
+def _has_crashed(config: Config, operation: Operation) -> bool:
+    crashes = operation.attempts - operation.failures - 1  # one of the claims is ours
+    lasting = operation.state is OperationState.COMPENSATION_FAILED
+    return crashes >= config.engine.max_crashes and not lasting
+
+
+def _is_retried(job: Job) -> bool:
+    """Whether a step that just failed is tried again: it has not been failing for too long."""
+    operation, engine = job.operation, job.runtime.config.engine
+    if _has_crashed(job.runtime.config, operation):
+        return False
+    forward_only = operation.undoing or job.step.compensation is None
+    limit = engine.undo_retry_time if forward_only else engine.retry_time
+    if operation.failing_since is None:
+        return limit > 0
+    return operation.claimed_at - operation.failing_since < limit
 
 
 def _wait(job: Job, action: Action, wait: NotReady) -> bool:
@@ -263,7 +279,7 @@ def _write_end(job: Job, tx: StepTransaction) -> None:
     """The step is done: on to the next one, or the operation ends. One statement in the former."""
     following = job.following
     if following is None:
-        _end(tx, job.saga)
+        _end(job, tx)
         return
     operations.advance(
         tx.connection,
@@ -285,14 +301,16 @@ def _announce_end(job: Job, action: Action, tx: StepTransaction) -> bool:
     return job.following is not None
 
 
-def _end(tx: StepTransaction, saga: Saga) -> None:
-    operation = tx.operation
-    error = operation.error if operation.undoing else None
+def _end(job: Job, tx: StepTransaction) -> None:
+    operation, saga = job.operation, job.saga
+    # What is tried on until it is done has succeeded then, whatever it met before.
+    done_at_last = job.step.keeps_trying and not operation.undoing
+    error = None if done_at_last else operation.error
     state = OperationState.SUCCEEDED
     if error is not None:
         cancelled = error["code"] == ErrorCode.CANCELLED
         state = OperationState.CANCELLED if cancelled else OperationState.FAILED
-        if saga.failed is not None:
+        if saga.failed is not None and operation.undoing:
             saga.failed(tx, dict(error), True)
     close(tx, state, error)
 
@@ -355,10 +373,9 @@ def _failed(job: Job, action: Action, error: StepError) -> bool:
         _try_later(job, error, engine.failed_undo_pause)
         runtime.heartbeat.count(f"steps_total:{action.name}:failed")
         return False
-    exhausted = operation.attempts >= _attempts(runtime.config, operation, step)
     hopeless = isinstance(error, Fatal) and not operation.undoing
-    if not exhausted and not hopeless:
-        _try_later(job, error, _pause(operation.attempts, runtime.config))
+    if not hopeless and _is_retried(job):
+        _try_later(job, error, _pause(operation.failures, runtime.config))
         runtime.heartbeat.count(f"steps_total:{action.name}:retried")
         return False
     runtime.heartbeat.count(f"steps_total:{action.name}:failed")
@@ -401,7 +418,9 @@ def _start_compensation(job: Job, compensation: Action, error: StepError) -> Non
 def _failed_forward(job: Job, action: Action, error: StepError) -> None:
     """There is no way back: the object shows it, and what destroys is tried on, slowly."""
     operation, runtime, saga, step = job.operation, job.runtime, job.saga, job.step
-    commit = None if operation.undoing else _on_failure(job, error)
+    meaning = None if operation.undoing else _on_failure(job, error)
+    commit = meaning.commit if isinstance(meaning, Unsettled) else meaning
+    keeps_trying = operation.undoing or step.keeps_trying or isinstance(meaning, Unsettled)
     document = dict(operation.error or error.to_json())
     if operation.undoing:
         document["message"] += f" Undoing it failed as well, at {action.name}: {error.message}"
@@ -411,7 +430,7 @@ def _failed_forward(job: Job, action: Action, error: StepError) -> None:
             commit(tx)
         if operation.undoing and saga.failed is not None:
             saga.failed(tx, document, False)
-        if operation.undoing or step.keeps_trying:
+        if keeps_trying:
             operations.record(tx.connection, operation, "failed", error.message)
             give_up(tx, document)
         else:
@@ -419,12 +438,12 @@ def _failed_forward(job: Job, action: Action, error: StepError) -> None:
             close(tx, failed, document, outcome="failed", message=message)
 
     tx = write(job, body)
-    if operation.undoing or step.keeps_trying:
+    if keeps_trying:
         runtime.heartbeat.count("compensations_failed_total")
     _announce(runtime, tx)
 
 
-def _on_failure(job: Job, error: StepError) -> OnCommit | None:
+def _on_failure(job: Job, error: StepError) -> OnCommit | Unsettled | None:
     """What the failure means for the object, if there still is one."""
     step = job.step
     if step.on_failure is None:
@@ -467,6 +486,6 @@ def _remember_server(tx: StepTransaction, end: StepError | NotReady) -> None:
         servers.remember(tx.connection, tx.operation.id, end.share_server_id)
 
 
-def _pause(attempts: int, config: Config) -> float:
-    pause = config.engine.retry_pause * 2.0 ** (attempts - 1)
+def _pause(failures: int, config: Config) -> float:
+    pause = config.engine.retry_pause * 2.0 ** min(failures, 30)
     return min(pause, config.engine.retry_pause_max) * (0.75 + random.random() * 0.5)  # noqa: S311 - jitter

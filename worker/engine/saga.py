@@ -39,8 +39,21 @@ class StepCommitted:
 StepResult = OnCommit | StepWaiting | StepCommitted | None
 Run = Callable[[Any], StepResult]
 """An action's body: gets the runner's job, acts on external systems, returns what to write."""
-OnFailure = Callable[[Any, Any], OnCommit | None]
-"""What to do when a forward-only act fails for good: gets the job and the error."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unsettled:
+    """What a failure means for the object cannot be told yet.
+
+    The action is run again, at a slow pace, until it can; ``commit`` writes what is known by now.
+    The operation's error is set then, so the action knows what it is run for.
+    """
+
+    commit: OnCommit
+
+
+OnFailure = Callable[[Any, Any], OnCommit | Unsettled | None]
+"""Decides what the failure of a forward-only action means: gets the job and the error."""
 
 
 @dataclass(frozen=True, slots=True)

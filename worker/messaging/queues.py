@@ -39,8 +39,11 @@ def queues_of(config: Config, group: str) -> list[str]:
 
 
 def queue_for(config: Config, backend: str) -> str:
-    """The queue that a backend's steps go to; the same as long as the group's size is."""
-    group = config.backends[backend].worker_group
+    """Return the queue that a backend's steps go to; the same as long as the group's size is.
+
+    Raises :class:`~worker.errors.ConfigurationError` for a backend that was renamed or removed.
+    """
+    group = config.backend(backend).worker_group
     return step_queue(group, crc32(backend.encode()) % config.group(group).queues)
 
 

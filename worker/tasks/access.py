@@ -17,12 +17,14 @@ from worker.engine.job import Job, StepTransaction
 from worker.engine.saga import Action, OnCommit
 from worker.errors import Fatal, StepError
 from worker.model import AccessRule, ShareServer
-from worker.tasks.shares import share_and_server
+from worker.tasks.shares import is_gone, share_and_server
 
 _log = logging.getLogger(__name__)
 
 
 def _update_access(job: Job) -> OnCommit:
+    if is_gone(job):
+        return _answer
     asked = int(job.operation.payload["generation"])
     begun = job.transaction(lambda tx: _begin(job, tx, asked))
     if begun is None:
@@ -67,7 +69,7 @@ def _answer(tx: StepTransaction) -> None:
     payload = tx.operation.payload
     rule_id = payload["access_id"]
     if tx.operation.verb == "deny_access":
-        # Also a rule in error, whose deny had used up its attempts.
+        # Also a rule in error, whose deny had failed for too long.
         access_rules.remove_access(tx.connection, rule_id)
         tx.result = {"id": rule_id, "state": "deleted"}
         return

@@ -25,7 +25,8 @@ from worker.errors import ErrorCode
 ENSURE_SERVER: Final = "ensure_share_server"
 """The server, and then every share on it."""
 RESTART_SERVER: Final = "restart_share_server"
-"""The server alone: what it exports is where it was."""
+"""The server alone. Nothing begins it any more: a file server that is started again may lack the
+mounts of its shares, so these are ensured as well. Old operations still end."""
 ENSURE_SHARE: Final = "ensure_share"
 _REPAIRS: Final = frozenset({ENSURE_SERVER, RESTART_SERVER, ENSURE_SHARE})
 

@@ -34,7 +34,7 @@ REPAIR_RECHECK_SECONDS = 1.0
 
 def limits_of(config: Config, backend: str) -> Limits:
     """What one share server of a backend may hold."""
-    settings = config.backends[backend]
+    settings = config.backend(backend)
     return Limits(settings.max_shares_per_share_server, settings.max_share_server_size)
 
 
@@ -159,6 +159,7 @@ def _forget(tx: StepTransaction, server: ShareServer) -> None:
         servers.mark_build_failed(tx.connection, server.id, error)
     else:
         servers.remove(tx.connection, server.id)
+    tx.retry_failed("share_server", server.id)
 
 
 def _server_to_delete(tx: StepTransaction) -> ShareServer | StepWaiting | None:
@@ -224,7 +225,7 @@ def _let_others_build(tx: StepTransaction, row: Row[Any]) -> None:
 
 
 def server_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A clean-up used up its attempts: the server shows it."""
+    """A clean-up failed for too long: the server shows it."""
 
     def commit(tx: StepTransaction) -> None:
         servers.mark(

@@ -12,9 +12,9 @@ from worker.db.documents import plain
 from worker.db.share_servers import store as servers
 from worker.db.tables import main as tables
 from worker.engine.job import Job, StepTransaction
-from worker.engine.saga import Action, OnCommit
-from worker.errors import ErrorCode, Fatal, ObjectKind, StepError
-from worker.model import ServerStatus, Share, ShareServer, ShareStatus, Snapshot
+from worker.engine.saga import Action, OnCommit, Unsettled
+from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind, StepError
+from worker.model import ServerStatus, ShareServer, ShareStatus, Snapshot
 from worker.tasks.clean_up import start_clean_up
 from worker.tasks.security import with_services
 from worker.tasks.servers import limits_of
@@ -59,9 +59,9 @@ def _create_share(job: Job) -> OnCommit:
 
 
 def _delete_share(job: Job) -> OnCommit | None:
+    if is_gone(job):
+        return _answer_deleted
     with job.reading() as connection:
-        if job.operation.undoing and not shares.has_share(connection, job.operation.resource_id):
-            return None  # an undo that had failed, and a delete that went through meanwhile
         row, server = share_and_server(job, connection, job.operation.resource_id)
     on_servers = job.manager.backend.mode.has_share_servers
     # A share that never got as far as a server has nothing outside.
@@ -72,9 +72,22 @@ def _delete_share(job: Job) -> OnCommit | None:
 
     def commit(tx: StepTransaction) -> None:
         forget(tx, row)
-        tx.result = {"id": row.id, "status": "deleted"}
+        _answer_deleted(tx)
 
     return commit
+
+
+def is_gone(job: Job) -> bool:
+    """Whether the share was deleted while the operation, which had failed, was still tried."""
+    if job.operation.error is None:
+        return False
+    with job.reading() as connection:
+        return not shares.has_share(connection, job.operation.resource_id)
+
+
+def _answer_deleted(tx: StepTransaction) -> None:
+    if not tx.operation.undoing:
+        tx.result = {"id": tx.operation.resource_id, "status": "deleted"}
 
 
 def forget(tx: StepTransaction, row: Row[Any]) -> None:
@@ -83,12 +96,13 @@ def forget(tx: StepTransaction, row: Row[Any]) -> None:
     clean_up = str(uuid.uuid4())
     released = servers.release(tx.connection, row.id, deleter_id=clean_up, idle_after=interval > 0)
     shares.remove_share(tx.connection, row.id)
+    tx.retry_failed("share", row.id)
     if released is not None and released.deleter_id == clean_up:
         tx.dispatches.extend(start_clean_up(tx.connection, tx.config, tx.sagas, released, clean_up))
 
 
 def share_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A delete used up its attempts: the share shows it."""
+    """A delete failed for too long: the share shows it."""
 
     def commit(tx: StepTransaction) -> None:
         shares.set_share(
@@ -109,7 +123,9 @@ def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> N
         servers.mark(tx.connection, left.id, ServerStatus.ERROR, error)
 
 
-def _extend_share(job: Job) -> OnCommit:
+def _extend_share(job: Job) -> OnCommit | None:
+    if job.operation.error is not None:
+        return _settle_size(job)
     size = int(job.operation.payload["new_size"])
 
     def begin(tx: StepTransaction) -> tuple[Row[Any], ShareServer | None]:
@@ -167,29 +183,62 @@ def _take_room(tx: StepTransaction, row: Row[Any], size: int) -> None:
         )
 
 
-def extend_failed(job: Job, error: StepError) -> OnCommit:
-    """An extend failed: what the share really has is read back."""
+def extend_failed(job: Job, error: StepError) -> OnCommit | Unsettled:
+    """Read back what size the share really has after an extend failed.
+
+    While that is unknown, the share is in error, and the larger size stays reserved.
+    """
     with job.reading() as connection:
         row = shares.share_row(connection, job.operation.resource_id)
-    share: Share = shares.share_of(row)
-    status, real, problem = ShareStatus.AVAILABLE, row.size, None
-    if row.status == ShareStatus.EXTENDING:
-        try:
-            with job.reading() as connection:
-                _, server = share_and_server(job, connection, row.id)
-            real = job.manager.share_size(job.context, share, server)
-        except StepError as second:
-            status = ShareStatus.ERROR
-            problem = {**error.to_json(), "message": f"{error.message} {second.message}"}
+    if row.status != ShareStatus.EXTENDING:  # it never began, or the share is being deleted
+        return lambda tx: _return_reserved(tx, row, row.size)
+    try:
+        return _set_real_size(row, _real_size(job, row))
+    except (StepError, NotReady) as second:
+        problem = {
+            **error.to_json(),
+            "message": f"{error.message} The share's size is unknown until it can be read: "
+            f"{second.message}",
+        }
 
     def commit(tx: StepTransaction) -> None:
-        if row.allocated_gib > real:
-            capacity.return_some(tx.connection, row.id, row.allocated_gib - real)
-            servers.resize(tx.connection, row.id, real)
-        if row.status == ShareStatus.EXTENDING:  # unless its delete was accepted by now
-            shares.set_share_if_allowed(tx.connection, row.id, status, size=real, error=problem)
+        shares.set_share_if_allowed(tx.connection, row.id, ShareStatus.ERROR, error=problem)
+
+    return Unsettled(commit)
+
+
+def _settle_size(job: Job) -> OnCommit | None:
+    """Read the size that a failed extend has left unknown."""
+    if is_gone(job):
+        return None
+    with job.reading() as connection:
+        row = shares.share_row(connection, job.operation.resource_id)
+    if row.status not in _MAY_BE_SETTLED:
+        return None  # it is being deleted or extended: whoever does that knows better
+    return _set_real_size(row, _real_size(job, row))
+
+
+_MAY_BE_SETTLED = (ShareStatus.AVAILABLE, ShareStatus.ERROR)
+
+
+def _real_size(job: Job, row: Row[Any]) -> int:
+    with job.reading() as connection:
+        _, server = share_and_server(job, connection, row.id)
+    return job.manager.share_size(job.context, shares.share_of(row), server)
+
+
+def _set_real_size(row: Row[Any], real: int) -> OnCommit:
+    def commit(tx: StepTransaction) -> None:
+        if shares.set_size(tx.connection, row.id, ShareStatus(row.status), real):
+            _return_reserved(tx, row, real)
 
     return commit
+
+
+def _return_reserved(tx: StepTransaction, row: Row[Any], real: int) -> None:
+    if row.allocated_gib > real:
+        capacity.return_some(tx.connection, row.id, row.allocated_gib - real)
+        servers.resize(tx.connection, row.id, real)
 
 
 create_share = Action("create_share", _create_share, timeout=300)

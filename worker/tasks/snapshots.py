@@ -39,7 +39,7 @@ def _create_snapshot(job: Job) -> OnCommit:
 def _delete_snapshot(job: Job) -> OnCommit | None:
     with job.reading() as connection:
         if not snapshots.has_snapshot(connection, job.operation.payload["snapshot_id"]):
-            return None  # this had failed before, and another delete went through meanwhile
+            return _answer_deleted  # this had failed before, and another delete went through
         row, share, server = _objects(connection, job)
     job.manager.delete_snapshot(
         job.context, snapshots.snapshot_of(row), shares.share_of(share), server
@@ -49,9 +49,15 @@ def _delete_snapshot(job: Job) -> OnCommit | None:
 
     def commit(tx: StepTransaction) -> None:
         snapshots.remove_snapshot(tx.connection, row.id)
-        tx.result = {"id": row.id, "status": "deleted"}
+        tx.retry_failed("share", row.share_id)
+        _answer_deleted(tx)
 
     return commit
+
+
+def _answer_deleted(tx: StepTransaction) -> None:
+    if not tx.operation.undoing:
+        tx.result = {"id": tx.operation.payload["snapshot_id"], "status": "deleted"}
 
 
 def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> None:  # noqa: ARG001, FBT001 - a hook of the engine
@@ -61,7 +67,7 @@ def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> N
 
 
 def snapshot_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A delete used up its attempts: the snapshot shows it."""
+    """A delete failed for too long: the snapshot shows it."""
 
     def commit(tx: StepTransaction) -> None:
         snapshots.set_snapshot(

@@ -118,6 +118,7 @@ class Lane:
             f'state_dir = "{directory}"\n[database]\nurl = "{database_url}"\n'
             f'[broker]\nurl = "{redis.url()}"\nresult_backend = "{redis.url(1)}"\n'
             f"[engine]\nlease = {LEASE}\nretry_pause = 0.2\nfailed_undo_pause = 1.0\n"
+            f"retry_time = 3.0\nundo_retry_time = 20.0\n"
             f"queued_limit = 5.0\nreport_interval = 5.0\n{BACKENDS}"
         )
         upgrade(database_url)

@@ -36,6 +36,8 @@ class Site:
     settings: ClassVar[Mapping[str, float]] = {
         "lease": LEASE,
         "retry_pause": 0.2,
+        "retry_time": 5.0,
+        "undo_retry_time": 20.0,
         "failed_undo_pause": 1.0,
         "queued_limit": 5.0,
         "report_interval": 5.0,

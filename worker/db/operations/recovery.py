@@ -9,7 +9,7 @@ overdue operations, keeps nobody else's from being found.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import (
@@ -23,13 +23,14 @@ from sqlalchemy import (
     select,
     true,
     tuple_,
+    union,
     update,
 )
 
 from worker.db.core.engine import db_now
 from worker.db.operations.store import locked, publish_all
 from worker.db.operations.values import COLUMNS, Dispatch, Operation, dispatch_of, operation_of
-from worker.db.tables.main import operations
+from worker.db.tables.main import operations, share_servers
 from worker.model import Phase
 
 _o = operations.c
@@ -170,6 +171,63 @@ def postpone(
         .returning(_o.seq)
     )
     return len(changed.all())
+
+
+def routes(connection: Connection, known: Versions) -> list[tuple[str, str]]:
+    """Return the queues of overdue operations, each with a backend whose steps are sent there."""
+    rows = connection.execute(
+        select(_o.queue, _o.backend)
+        .where(
+            _o.due_at < db_now(),
+            _o.backend.is_not(None),
+            tuple_(_o.saga, _o.saga_version).in_(known),
+        )
+        .distinct()
+    )
+    return [(queue, backend) for queue, backend in rows]
+
+
+def reroute(
+    connection: Connection,
+    backend: str,
+    *,
+    old: str,
+    new: str,
+    limit: int,
+    republish_after: float,
+    known: Versions,
+) -> list[Dispatch]:
+    """Send a backend's overdue operations to another queue: nobody may read the old one."""
+    overdue = (
+        select(_o.seq)
+        .where(
+            _o.due_at < db_now(),
+            _o.queue == old,
+            _o.backend == backend,
+            tuple_(_o.saga, _o.saga_version).in_(known),
+        )
+        .order_by(_o.seq)
+        .limit(limit)
+    )
+    rows = connection.execute(
+        publish_all(republish_after)
+        .where(_o.seq.in_(locked(overdue, skip_locked=True)))
+        .values(queue=new)
+    )
+    return [dispatch_of(row) for row in rows]
+
+
+def orphaned_backends(connection: Connection, configured: Iterable[str]) -> list[str]:
+    """Return the backends that live operations or share servers refer to and nobody configures."""
+    names = sorted(configured)
+    servers = share_servers.c
+    rows = connection.execute(
+        union(
+            select(_o.backend).where(_o.due_at.is_not(None), _o.backend.not_in(names)),
+            select(servers.backend).where(servers.backend.not_in(names)),
+        )
+    )
+    return sorted(rows.scalars())
 
 
 def unknown(connection: Connection, known: Versions) -> list[tuple[str, int, int]]:

@@ -110,6 +110,8 @@ HOLD = Prepared(lambda _dialect: select(_o.seq).where(*_ours()).with_for_update(
 
 RELEASED: Mapping[str, Any] = {
     "attempts": 0,
+    "failures": 0,
+    "failing_since": None,
     "redrives": 0,
     "waits_for": None,
     "waiting_since": None,

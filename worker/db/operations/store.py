@@ -269,7 +269,9 @@ def wait(
         operation,
         {
             "phase": Phase.WAITING.value,
-            "attempts": _o.attempts - 1,
+            "attempts": 0,
+            "failures": 0,
+            "failing_since": None,
             "due_at": _later(seconds),
             "waits_for": waits_for,
             "waiting_since": func.coalesce(_o.waiting_since, db_now()),
@@ -292,7 +294,16 @@ def park(connection: Connection, operation: Operation, *, seconds: float) -> Non
 
 def retry(connection: Connection, operation: Operation, *, seconds: float) -> None:
     """Release the lease after a failed attempt; the next one is due after a pause."""
-    _fenced(connection, operation, {"phase": Phase.WAITING.value, "due_at": _later(seconds)})
+    _fenced(
+        connection,
+        operation,
+        {
+            "phase": Phase.WAITING.value,
+            "failures": _o.failures + 1,
+            "failing_since": func.coalesce(_o.failing_since, db_now()),
+            "due_at": _later(seconds),
+        },
+    )
 
 
 def _later(seconds: float) -> ColumnElement[float]:
@@ -421,6 +432,22 @@ def locked(rows: Select[tuple[int]], *, skip_locked: bool = False) -> Select[tup
     """
     first = rows.with_for_update(skip_locked=skip_locked).cte("locked")
     return select(first.c[0])
+
+
+def retry_failed(
+    connection: Connection, resource_kind: str, resource_id: str, *, republish_after: float
+) -> list[Dispatch]:
+    """Try at once what could not be undone or deleted of an object; it may be done by now."""
+    failed = select(_o.seq).where(
+        _o.resource_kind == resource_kind,
+        _o.resource_id == resource_id,
+        _o.state == OperationState.COMPENSATION_FAILED.value,
+        _o.phase == Phase.WAITING.value,
+    )
+    rows = connection.execute(
+        publish_all(republish_after).where(_o.seq.in_(locked(failed, skip_locked=True)))
+    )
+    return [dispatch_of(row) for row in rows]
 
 
 def publish_all(republish_after: float) -> Update:

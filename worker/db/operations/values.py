@@ -55,6 +55,8 @@ class Operation:
     dispatch: int
     fence: int
     attempts: int
+    failures: int
+    failing_since: float | None
     accepted_at: float
     claimed_at: float
     queued_at: float

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -482,11 +482,13 @@ def mark(connection: Connection, server_id: str, status: ServerStatus, error: An
     )
 
 
-def idle(connection: Connection, longer_than: float, limit: int) -> list[str]:
-    """Return servers that nobody has referred to for that long, the longest first."""
+def idle(
+    connection: Connection, longer_than: float, limit: int, *, backends: Iterable[str]
+) -> list[str]:
+    """Return servers of backends that nobody has referred to for that long, the longest first."""
     rows = connection.execute(
         select(_s.id)
-        .where(_s.idle_since < db_now() - longer_than)
+        .where(_s.idle_since < db_now() - longer_than, _s.backend.in_(sorted(backends)))
         .order_by(_s.idle_since)
         .limit(limit)
     )

@@ -100,7 +100,11 @@ operations = Table(
     Column("queued_at", Float),
     Column("redrives", Integer, nullable=False, server_default="0"),
     Column("fence", Integer, nullable=False, server_default="0"),
+    # Of the step in hand: how often it was claimed, and how many of these failed with an error;
+    # since when it has been failing without any success or wait between.
     Column("attempts", Integer, nullable=False, server_default="0"),
+    Column("failures", Integer, nullable=False, server_default="0"),
+    Column("failing_since", Float),
     Column("claimed_at", Float),
     Column("worker", String(255)),
     Column("waits_for", String(255)),

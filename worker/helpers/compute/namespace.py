@@ -19,6 +19,7 @@ To attach a client, put an interface on the bridge that the server's attribute `
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar, Final
 
@@ -55,6 +56,7 @@ from worker.systems.exports.ganesha import (
     daemons,
     serving_below,
 )
+from worker.systems.exports.probe import NfsServer, hanging
 from worker.systems.network.bridges import (
     Plug,
     Vlan,
@@ -72,6 +74,8 @@ _NAMESPACE: Final = "sw-"
 _PORT: Final = "swp"
 _BRIDGE: Final = "swb"
 _RETRY: Final = 2.0
+PROBE_INTERVAL: Final = 60.0
+"""Seconds between two probes of one file server: a hung one is restarted within about 75 s."""
 
 
 class NamespaceOptions(Options):
@@ -112,6 +116,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     def __init__(self, backend: BackendContext, options: Options) -> None:
         super().__init__(backend, options)
         check_directory(self._directories)
+        self._next_probe: dict[str, float] = {}
         if self.options.bridge and backend.mode is DriverMode.MANAGED_MULTI_SVM:
             raise ConfigurationError(
                 f"Backend {backend.name}: in mode {backend.mode} each share network has a "
@@ -139,6 +144,8 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
             inside = Guarded(_inside(share_server), context.guard)
             ganesha = self._ganesha(inside, share_server, network_info)
             failpoint("get_share_server.after_address")
+            if share_server.details is not None and _hanging([share_server]):
+                ganesha.stop()
             ganesha.ensure_running()
         except Retryable as error:
             raise NotReady(
@@ -188,7 +195,17 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
                 found[server.id] = Outage.SERVER
             elif self._directory(server.id) not in serving:
                 found[server.id] = Outage.FILE_SERVER
+        due = [server for server in share_servers if server.id not in found and self._due(server)]
+        found.update(dict.fromkeys(_hanging(due), Outage.FILE_SERVER))
         return found
+
+    def _due(self, server: ShareServer) -> bool:
+        """Whether to ask a server now if it answers; this process then asks again in a minute."""
+        now = time.monotonic()
+        if self._next_probe.get(server.id, now) > now:
+            return False
+        self._next_probe[server.id] = now + PROBE_INTERVAL
+        return True
 
     def shell(self, share_server: ShareServer) -> Shell:
         """As :meth:`Reachable.shell`."""
@@ -311,6 +328,17 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     @property
     def _directories(self) -> str:
         return f"{self.backend.state_dir}/servers"
+
+
+def _hanging(share_servers: Sequence[ShareServer]) -> frozenset[str]:
+    """Return the ids of the share servers whose NFS server answers nothing."""
+    return hanging(
+        {
+            server.id: NfsServer(namespace_name(server.id), server.network_info.addresses[0])
+            for server in share_servers
+            if server.network_info is not None
+        }
+    )
 
 
 def _host() -> Shell:

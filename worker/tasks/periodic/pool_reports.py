@@ -25,7 +25,8 @@ _log = logging.getLogger(__name__)
 
 def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
     """Report each backend that nobody else is reporting or has just reported."""
-    for name in _take(runtime, names):
+    known = [name for name in names if name in runtime.config.backends]
+    for name in _take(runtime, known):
         try:
             report = runtime.manager(name).report(RequestContext(""))
         except SharewrightError as error:

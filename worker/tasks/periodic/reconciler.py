@@ -27,6 +27,7 @@ from worker.db.tables.main import operation_aliases, operation_steps, operations
 from worker.engine.job import Runtime
 from worker.failpoints import failpoint
 from worker.messaging.broker import UNREACHABLE, priorities
+from worker.messaging.queues import queue_for
 from worker.model import Phase
 from worker.tasks.audit import ask_for_audits
 from worker.tasks.clean_up import start_clean_up
@@ -85,14 +86,17 @@ class Reconciler:
     ask_for_reports: AskForReports
     send_renewals: Send
     send_checks: checks.Send
+    beat: Callable[[], None] = lambda: None
     _next_reports: float = 0.0
     _next_housekeeping: float = 0.0
+    _orphaned: frozenset[str] = frozenset()
     _progress: Progress = field(default_factory=Progress)
 
     def run(self, stopped: threading.Event) -> None:
         """Pass after pass, one a second, until told to stop; an outage is waited out."""
         while not stopped.is_set():
             began = time.monotonic()
+            self.beat()
             try:
                 self.one_pass()
             except (DBAPIError, *UNREACHABLE) as error:
@@ -107,6 +111,7 @@ class Reconciler:
         """Do everything that is due; return how many operations were taken up again."""
         taken_up = self._redrive_overdue()
         self._store_results()
+        self.beat()
         self._clean_up_idle()
         ask_for_renewals(self.runtime, self.send_renewals)
         checks.ask_for_checks(self.runtime, self.send_checks)
@@ -118,6 +123,7 @@ class Reconciler:
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             self._report_unknown()
+            self._report_orphaned_backends()
             self._purge()
             self._forget_orphans()
             self._forget_failed()
@@ -126,6 +132,7 @@ class Reconciler:
 
     def _redrive_overdue(self) -> int:
         batch = self.runtime.config.engine.redrive_batch
+        rerouted = self._reroute(batch)
         with reading(self.runtime.engine) as connection:
             gone = recovery.due(connection, (Phase.LEASED, Phase.WAITING), batch, known=self._known)
             queues = recovery.overdue_queues(connection, self._known)
@@ -134,12 +141,37 @@ class Reconciler:
         # Neither kind of work may keep the other from being taken up.
         gone = gone[: batch if not queues else max(1, batch // 2)]
         room = max(1, batch - len(gone))
-        count = self._redrive(gone)
+        count = rerouted + self._redrive(gone)
         for number, queue in enumerate(queues):
             share = max(1, room // (len(queues) - number))
             found = self._take_up_lost(queue, share)
             room = max(1, room - found)
             count += found
+        return count
+
+    def _reroute(self, limit: int) -> int:
+        """Send what is overdue to the queue that today's configuration gives.
+
+        Nobody may read the stored one any more: the backend's host has another name, for example.
+        """
+        config, count = self.runtime.config, 0
+        with reading(self.runtime.engine) as connection:
+            routes = recovery.routes(connection, self._known)
+        for old, backend in routes:
+            if backend not in config.backends or queue_for(config, backend) == old:
+                continue
+            with transaction(self.runtime.engine) as connection:
+                dispatches = recovery.reroute(
+                    connection,
+                    backend,
+                    old=old,
+                    new=queue_for(config, backend),
+                    limit=limit,
+                    republish_after=config.engine.lease,
+                    known=self._known,
+                )
+            self.runtime.publish_all(dispatches)
+            count += len(dispatches)
         return count
 
     def _take_up_lost(self, queue: str, limit: int) -> int:
@@ -201,6 +233,7 @@ class Reconciler:
                 .returning(o.id, o.result, o.error, o.idempotency_key)
             ).all()
         for row in rows:
+            self.beat()  # a result backend that is away may cost each of them a time limit
             self.runtime.deliver(
                 row.id, row.result, row.error, aliased=row.idempotency_key is not None
             )
@@ -210,7 +243,9 @@ class Reconciler:
         config = self.runtime.config
         interval = config.engine.unused_share_server_cleanup_interval
         with reading(self.runtime.engine) as connection:
-            idle = servers.idle(connection, interval, config.engine.redrive_batch)
+            idle = servers.idle(
+                connection, interval, config.engine.redrive_batch, backends=config.backends
+            )
         for server_id in idle:
             operation_id = str(uuid.uuid4())
             with transaction(self.runtime.engine) as connection:
@@ -221,6 +256,18 @@ class Reconciler:
                     connection, config, self.runtime.sagas, row, operation_id
                 )
             self.runtime.publish_all(dispatches)
+
+    def _report_orphaned_backends(self) -> None:
+        """Say once which backends are gone from the configuration and still referred to."""
+        with reading(self.runtime.engine) as connection:
+            orphaned = recovery.orphaned_backends(connection, self.runtime.config.backends)
+        for backend in sorted(set(orphaned) - self._orphaned):
+            _log.error(
+                "Backend %s is not in the configuration, and operations or share servers refer to "
+                "it: nothing is done for them. Put it back under that name.",
+                backend,
+            )
+        self._orphaned = frozenset(orphaned)
 
     def _report_unknown(self) -> None:
         """Say which operations wait for a reconciler of a newer release."""

@@ -18,7 +18,7 @@ from worker.engine.job import Runtime
 from worker.errors import SharewrightError
 from worker.messaging.queues import queue_for
 from worker.model import Outage, RequestContext
-from worker.tasks.repairs import ENSURE_SERVER, RESTART_SERVER, Requester, Started, start
+from worker.tasks.repairs import ENSURE_SERVER, Requester, Started, start
 
 TASK: Final = "check_share_servers"
 CHECK_SECONDS: Final = 3.0
@@ -73,7 +73,6 @@ def _check(runtime: Runtime, name: str) -> None:
 
 
 def _repair(runtime: Runtime, server_id: str, outage: Outage) -> None:
-    saga = RESTART_SERVER if outage is Outage.FILE_SERVER else ENSURE_SERVER
     with transaction(runtime.engine) as connection:
         # One that is being deleted meanwhile is left alone.
         row = health.hold_active(connection, server_id)
@@ -83,7 +82,7 @@ def _repair(runtime: Runtime, server_id: str, outage: Outage) -> None:
             connection,
             runtime.config,
             runtime.sagas,
-            Begin(saga, ("share_server", server_id), row.backend),
+            Begin(ENSURE_SERVER, ("share_server", server_id), row.backend),
             requester=Requester(row.project_id),
         )
     _announce(runtime, started, f"share server {server_id}", outage)
