@@ -33,6 +33,9 @@ OUTAGE_SECONDS: Final = 0.5
 """Between attempts while broker or result backend is not reached."""
 CONNECT_SECONDS: Final = 3
 
+_REFUSED: Final = "no permissions"
+"""In the words of Redis to a user whose rules do not cover a key."""
+
 
 def broker_fault(url: str) -> str | None:
     """Why a broker cannot be reached, as the name of the error; None when it answers."""
@@ -128,7 +131,11 @@ class Client:
                 state = result.state
                 why = "is the scheduler running?"
             except UNREACHABLE as error:
-                why = f"the broker is not reached ({type(error).__name__})."
+                why = (
+                    f"this user may not publish on {queue}, says the broker."
+                    if _REFUSED in str(error).lower()
+                    else f"the broker is not reached ({type(error).__name__})."
+                )
                 time.sleep(OUTAGE_SECONDS)
                 continue
             if state == "FAILURE":

@@ -9,13 +9,20 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from tests.support import venv
-from tests.support.services import ROOT, RedisServer
+from tests.support.services import ROOT
 
 RECIPES: Final = ROOT / "tests" / "producers"
 ANSWER_SECONDS: Final = 120
+
+
+class Redis(Protocol):
+    """A Redis as a producer sees it."""
+
+    def url(self, database: int = 0) -> str:
+        """Return the URL of one of its databases."""
 
 
 def celery_producer(version: str) -> tuple[str, ...]:
@@ -63,7 +70,7 @@ def node_modules() -> Path:
 
 def produce(
     command: Sequence[str],
-    redis: RedisServer,
+    redis: Redis,
     requests: Sequence[Sequence[Any]],
     transport_options: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
