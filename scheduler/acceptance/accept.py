@@ -127,7 +127,10 @@ def take_in(
     failpoint("intake.after_commit")
     for ended_id, result, error in acceptance.ended:
         # Of the operations that this one superseded, other ids may want the result.
-        runtime.deliver(ended_id, result, error, aliased=ended_id != operation_id)
+        superseded = ended_id != operation_id
+        runtime.deliver(ended_id, result, error, aliased=superseded)
+        if superseded:
+            runtime.heartbeat.count(f"operations_ended_total:{OperationState.SUPERSEDED}")
     heard()
     runtime.publish_all(acceptance.dispatches)
     failpoint("intake.after_publish")

@@ -20,7 +20,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import make_wsgi_app
 from prometheus_client.registry import Collector
-from sqlalchemy import Connection, Engine, case, func, select, update
+from sqlalchemy import Connection, Engine, case, func, literal, select, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 
@@ -138,27 +138,36 @@ class _Figures(Collector):
 
 
 def _operations(connection: Connection) -> Iterator[Metric]:
+    """Count what is under way, by indexes of it; nothing here grows with what has ended."""
     o = operations.c
     states = GaugeMetricFamily(
-        _PREFIX + "operations", "Operations by state, as far as they are kept.", labels=["state"]
+        _PREFIX + "operations",
+        "Operations that are queued, under way, or tried on, by state.",
+        labels=["state"],
     )
-    counted = {
-        row.state: row.number
-        for row in connection.execute(
-            select(o.state, func.count().label("number")).group_by(o.state)
+    # Written out: a plan for any state could not use the index of the pending ones.
+    queued = literal(OperationState.PENDING.value, literal_execute=True)
+    pending = select(func.count()).where(o.state == queued)
+    counted = {OperationState.PENDING.value: connection.execute(pending).scalar_one()}
+    oldest = 0.0
+    for row in connection.execute(
+        select(
+            o.state, func.count().label("number"), (db_now() - func.min(o.accepted_at)).label("age")
         )
-    }
+        .where(o.due_at.is_not(None))
+        .group_by(o.state)
+    ):
+        counted[row.state] = row.number
+        if row.state in LIVE_STATES:
+            oldest = max(oldest, row.age)
     for state in OperationState:
-        states.add_metric([state], counted.get(state.value, 0))
+        if state is OperationState.COMPENSATION_FAILED or not state.has_ended:
+            states.add_metric([state], counted.get(state.value, 0))
     yield states
     age = GaugeMetricFamily(
         _PREFIX + "oldest_live_operation_seconds", "Age of the oldest operation that is under way."
     )
-    live = [state.value for state in LIVE_STATES]
-    found = connection.execute(
-        select(db_now() - func.min(o.accepted_at)).where(o.state.in_(live))
-    ).scalar_one()
-    age.add_metric([], max(0.0, found or 0.0))
+    age.add_metric([], oldest)
     yield age
     kept = GaugeMetricFamily(
         _PREFIX + "dead_letters", "Messages that could not be read, kept aside."
@@ -183,6 +192,7 @@ def _operations(connection: Connection) -> Iterator[Metric]:
 _LABELS: Final = {
     "steps_total": ("task", "outcome"),
     "requests_total": ("verb", "outcome"),
+    "operations_ended_total": ("state",),
     "dhcp_renewals_total": ("outcome",),
     "audits_total": ("outcome",),
     "audit_removed_total": ("kind",),
@@ -192,6 +202,7 @@ _LABELS: Final = {
 _HELP: Final = {
     "steps_total": "Acts of steps by how they ended.",
     "requests_total": "Requests by what became of them.",
+    "operations_ended_total": "Operations with steps by the state in which they ended.",
     "dhcp_renewals_total": "Renewals of DHCP leases: renewed, failed, or failed with none left.",
     "audits_total": "Audits of a backend: complete, or of parts of it only.",
     "audit_removed_total": "Orphans that audits removed.",

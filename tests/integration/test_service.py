@@ -278,7 +278,7 @@ def test_metrics_show_the_work(make_up: Callable[[], Up]) -> None:
     up.share(client, "one")
     client.close()
     wanted = (
-        'sharewright_operations{state="succeeded"} 2.0',
+        'sharewright_operations_ended_total{state="succeeded"} 1.0',
         'sharewright_steps_total{outcome="done",task="create_share"} 1.0',
         'sharewright_storage_pool_gib{amount="allocated",backend="fake",pool="pool"} 1.0',
         "sharewright_compensations_failed_total 0.0",

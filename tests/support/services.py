@@ -365,6 +365,31 @@ class PostgresServer:
         self._process.close()
         shutil.rmtree(self.directory, ignore_errors=True)
 
+    def start_standby(self) -> PostgresServer:
+        """Start another server that follows this one and takes no writes."""
+        standby = PostgresServer()
+        subprocess.run(
+            (
+                *(*self._account, require("pg_basebackup"), "-D", str(standby._data)),
+                *("-h", "127.0.0.1", "-p", str(self.port), "-U", _POSTGRES_ACCOUNT),
+                *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
+            ),
+            check=True,
+            capture_output=True,
+            cwd=self.directory,
+            timeout=60,
+        )
+        return standby.start()
+
+    def promote(self) -> None:
+        """Make a standby a primary."""
+        self._run("SELECT pg_promote()")
+
+    def demote(self) -> None:
+        """Make a primary that was stopped come back as a standby, which takes no writes."""
+        (self._data / "standby.signal").touch()
+        self.start()
+
     @property
     def pid(self) -> int:
         return self._process.pid

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,11 +18,12 @@ from scheduler.placement import pools
 from scheduler.queries.reads import READS
 from scheduler.requests.base import parse
 from scheduler.requests.verbs import VERBS
+from scheduler.service import health
 from worker.config import Config
 from worker.db import capacity, shares, snapshots, statuses
 from worker.db.core.engine import open_engine, reading, transaction
 from worker.db.core.prepared import Prepared
-from worker.db.operations import statements
+from worker.db.operations import retention, statements
 from worker.db.share_servers import store as servers
 from worker.db.tables.all import metadata
 from worker.engine import heartbeat
@@ -105,6 +106,51 @@ def test_a_hot_statement_finds_its_rows_by_an_index(engine: Engine, name: str) -
         text = text_of(connection, STATEMENTS[name].statement(dialect))
         plan = (plan_on_sqlite if dialect == "sqlite" else plan_on_postgresql)(connection, text)
         assert not scans(connection, plan), plan
+
+
+def asked_by(engine: Engine, look: Callable[[Connection], object]) -> list[tuple[str, Any]]:
+    """The statements that a look at the database comes to."""
+    asked: list[tuple[str, Any]] = []
+
+    def note(_c: Any, _cursor: Any, text: str, values: Any, *_: Any) -> None:
+        asked.append((text, values))
+
+    with reading(engine) as connection:
+        event.listen(engine, "before_cursor_execute", note)
+        look(connection)
+        event.remove(engine, "before_cursor_execute", note)
+    return asked
+
+
+@pytest.mark.parametrize(
+    "look",
+    [
+        lambda connection: list(health._operations(connection)),
+        lambda connection: retention.has_old(connection, 60.0),
+        lambda connection: retention.forget_old(connection, 60.0, 10),
+        lambda connection: retention.forget_old_audits(connection, "audit_backend", 60.0, 10),
+    ],
+    ids=["metrics", "has_old", "forget_old", "forget_old_audits"],
+)
+def test_what_is_done_all_the_time_looks_at_no_whole_table_of_operations(
+    engine: Engine, look: Callable[[Connection], object]
+) -> None:
+    found = 0
+    for text, values in asked_by(engine, look):
+        with transaction(engine) as connection:
+            if connection.dialect.name == "sqlite":
+                rows = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {text}", values).all()
+                plan = "\n".join(str(row.detail) for row in rows)
+            else:
+                connection.exec_driver_sql("SET LOCAL enable_seqscan = off")
+                rows = connection.exec_driver_sql(f"EXPLAIN {text}", values).all()
+                plan = "\n".join(str(row[0]) for row in rows)
+        found += " operations" in plan
+        assert not re.search(
+            r"SCAN operations(?! USING INDEX ix_operations_(due|pending))", plan
+        ), plan
+        assert "Seq Scan on operations" not in plan, plan
+    assert found, "nothing was asked about operations"
 
 
 def test_there_are_hot_statements() -> None:

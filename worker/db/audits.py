@@ -24,6 +24,7 @@ from sqlalchemy import (
     or_,
     select,
     true,
+    tuple_,
     update,
 )
 
@@ -119,10 +120,7 @@ def forget_old(connection: Connection, older_than: float, limit: int) -> int:
     """Forget tombstones after that many seconds, unless something is left; return how many."""
     left = exists().where(_f.owner_id == _t.id)
     old = select(_t.kind, _t.id).where(_t.gone_at < db_now() - older_than, ~left).limit(limit)
-    rows = connection.execute(old).all()
-    for row in rows:
-        connection.execute(delete(tombstones).where(_t.kind == row.kind, _t.id == row.id))
-    return len(rows)
+    return connection.execute(delete(tombstones).where(tuple_(_t.kind, _t.id).in_(old))).rowcount
 
 
 def standings(

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine
 
@@ -20,7 +20,7 @@ from worker.engine.heartbeat import Heartbeat
 from worker.engine.saga import Action, Saga, Sagas, Step, StepCommitted, StepWaiting
 from worker.errors import ErrorCode, Fatal
 from worker.messaging.broker import UNREACHABLE
-from worker.model import RequestContext
+from worker.model import OperationState, RequestContext
 
 _log = logging.getLogger(__name__)
 
@@ -86,8 +86,15 @@ class Runtime:
             self.heartbeat.stored(operation_id)
 
 
-Outcome = tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None, bool]
-"""An operation that ended: its id, its result or its error, whether it has an idempotency key."""
+class Outcome(NamedTuple):
+    """An operation whose result or error is to be stored."""
+
+    operation_id: str
+    state: OperationState
+    result: Mapping[str, Any] | None
+    error: Mapping[str, str] | None
+    aliased: bool
+    """Whether it has an idempotency key: other ids may want the same result."""
 
 
 @dataclass(slots=True)

@@ -339,7 +339,7 @@ def close(
         message=message,
     )
     _promote(tx)
-    tx.ended.append(_outcome(operation, tx.result, error))
+    tx.ended.append(_outcome(operation, state, tx.result, error))
 
 
 def _promote(tx: StepTransaction) -> None:
@@ -355,8 +355,10 @@ def _promote(tx: StepTransaction) -> None:
 
 def _announce(runtime: Runtime, tx: StepTransaction) -> None:
     """After the commit: results first, for somebody waits for them, then the doorbells."""
-    for operation_id, result, error, aliased in tx.ended:
-        runtime.deliver(operation_id, result, error, aliased=aliased)
+    for one in tx.ended:
+        runtime.deliver(one.operation_id, one.result, one.error, aliased=one.aliased)
+        if one.state is not OperationState.COMPENSATION_FAILED:  # that one is tried on
+            runtime.heartbeat.count(f"operations_ended_total:{one.state}")
     runtime.publish_all(tx.dispatches)
 
 
@@ -471,13 +473,16 @@ def give_up(tx: StepTransaction, error: Mapping[str, str]) -> None:
         store_again=tx.republish_after,
     )
     _promote(tx)
-    tx.ended.append(_outcome(operation, None, error))
+    tx.ended.append(_outcome(operation, OperationState.COMPENSATION_FAILED, None, error))
 
 
 def _outcome(
-    operation: Operation, result: Mapping[str, Any] | None, error: Mapping[str, str] | None
+    operation: Operation,
+    state: OperationState,
+    result: Mapping[str, Any] | None,
+    error: Mapping[str, str] | None,
 ) -> Outcome:
-    return operation.id, result, error, operation.idempotency_key is not None
+    return Outcome(operation.id, state, result, error, operation.idempotency_key is not None)
 
 
 def _remember_server(tx: StepTransaction, end: StepError | NotReady) -> None:

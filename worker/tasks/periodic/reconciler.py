@@ -14,16 +14,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
-from sqlalchemy import case, delete, or_, select, update
+from sqlalchemy import or_, select, update
 from sqlalchemy.exc import DBAPIError
 
 from worker.db import audits, dead_letters
 from worker.db.core.engine import db_now, reading, transaction
 from worker.db.networks import dhcp_leases as leases
-from worker.db.operations import recovery, store
+from worker.db.operations import recovery, retention, store
 from worker.db.operations.values import Operation
 from worker.db.share_servers import store as servers
-from worker.db.tables.main import operation_aliases, operation_steps, operations
+from worker.db.tables.main import operations
 from worker.engine.job import Runtime
 from worker.failpoints import failpoint
 from worker.messaging.broker import UNREACHABLE, priorities
@@ -38,6 +38,8 @@ from worker.tasks.periodic.lease_renewals import Send, ask_for_renewals
 TICK_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 30.0
 PURGE_BATCH: Final = 1000
+PURGE_SECONDS: Final = 0.5
+"""How much of a pass may go to purging: operations are forgotten faster than workers do them."""
 STORE_AGAIN_SECONDS: Final = 30.0
 AUDITS_KEPT: Final = 86400.0
 """Seconds; there is one for each backend and interval, and what it found has a table."""
@@ -113,6 +115,7 @@ class Reconciler:
         self._store_results()
         self.beat()
         self._clean_up_idle()
+        self._purge()
         ask_for_renewals(self.runtime, self.send_renewals)
         checks.ask_for_checks(self.runtime, self.send_checks)
         now = time.monotonic()
@@ -124,7 +127,7 @@ class Reconciler:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             self._report_unknown()
             self._report_orphaned_backends()
-            self._purge()
+            self._purge_marks()
             self._forget_orphans()
             self._forget_failed()
         self.runtime.heartbeat.flush()
@@ -283,35 +286,35 @@ class Reconciler:
             )
 
     def _purge(self) -> None:
-        """Forget ended operations, in batches, after the time that they are kept."""
-        o = operations.c
+        """Forget what ended long ago, until nothing is left or this pass has used its time."""
         keep = self.runtime.config.engine.keep_operations
-        old = (
-            select(o.seq, o.id)
-            .where(
-                o.finished_at
-                < db_now() - case((o.verb == AUDIT, min(AUDITS_KEPT, keep)), else_=keep),
-                o.phase.is_(None),
-            )
-            .limit(PURGE_BATCH)
-        )
-        with transaction(self.runtime.engine) as connection:
-            audits.forget_old(connection, keep, PURGE_BATCH)
-            dead_letters.purge(
-                connection, self.runtime.config.engine.keep_dead_letters, PURGE_BATCH
-            )
-            rows = connection.execute(old).all()
-            if not rows:
-                return
-            ids = [row.id for row in rows]
-            connection.execute(
-                delete(operation_steps).where(operation_steps.c.operation_id.in_(ids))
-            )
-            connection.execute(
-                delete(operation_aliases).where(operation_aliases.c.operation_id.in_(ids))
-            )
-            connection.execute(delete(operations).where(o.seq.in_([row.seq for row in rows])))
-        _log.info("Forgot %d operations that ended long ago.", len(rows))
+        until = time.monotonic() + PURGE_SECONDS
+        with reading(self.runtime.engine) as connection:
+            left = retention.has_old(connection, keep)
+        forgotten = 0
+        while left and time.monotonic() < until:
+            with transaction(self.runtime.engine) as connection:
+                count = retention.forget_old(connection, keep, PURGE_BATCH)
+            forgotten += count
+            left = count == PURGE_BATCH
+        if forgotten:
+            _log.info("Forgot %d operations that ended long ago.", forgotten)
+
+    def _purge_marks(self) -> None:
+        """Forget tombstones, audits and dead letters that are no longer needed."""
+        keep = self.runtime.config.engine.keep_operations
+        until = time.monotonic() + HOUSEKEEPING_SECONDS / 10
+        left = True
+        while left and time.monotonic() < until:
+            with transaction(self.runtime.engine) as connection:
+                gone = audits.forget_old(connection, keep, PURGE_BATCH)
+                audits_gone = retention.forget_old_audits(
+                    connection, AUDIT, min(AUDITS_KEPT, keep), PURGE_BATCH
+                )
+                letters = dead_letters.purge(
+                    connection, self.runtime.config.engine.keep_dead_letters, PURGE_BATCH
+                )
+            left = max(gone, audits_gone, letters) == PURGE_BATCH
 
     def _forget_orphans(self) -> None:
         with transaction(self.runtime.engine) as connection:
