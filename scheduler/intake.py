@@ -24,7 +24,7 @@ from scheduler.placement.pool_cache import PoolCache, cache_for
 from scheduler.queries.reads import READS
 from scheduler.requests.base import Kind, Payload, Verb, digest, is_id, parse
 from scheduler.requests.verbs import VERBS
-from worker.app import make_app, start
+from worker.app import make_app, own_name, start
 from worker.config import Config
 from worker.db.backends import check_configured
 from worker.db.core.engine import reading
@@ -234,6 +234,7 @@ def run_scheduler(
     each other waiting.
     """
     check_configured(config.database.url, config.backends)
+    name = "scheduler-reads" if requests == "reads" else "scheduler"
     app = make_app(config)
     app.conf.broker_transport_options = request_transport_options(config.broker)
     add_request_tasks(app, config)
@@ -243,5 +244,5 @@ def run_scheduler(
         queues=QUEUES_OF[requests],
         concurrency=concurrency,
         pool=pool,
-        name="scheduler-reads" if requests == "reads" else "scheduler",
+        name=own_name(name, config.broker.url),
     )

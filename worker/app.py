@@ -7,6 +7,7 @@ keeper's thread are made on first use, after the fork.
 from __future__ import annotations
 
 import functools
+import hashlib
 import itertools
 import logging
 import os
@@ -277,6 +278,8 @@ def run_worker(
         )
     for backend in mine:
         check(backend_here(config, backend))
+    if any(backend.host for backend in mine.values()):
+        check_state_dir(config)
     if any(backend.mode.has_share_servers for backend in mine.values()):
         check_keys(config)
     engine_for(config.database.url).dispose()
@@ -297,9 +300,48 @@ def run_worker(
         queues=queues_of(config, group),
         concurrency=concurrency,
         pool=pool,
-        name=name or group,
+        name=name or own_name(group, config.broker.url),
         longest_task=max(action.timeout for action in ACTIONS.values()),
     )
+
+
+_names_taken: Final[list[socket.socket]] = []
+"""Held open for as long as this process lives."""
+
+
+def own_name(name: str, broker_url: str) -> str:
+    """Return a name that no other process of this broker has on this host.
+
+    The first has the name itself, the second ``<name>-2``. A name is taken by an abstract socket,
+    which the kernel gives back whatever a process dies of; a restart so gets the same name.
+    """
+    service = hashlib.sha256(broker_url.encode()).hexdigest()[:16]
+    for number in itertools.count(1):
+        found = name if number == 1 else f"{name}-{number}"
+        taken = socket.socket(socket.AF_UNIX)
+        try:
+            taken.bind(f"\0sharewright-{service}-{found}")
+        except OSError:
+            taken.close()
+            continue
+        _names_taken.append(taken)
+        return found
+    raise AssertionError("counting does not end")
+
+
+def check_state_dir(config: Config) -> None:
+    """Refuse a state directory in which backends of this host could not keep their files."""
+    directory = config.state_dir
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        usable = os.access(directory, os.W_OK | os.X_OK)
+        why = "this user may not write there"
+    except OSError as error:
+        usable, why = False, str(error.strerror)
+    if not usable:
+        raise ConfigurationError(
+            f"The directory {directory} cannot be used ({why}); change state_dir, or who owns it."
+        )
 
 
 def start(

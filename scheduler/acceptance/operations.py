@@ -19,7 +19,7 @@ from worker.db.tables.main import operations as operations_table
 from worker.engine.accept import Completed
 from worker.engine.job import StepTransaction
 from worker.errors import Conflict, ErrorCode, NotFound, ObjectKind
-from worker.messaging.queues import queue_for
+from worker.messaging.queues import group_of, queue_for
 from worker.model import OperationState, Phase
 from worker.tasks.giving_up import force_close
 
@@ -77,7 +77,7 @@ def retry(acceptance: Acceptance) -> Completed:
         .values(queue=_queue(acceptance, row))
     ).first()
     if rung is None:
-        raise _refused(row, "is under way already")
+        raise _refused(row, f"is under way already: {_doing(row)}")
     acceptance.dispatches.append(dispatch_of(rung))
     return Completed(("operation", row.id), {"id": row.id, "state": row.state, "task": row.task})
 
@@ -96,6 +96,16 @@ def _is_waiting(acceptance: Acceptance, row: Row[Any]) -> ColumnElement[bool]:
     if _queue(acceptance, row) == row.queue:
         return waits
     return or_(waits, _o.phase == Phase.QUEUED.value)
+
+
+def _doing(row: Row[Any]) -> str:
+    """Say what a step that does not wait is about, and for whom its message waits."""
+    if row.phase == Phase.LEASED:
+        return f"{row.worker} does {row.task}"
+    return (
+        f"the message for {row.task} is in the queue {row.queue} and waits for a worker of the "
+        f"group {group_of(row.queue)}"
+    )
 
 
 def give_up(acceptance: Acceptance) -> Completed:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, Table, insert, not_, or_, select, true, update
+from sqlalchemy import Row, Select, Table, func, insert, not_, or_, select, true, update
 from sqlalchemy import delete as sql_delete
 
 from scheduler.acceptance import quotas
@@ -188,16 +188,23 @@ def _check_unused(
 ) -> None:
     """Refuse while anything uses the network: of any project, or of any but one."""
     users: list[str] = []
+    count = 0
     for kind, using in (
         ("share", _using(shares, row, but_for)),
-        ("share server", _using(share_servers, row, but_for)),
         ("operation", _live(row, but_for)),
+        ("share server", _using(share_servers, row, but_for)),
     ):
+        if users and kind == "share server":
+            break  # they go with their shares
         found = acceptance.connection.execute(using.limit(_NAMED_USERS - len(users)))
         users += [f"{kind} {user}" for (user,) in found]
+        count += acceptance.connection.execute(
+            select(func.count()).select_from(using.subquery())
+        ).scalar_one()
     if users:
+        more = f" and {count - len(users)} more" if count > len(users) else ""
         raise Conflict(
-            f"The share network {row.id} is in use by {', '.join(users)}; {then}.",
+            f"The share network {row.id} is in use by {', '.join(users)}{more}; {then}.",
             object=ObjectKind.SHARE_NETWORK.ref(row.id),
             field="share_network_id",
         )

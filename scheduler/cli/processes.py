@@ -85,7 +85,11 @@ def check(session: Session, database: bool) -> None:  # noqa: FBT001 - click's f
 
 @click.command(cls=Command)
 @click.option("--group", default="default", show_default=True, help="Whose backends it serves.")
-@click.option("--name", default="", help="Its name among the group's workers; default: the group.")
+@click.option(
+    "--name",
+    default="",
+    help="Its name in Flower; default: the group, the second on a host GROUP-2.",
+)
 @click.option(
     "--concurrency",
     type=click.IntRange(min=1),

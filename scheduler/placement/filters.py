@@ -68,7 +68,7 @@ def has_mode(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
     if asked is not None and asked != offer.mode:
         return f"its mode is {offer.mode}, and the share type asks for {asked}"
     if wanted.network_kind in {None, NetworkKind.NONE} and offer.mode.has_share_servers:
-        return f"its mode is {offer.mode}, which needs a share network with addresses"
+        return f"its mode is {offer.mode}, which needs addresses: name a share_network_id"
     return None
 
 

@@ -90,8 +90,8 @@ class Home:
         """The private Redis, as Celery names it."""
         return f"redis+socket://{self.socket}?virtual_host={number}"
 
-    def config(self, otherwise: Mapping[str, Any] | None = None) -> Config:
-        """Return the operator's configuration, or ``otherwise``, with this home's own services.
+    def check(self) -> None:
+        """Refuse a path that file servers, their configuration or a socket could not have.
 
         Raises :class:`~worker.errors.ConfigurationError`.
         """
@@ -104,6 +104,13 @@ class Home:
                 f"The path {self.socket} is too long for a socket (at most "
                 f"{_LONGEST_SOCKET_PATH} bytes); choose a shorter --home."
             )
+
+    def config(self, otherwise: Mapping[str, Any] | None = None) -> Config:
+        """Return the operator's configuration, or ``otherwise``, with this home's own services.
+
+        Raises :class:`~worker.errors.ConfigurationError`.
+        """
+        self.check()
         if self.config_path.exists():
             config = load(self.config_path)
         else:

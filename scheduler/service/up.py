@@ -46,8 +46,7 @@ def run_up(home: Home, *, concurrency: int, grace: float, log_level: str | None)
 
     Raises :class:`~worker.errors.SharewrightError` when it cannot start.
     """
-    home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    home.logs.mkdir(mode=0o700, exist_ok=True)
+    _make(home)
     with tree.alone(home.path) as members:
         config = _configuration(home, log_level)
         keys = Keys(config.secrets.directory)
@@ -55,6 +54,18 @@ def run_up(home: Home, *, concurrency: int, grace: float, log_level: str | None)
             keys.generate()
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         return Supervisor(home, config, concurrency, grace, members).run()
+
+
+def _make(home: Home) -> None:
+    """Make the home's directories, after its path was found to be usable."""
+    home.check()
+    try:
+        home.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        home.logs.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The home {home.path} cannot be used: {error.strerror}; choose another --home."
+        ) from error
 
 
 def _configuration(home: Home, log_level: str | None) -> Config:

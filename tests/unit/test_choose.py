@@ -85,12 +85,12 @@ def test_a_pool_that_fits() -> None:
         (
             {"network_kind": None},
             {},
-            "its mode is flat_multi_svm, which needs a share network with addresses",
+            "its mode is flat_multi_svm, which needs addresses: name a share_network_id",
         ),
         (
             {"network_kind": NetworkKind.NONE},
             {"mode": DriverMode.MANAGED_MULTI_SVM},
-            "its mode is managed_multi_svm, which needs a share network with addresses",
+            "its mode is managed_multi_svm, which needs addresses: name a share_network_id",
         ),
         (
             {"extra_specs": {"driver_mode": "single_svm"}},

@@ -155,7 +155,9 @@ def refused(bench: EngineBench, verb: str, operation_id: str) -> str:
 
 def test_what_has_ended_or_cannot_be_undone_is_refused(bench: EngineBench) -> None:
     created = bench.create()
-    assert "under way" in refused(bench, "retry", created)
+    said = refused(bench, "retry", created)
+    assert "under way already" in said
+    assert "in the queue steps.default.0 and waits for a worker of the group default" in said
     assert "under way" in refused(bench, "give_up", created)
     bench.drive()
     for verb in ("cancel", "retry", "give_up"):
