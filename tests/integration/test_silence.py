@@ -13,8 +13,7 @@ from tests.support.forwarder import Forwarder
 from tests.support.services import PostgresServer
 from worker.db.core.engine import open_engine, reading, transaction
 from worker.db.core.outages import is_passing, patiently
-from worker.db.core.postgresql import driver_connection
-from worker.db.core.prepared import send
+from worker.db.core.postgresql import driver_connection, send
 
 
 @pytest.fixture

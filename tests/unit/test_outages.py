@@ -11,8 +11,7 @@ from sqlalchemy.exc import DBAPIError
 
 from worker.db.core.engine import open_engine, reading, transaction
 from worker.db.core.outages import is_passing, patiently
-from worker.db.core.postgresql import driver_connection
-from worker.db.core.prepared import send
+from worker.db.core.postgresql import driver_connection, send
 
 UNFIT = ("08006", "25006", "25P03", "53100", "53200", "53400", "57P01", "58030", "XX001", "XX002")
 RACE_LOST = ("40001", "40P01", "40003", "55006", "55P03", "57014")

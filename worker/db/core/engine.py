@@ -4,7 +4,8 @@ An engine is opened after the fork and belongs to one process. Both drivers are 
 mode, and BEGIN is said here: a statement that is a transaction by itself then costs one round trip.
 SQLite (the embedded default) runs in WAL mode with ``synchronous=FULL``, begins every transaction
 with ``BEGIN IMMEDIATE`` (a read that turns into a write would otherwise fail with "database is
-locked") and waits for its lock.
+locked") and waits for its lock. What is PostgreSQL's alone is imported where it is needed: on
+SQLite the command does not wait for psycopg.
 """
 
 from __future__ import annotations
@@ -23,8 +24,6 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
 from worker.db.core.outages import is_passing, is_server_unfit
-from worker.db.core.postgresql import PostgresConnection, connect, driver_connection
-from worker.db.core.prepared import send
 from worker.errors import ConfigurationError
 
 BUSY_TIMEOUT_SECONDS: Final = 30
@@ -80,6 +79,8 @@ def open_engine(url: URL, *, limited: bool = True) -> Engine:
         event.listen(engine, "connect", _prepare_sqlite)
         event.listen(engine, "begin", _begin_immediate)
         return engine
+    from worker.db.core.postgresql import PostgresConnection, connect  # noqa: PLC0415 - see above
+
     engine = create_engine(
         url,
         pool_size=3,
@@ -123,6 +124,8 @@ def _begin_immediate(connection: Connection) -> None:
 
 
 def _begin(connection: Connection) -> None:
+    from worker.db.core.postgresql import driver_connection, send  # noqa: PLC0415 - see above
+
     if not connection.get_execution_options().get("single"):
         send(connection, driver_connection(connection).begin)
 
@@ -177,12 +180,18 @@ def statement(engine: Engine) -> Iterator[Connection]:
     Not behind a pooler, where the session's settings hold for a transaction only.
     """
     with engine.connect() as connection:
-        if engine.dialect.name == "sqlite" or driver_connection(connection).is_pooled:
+        if engine.dialect.name == "sqlite" or _is_pooled(connection):
             with connection.begin():
                 yield connection
         else:
             connection.execution_options(single=True)
             yield connection
+
+
+def _is_pooled(connection: Connection) -> bool:
+    from worker.db.core.postgresql import driver_connection  # noqa: PLC0415 - see above
+
+    return driver_connection(connection).is_pooled
 
 
 @contextmanager

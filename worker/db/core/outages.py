@@ -9,7 +9,6 @@ from __future__ import annotations
 import sqlite3
 from typing import Final
 
-import psycopg
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as NoConnectionLeft
 from tenacity import (
@@ -73,6 +72,8 @@ def is_passing(error: BaseException) -> bool:
     if state is not None:
         return str(state).startswith(_RACE_LOST)
     # psycopg reports a server that cannot be reached as an OperationalError without a SQLSTATE.
+    import psycopg  # noqa: PLC0415 - SQLite does without it
+
     return isinstance(error.orig, psycopg.OperationalError)
 
 

@@ -15,7 +15,11 @@ from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.abc import PQGen
+from psycopg.rows import namedtuple_row
 from sqlalchemy import Connection
+from sqlalchemy.exc import DBAPIError
+
+from worker.db.core.outages import is_server_unfit
 
 IDLE_TRANSACTION_SECONDS: Final = 10
 """A process that is stopped in a transaction holds its rows no longer than this."""
@@ -37,6 +41,7 @@ _CONNECT_ARGUMENTS: Final[Mapping[str, Any]] = {
     "client_encoding": "utf8",
 }
 """For what the URL leaves open: a host that vanishes is noticed within about ten seconds."""
+_CURSOR = "sharewright.cursor"
 _TRANSACTION_TIMEOUT_SINCE: Final = 170000
 Answer = TypeVar("Answer")
 
@@ -122,3 +127,33 @@ def driver_connection(connection: Connection) -> PostgresConnection:
     driver = connection.connection.driver_connection
     assert isinstance(driver, PostgresConnection), "opened by worker.db.core.engine"
     return driver
+
+
+def send(
+    connection: Connection, text: str, values: Mapping[str, Any] | None = None
+) -> psycopg.Cursor[Any]:
+    """Send a statement past SQLAlchemy, over the same connection and in its transaction.
+
+    Raises SQLAlchemy's own errors.
+    """
+    kept = connection.info
+    cursor: psycopg.Cursor[Any] | None = kept.get(_CURSOR)
+    driver = driver_connection(connection)
+    if cursor is None:
+        cursor = kept[_CURSOR] = driver.cursor(row_factory=namedtuple_row)
+    try:
+        return cursor.execute(text, values)
+    except psycopg.Error as error:
+        gone = driver.closed or driver.broken or is_server_unfit(error)
+        if gone:
+            connection.invalidate(error)
+            # The others lead to the same server.
+            connection.engine.dispose()
+        raise DBAPIError.instance(
+            text,
+            None,  # what was asked for stands in no log
+            error,
+            psycopg.Error,
+            connection_invalidated=gone,
+            dialect=connection.dialect,
+        ) from error

@@ -10,19 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-import psycopg
-from psycopg.rows import namedtuple_row
 from sqlalchemy import BindParameter, ClauseElement, Connection, Executable, Row
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.visitors import replacement_traverse
 
-from worker.db.core.outages import is_server_unfit
-from worker.db.core.postgresql import driver_connection
-
-_CURSOR = "sharewright.cursor"
+if TYPE_CHECKING:
+    import psycopg
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +75,8 @@ class Prepared:
         return self._built[dialect]
 
     def _send(self, connection: Connection, values: dict[str, Any]) -> psycopg.Cursor[Any]:
+        from worker.db.core.postgresql import send  # noqa: PLC0415 - SQLite does without psycopg
+
         compiled = self._compiled
         if compiled is None:
             compiled = self._compiled = _compile(connection, self.statement("postgresql"))
@@ -103,33 +100,3 @@ def _compile(connection: Connection, statement: ClauseElement) -> _Compiled:
         for name, bound in asked.items()
     }
     return _Compiled(text, {name: found for name, found in processors.items() if found})
-
-
-def send(
-    connection: Connection, text: str, values: Mapping[str, Any] | None = None
-) -> psycopg.Cursor[Any]:
-    """Send a statement past SQLAlchemy, over the same connection and in its transaction.
-
-    Raises SQLAlchemy's own errors.
-    """
-    kept = connection.info
-    cursor: psycopg.Cursor[Any] | None = kept.get(_CURSOR)
-    driver = driver_connection(connection)
-    if cursor is None:
-        cursor = kept[_CURSOR] = driver.cursor(row_factory=namedtuple_row)
-    try:
-        return cursor.execute(text, values)
-    except psycopg.Error as error:
-        gone = driver.closed or driver.broken or is_server_unfit(error)
-        if gone:
-            connection.invalidate(error)
-            # The others lead to the same server.
-            connection.engine.dispose()
-        raise DBAPIError.instance(
-            text,
-            None,  # what was asked for stands in no log
-            error,
-            psycopg.Error,
-            connection_invalidated=gone,
-            dialect=connection.dialect,
-        ) from error
