@@ -261,7 +261,7 @@ class BackendSettings(_Section):
 
 
 class SecretsSettings(_Section):
-    """Where the keys are that passwords of security services are sealed with."""
+    """The keys that seal the passwords of security services."""
 
     directory: Path = Field(
         Path("/etc/sharewright/secrets"),
@@ -292,7 +292,7 @@ class QuotaSettings(_Section):
 
 
 class LogSettings(_Section):
-    """What the log looks like."""
+    """Log settings."""
 
     level: str = Field("INFO", description="Python log level.")
     format: str = Field("text", pattern="^(text|json)$", description="`text` or `json`.")
@@ -436,11 +436,11 @@ _PROBLEMS: Final = {
     "literal_error": "must be {expected}",
     "value_error": "{error}",
 }
-"""What pydantic finds wrong, in words that follow an option's or a field's name."""
+"""Pydantic's error types as sentences that follow the name of an option or a field."""
 
 
 def problem(item: Mapping[str, Any]) -> str:
-    """Say what one entry of a ``ValidationError`` found wrong, without pydantic's own terms."""
+    """Describe one entry of a ``ValidationError`` without pydantic's own terms."""
     wanted = _PROBLEMS.get(item["type"])
     return wanted.format(**item.get("ctx", {})) if wanted else str(item["msg"])
 

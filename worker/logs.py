@@ -1,4 +1,4 @@
-"""What the log looks like: a line of text or of JSON, with the ids that the message is about."""
+"""The log's format: lines of text or JSON, with the ids of operation, request and project."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def subject(name: str) -> str:
 
 
 class _Ids(logging.Filter):
-    """Puts the ids of the step in hand on each record."""
+    """Put the ids of the current step on each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         ids = _about.get()

@@ -1,4 +1,4 @@
-"""Access rules: who may mount a share."""
+"""The `access` commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The audit: what exists outside, against what the database says."""
+"""The `audit` command: compare external systems with the database."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _SHOWN: Final = 1000
 )
 @pass_session
 def audit(session: Session, chosen: tuple[str, ...], repair: bool, timeout: float) -> None:  # noqa: FBT001 - click's flag
-    """Compare the database with what exists outside (an administrator's).
+    """Compare the database with the backends' external systems (administrators only).
 
     Says what is there without a row (orphans), what is missing, and what bears an id that this
     database does not know. Exits with 4 when a part of a backend could not be listed.

@@ -40,7 +40,7 @@ def list_backends(session: Session, **filters: Any) -> None:
 @changing
 @pass_session
 def disable_backend(session: Session, **options: Any) -> None:
-    """Take a backend out of placement; what it has goes on."""
+    """Place no new shares on a backend; existing ones are not affected."""
     session.change("disable_backend", **options)
 
 

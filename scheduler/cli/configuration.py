@@ -1,4 +1,4 @@
-"""The configuration: what is in force, and whether it can be used."""
+"""The `config` commands: show the effective configuration, and check it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def config() -> None:
 @config.command("show")
 @pass_operator
 def show(session: Session) -> None:
-    """Print the configuration that is in force, as TOML; secrets are masked.
+    """Print the effective configuration as TOML, with secrets masked.
 
     All defaults are in it, also the backend that `sharewright up` makes for itself: a file that
     begins as a copy of this can be given a second backend.
@@ -46,7 +46,10 @@ def show(session: Session) -> None:
 @config.command("check")
 @pass_operator
 def check(session: Session) -> None:
-    """Tell whether the configuration can be used on this host; nothing outside is asked."""
+    """Check that processes can start with the configuration on this host.
+
+    External systems are not contacted.
+    """
     from worker.app import backend_here, check_times  # noqa: PLC0415 - after `--help`
 
     effective = session.effective
@@ -75,7 +78,7 @@ def check(session: Session) -> None:
 
 
 def without_secrets(effective: Config) -> dict[str, Any]:
-    """Return a configuration as a document, in which what must not be shown is masked."""
+    """Return the configuration as a document with its secrets masked."""
     document = effective.model_dump(mode="json", exclude_none=True)
     for backend in document["backends"].values():
         if "host" in backend:

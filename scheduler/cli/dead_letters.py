@@ -37,7 +37,7 @@ def _ask(session: Session, query: Callable[[Any], dict[str, Any]]) -> dict[str, 
 @click.option("--marker", type=int, help="Go on after this id, the last of the page before.")
 @pass_operator
 def list_dead_letters(session: Session, limit: int, marker: int | None) -> None:
-    """List what was kept aside, oldest first."""
+    """List dead letters, oldest first."""
     from scheduler.queries.dead_letters import list_dead_letters  # noqa: PLC0415 - after `--help`
 
     document = _ask(session, lambda found: list_dead_letters(found, limit, marker))

@@ -19,7 +19,7 @@ def apply(command: _F, *options: Callable[[_F], _F]) -> _F:
 
 
 def changing(command: _F) -> _F:
-    """How long to wait for a change, and how to send it once only."""
+    """Add the options of a change: whether to wait for it, and its idempotency key."""
     return apply(
         command,
         click.option("--wait/--no-wait", default=True, help="Wait for the end (default)."),
@@ -37,7 +37,7 @@ def changing(command: _F) -> _F:
 
 
 def listing(command: _F) -> _F:
-    """One page, of whose objects."""
+    """Add the options of a list: its page, and whether it spans all projects."""
     return apply(
         command,
         click.option(
@@ -58,7 +58,7 @@ def one_of(option: str, values: type[StrEnum], explained: str) -> Callable[[_F],
 
 
 def described(command: _F) -> _F:
-    """What every object of a project may have."""
+    """Add the options that describe a new object: name, description, metadata."""
     return apply(
         command,
         click.option("--name", help="A name, need not be unique."),

@@ -45,7 +45,7 @@ def upgrade(session: Session) -> None:
 
 @contextmanager
 def waiting_for(database_url: str) -> Iterator[None]:
-    """Say what is waited for when the database does not answer soon."""
+    """Tell the user when the database does not answer soon."""
 
     def say() -> None:
         click.echo(f"sharewright: waiting for the database {masked(database_url)} ...", err=True)
@@ -135,7 +135,7 @@ def scheduler(session: Session, **options: Any) -> None:
 @click.command(cls=Command)
 @pass_process
 def reconciler(session: Session) -> None:
-    """Run the process that takes up again what is overdue."""
+    """Run the process that resumes overdue operations."""
     from worker.app import run_reconciler  # noqa: PLC0415 - after `--help`
 
     _require_revision(session)

@@ -1,4 +1,4 @@
-"""What may stand for an id on the command line: the id, the beginning of one, or a name."""
+"""References to objects on the command line: an id, its first letters, or a name."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class Reference(click.ParamType[str]):
 
     @property
     def accepts(self) -> str:
-        """What may be given."""
+        """Describe the accepted values."""
         named = f", {self.kind.label}" if self.kind.label else ""
         return f"id{named}, or the first letters of its id"
 
@@ -78,7 +78,7 @@ def referring(option: str, name: str, kind: Kind, explained: str) -> Callable[[_
 
 
 def resolved(command: click.Command, options: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
-    """Replace what stands for an id by the id, in a command's options.
+    """Replace names and beginnings of ids in a command's options by whole ids.
 
     Raises :class:`~worker.errors.NotFound`, or :class:`~worker.errors.InvalidRequest` when
     several objects are meant.

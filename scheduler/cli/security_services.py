@@ -22,7 +22,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 def _contents(command: _F) -> _F:
-    """What share servers are told."""
+    """Add the options that describe a directory to share servers."""
     return apply(
         command,
         click.option("--name", help="A name, need not be unique."),

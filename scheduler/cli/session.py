@@ -1,4 +1,4 @@
-"""Where the service is, and how the command speaks with it.
+"""The command's connection to the service.
 
 Changes are messages. Reading goes to the database where it can be reached, by the same queries
 that answer the reading requests, and by message where it cannot.
@@ -38,7 +38,7 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 
 
 class Session:
-    """One run of the command: whose, where, and how it prints."""
+    """One run of the command: its project, its service, and its output format."""
 
     def __init__(self, home: str | None, project: str, *, as_json: bool) -> None:
         self._named = Home.at(home) if home is not None else None
@@ -72,7 +72,7 @@ class Session:
 
     @property
     def where(self) -> str:
-        """Where the configuration comes from, for sentences about what is not reached."""
+        """The source of the configuration, for error messages."""
         if self._home is not None:
             return f"of the home {self._home.path}"
         path = configured_path()
@@ -145,7 +145,7 @@ class Session:
 
     @contextmanager
     def reaching(self) -> Iterator[None]:
-        """Turn what an unreachable database or broker raises into a sentence about it."""
+        """Turn the errors of an unreachable database or broker into :class:`Unreachable`."""
         from sqlalchemy.exc import DBAPIError  # noqa: PLC0415 - after `--help`
 
         from worker.messaging.broker import UNREACHABLE  # noqa: PLC0415
@@ -159,7 +159,7 @@ class Session:
 
     @contextmanager
     def client(self) -> Iterator[Client]:
-        """A producer's connection; what keeps it from the service is one sentence."""
+        """Connect as a producer; raises :class:`Unreachable` when no service answers."""
         if self._named is not None and self._named.service() is None:
             raise Unreachable(
                 f"No service runs in {self._named.path}; `sharewright up --home` starts one there."
@@ -316,7 +316,7 @@ def _handing(*takes: str) -> Callable[[_F], _F]:
 
 
 def _logged(session: Session, process: Callable[[], Any]) -> Any:
-    """Run a process of the service; with a log of JSON, what ends it is a line of that too."""
+    """Run a process of the service; with JSON logs, log the error that ends it."""
     from worker.logs import set_up_logging  # noqa: PLC0415 - after `--help`
 
     set_up_logging(session.config.log)
@@ -331,7 +331,7 @@ def _logged(session: Session, process: Callable[[], Any]) -> Any:
 
 
 def _refuse_meaningless(root: click.Context, path: str) -> None:
-    """A process answers nobody: it prints no documents and speaks for no project."""
+    """Refuse ``--json`` and ``--project`` for commands that print nothing and have no project."""
     for name, option in (("project", "--project"), ("as_json", "--json")):
         if root.get_parameter_source(name) is ParameterSource.COMMANDLINE:
             raise click.UsageError(f"{option} means nothing to `{path}`; leave it out.")

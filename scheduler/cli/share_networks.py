@@ -45,7 +45,7 @@ def _given(
     managed: bool,
     **options: Any,
 ) -> dict[str, Any]:
-    """The payload's fields; what was not given is None and left out."""
+    """Return the payload's fields; options that were not given are None and left out."""
     return {
         **options,
         "metadata": pairs(metadata, "--metadata"),
@@ -87,7 +87,7 @@ def create(session: Session, *, is_public: bool, **options: Any) -> None:
 @changing
 @pass_session
 def update(session: Session, *, admin: bool, **options: Any) -> None:
-    """Change what is given; options replace all that there were, while nothing uses it."""
+    """Change a share network; its addresses only while nothing uses it."""
     session.change("update_share_network", admin=admin, **_given(**options))
 
 

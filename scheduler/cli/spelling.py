@@ -1,4 +1,4 @@
-"""How an error is told to whoever typed a command: with the names of its options."""
+"""Error messages for the command line: options are named instead of payload fields."""
 
 from __future__ import annotations
 

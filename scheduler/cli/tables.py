@@ -17,7 +17,7 @@ import click
 
 _GAP: Final = "  "
 _WIDEST_CELL: Final = 40
-"""What is longer is cut off in a list on a terminal; an id is shorter."""
+"""Longer values are cut off in lists on a terminal; ids are shorter."""
 _SECOND: Final = len("2026-11-28T17:34:40")
 
 
@@ -82,7 +82,7 @@ def _paths(locations: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _printable(text: str) -> str:
-    """Replace what would move a terminal's cursor."""
+    """Replace control characters, which could move the terminal's cursor."""
     return "".join(
         letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
     )

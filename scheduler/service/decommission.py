@@ -1,4 +1,4 @@
-"""``sharewright decommission``: takes away what a stopped service keeps on this host."""
+"""``sharewright decommission``: remove a stopped service's images and mounts from this host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.model import RequestContext
 
 
 def decommission(home: Home) -> list[str]:
-    """Undo what backends set up for themselves (images, mounts); return those that did.
+    """Remove the images and mounts of all backends; return the names of those that had any.
 
     Shares and their servers are deleted before, by request; a driver refuses while it has any.
     Raises :class:`~worker.errors.Conflict` while the service runs.

@@ -1,4 +1,4 @@
-"""What an embedded service runs on when its home has no ``sharewright.toml``."""
+"""The configuration of an embedded service whose home has no ``sharewright.toml``."""
 
 from __future__ import annotations
 

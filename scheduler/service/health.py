@@ -254,7 +254,7 @@ def _address_pools(connection: Connection) -> dict[str, int]:
 
 
 def holdings(connection: Connection, config: Config) -> Iterator[Metric]:
-    """What address pools and storage pools hold, and which backends are up."""
+    """Report the use of address pools and storage pools, and which backends are up."""
     a, p = addresses.c, storage_pools.c
     pool = GaugeMetricFamily(
         _PREFIX + "addresses",

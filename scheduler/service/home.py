@@ -1,4 +1,4 @@
-"""The directory of an embedded service: what is where in it, and its configuration.
+"""The home directory of an embedded service: its files and its configuration.
 
 ``sharewright up`` writes into it and the command reads from it; nothing else needs to be known of
 a running service than the directory's path.
@@ -51,7 +51,7 @@ class Home:
 
     @property
     def service_path(self) -> Path:
-        """What runs, while it runs."""
+        """The description of the running service; absent while it is stopped."""
         return self.path / "service.json"
 
     @property
@@ -128,7 +128,7 @@ class Home:
         return config.model_copy(update=update)
 
     def service(self) -> dict[str, Any] | None:
-        """What ``service.json`` says; None when there is none."""
+        """Return the content of ``service.json``; None when there is no such file."""
         try:
             document: dict[str, Any] = json.loads(self.service_path.read_text())
         except FileNotFoundError:

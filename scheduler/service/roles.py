@@ -1,4 +1,4 @@
-"""What the processes of an embedded service do, each in a child that was forked warm."""
+"""The processes of an embedded service, each forked after its modules were imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _LATE_IMPORTS: Final = (
     *("kombu.transport.redis", "celery.fixups", "sqlalchemy.dialects.sqlite.pysqlite"),
     *("celery.worker.autoscale", "celery.app.events", "celery.app.log", "celery.app.amqp"),
 )
-"""What Celery and SQLAlchemy would import in every child again, with memory of its own."""
+"""Modules that Celery and SQLAlchemy would otherwise import in every child separately."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -222,7 +222,7 @@ class Supervisor:
             self._write_service()
 
     def _reap(self) -> None:
-        """Note who died; what a dead worker's pool left behind goes with it."""
+        """Reap dead children and kill what is left of their process groups."""
         while True:
             try:
                 found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -247,7 +247,7 @@ class Supervisor:
                     )
 
     def _hear(self) -> None:
-        """Take in what children told of themselves."""
+        """Read the messages of the children."""
         try:
             news = os.read(self._news[0], 65536)
         except BlockingIOError:
@@ -321,7 +321,7 @@ class Supervisor:
 
 
 def _ended(pids: set[int]) -> set[int]:
-    """Reap those that have ended, and what is left of their groups."""
+    """Reap ended processes and kill what is left of their process groups."""
     gone = set()
     for pid in pids:
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
