@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from scheduler.cli.commands import Group, argument
 from scheduler.cli.options import changing
 from scheduler.cli.session import Session, pass_session
 
@@ -13,13 +14,18 @@ _TYPE_HELP = "Of the objects of this share type alone, by id or name."
 _LIMIT_HELP = "At most so many; -1: no limit."
 
 
-@click.group()
+@click.group(cls=Group)
 def quota() -> None:
     """What a project may have: show, set, unset."""
 
 
 @quota.command("show")
-@click.argument("project_id", metavar="PROJECT", required=False)
+@argument(
+    "project_id",
+    "A project's id; that of --project when left out.",
+    metavar="PROJECT",
+    required=False,
+)
 @click.option("--share-type", help=_TYPE_HELP)
 @pass_session
 def show_quota(session: Session, **options: Any) -> None:
@@ -28,7 +34,7 @@ def show_quota(session: Session, **options: Any) -> None:
 
 
 @quota.command("set")
-@click.argument("project_id", metavar="PROJECT")
+@argument("project_id", "A project's id.", metavar="PROJECT")
 @click.option("--share-type", help=_TYPE_HELP)
 @click.option("--shares", type=int, help=_LIMIT_HELP)
 @click.option("--gigabytes", type=int, help=_LIMIT_HELP)
@@ -43,7 +49,7 @@ def set_quota(session: Session, **options: Any) -> None:
 
 
 @quota.command("unset")
-@click.argument("project_id", metavar="PROJECT")
+@argument("project_id", "A project's id.", metavar="PROJECT")
 @click.option("--share-type", help=_TYPE_HELP)
 @changing
 @pass_session
