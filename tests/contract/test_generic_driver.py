@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+import shutil
 import signal
 import uuid
 from collections.abc import Iterator
@@ -13,16 +15,16 @@ from typing import Any, ClassVar
 import pytest
 
 from tests.contract.generic_driver_suite import ExternalSystem, GenericDriverContract
-from tests.support.services import require_root_datapath
+from tests.support.services import alive, require_root_datapath, wait_until
 from tests.support.tenants import Machine, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
-from worker.errors import ConfigurationError, Fatal
+from worker.errors import ConfigurationError, Fatal, NotReady
 from worker.helpers.compute.namespace import NamespaceComputeHelper, NamespaceOptions
-from worker.model import AccessRule, DriverMode, Share, ShareServer
+from worker.model import AccessRule, DriverMode, Share, ShareServer, Snapshot
 from worker.plugin import BackendContext, Options
 from worker.systems.exports.ganesha import render_export
 from worker.systems.shell.local import LocalShell
-from worker.testing.calls import context
+from worker.testing.calls import context, patiently
 
 ADDRESS = "10.72.0.1"
 
@@ -109,6 +111,108 @@ class TestGenericOnBtrfs(_OnThisHost):
 
 class TestGenericOnImages(_OnThisHost):
     options: ClassVar[dict[str, Any]] = {"storage": "images"}
+
+    @pytest.fixture
+    def slow_copies(self, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+        """Copies take until the file ``go`` is there."""
+        place = tmp_path_factory.mktemp("slow")
+        (place / "cp").write_text(
+            f"#!/bin/sh\ntouch {place}/begun\n"
+            f'while [ ! -e {place}/go ]; do sleep 0.05; done\nexec {shutil.which("cp")} "$@"\n'
+        )
+        (place / "cp").chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PATH", f"{place}:{os.environ['PATH']}")
+            yield place
+
+    def test_a_long_copy_goes_on_outside_of_the_step(
+        self,
+        driver: GenericShareDriver,
+        external: ExternalSystem,
+        share: Share,
+        snapshot: Snapshot,
+        slow_copies: Path,
+    ) -> None:
+        driver.create_share(context(), share, None)
+        external.write(share, "file", "old")
+        for _ in range(2):
+            with pytest.raises(NotReady, match="is still being copied"):
+                driver.create_snapshot(context(), snapshot, share, None)
+        (slow_copies / "go").touch()
+        patiently(lambda: driver.create_snapshot(context(), snapshot, share, None))
+        external.write(share, "file", "new")
+
+        (slow_copies / "go").unlink()
+        clone = dataclasses.replace(share, id=str(uuid.uuid4()))
+        with pytest.raises(NotReady):
+            driver.create_share_from_snapshot(context(), clone, snapshot, None)
+        (slow_copies / "go").touch()
+        patiently(lambda: driver.create_share_from_snapshot(context(), clone, snapshot, None))
+        assert external.read(clone, "file") == "old"
+
+    def test_a_copy_that_was_killed_is_begun_again(
+        self,
+        driver: GenericShareDriver,
+        external: ExternalSystem,
+        share: Share,
+        snapshot: Snapshot,
+        slow_copies: Path,
+    ) -> None:
+        driver.create_share(context(), share, None)
+        with pytest.raises(NotReady):
+            driver.create_snapshot(context(), snapshot, share, None)
+        first = _copying(external.base, snapshot)
+        assert first is not None
+        os.killpg(first, signal.SIGKILL)
+        (slow_copies / "go").touch()
+        patiently(lambda: driver.create_snapshot(context(), snapshot, share, None))
+        wait_until(lambda: _copying(external.base, snapshot) is None, "the copy has ended")
+        external.write(share, "file", "the share is not frozen")
+
+    @pytest.mark.usefixtures("slow_copies")
+    @pytest.mark.parametrize("killed", [False, True])
+    def test_a_delete_ends_the_copy(
+        self,
+        driver: GenericShareDriver,
+        external: ExternalSystem,
+        share: Share,
+        snapshot: Snapshot,
+        killed: bool,
+    ) -> None:
+        driver.create_share(context(), share, None)
+        without = external.state()
+        with pytest.raises(NotReady):
+            driver.create_snapshot(context(), snapshot, share, None)
+        copying = _copying(external.base, snapshot)
+        assert copying is not None
+        if killed:
+            os.killpg(copying, signal.SIGKILL)
+        driver.delete_snapshot(context(), snapshot, share, None)
+        assert external.state() == without
+        assert not alive(copying)
+        external.write(share, "file", "the share is not frozen")
+
+    def test_a_copy_that_fails_says_why_and_may_be_tried_again(
+        self,
+        driver: GenericShareDriver,
+        share: Share,
+        snapshot: Snapshot,
+        slow_copies: Path,
+    ) -> None:
+        driver.create_share(context(), share, None)
+        whole = (slow_copies / "cp").read_text()
+        (slow_copies / "cp").write_text("#!/bin/sh\necho No space left on device >&2\nexit 1\n")
+        with pytest.raises(Fatal, match=f"take snapshot {snapshot.id}.*the storage is full"):
+            patiently(lambda: driver.create_snapshot(context(), snapshot, share, None))
+        (slow_copies / "cp").write_text(whole)
+        (slow_copies / "go").touch()
+        patiently(lambda: driver.create_snapshot(context(), snapshot, share, None))
+
+
+def _copying(state_dir: Path, snapshot: Snapshot) -> int | None:
+    """The process group that copies a snapshot."""
+    pid = state_dir / "storage/snapshots" / snapshot.id / "pid"
+    return int(pid.read_text()) if pid.exists() else None
 
 
 class TestGenericOnOperatorsMount(_OnThisHost):

@@ -27,7 +27,7 @@ from worker.model import (
     Snapshot,
 )
 from worker.plugin import Audit
-from worker.testing.calls import GuardThatEnds, context, interrupted_everywhere, rule
+from worker.testing.calls import GuardThatEnds, context, interrupted_everywhere, patiently, rule
 from worker.testing.errors import DocumentedErrors
 
 
@@ -90,7 +90,7 @@ class ShareDriverContract(DocumentedErrors):
         driver.delete_share(context(), share, server)
         driver.delete_snapshot(context(), snapshot, share, server)
         driver.create_share(context(), share, server)
-        driver.create_snapshot(context(), snapshot, share, server)
+        patiently(lambda: driver.create_snapshot(context(), snapshot, share, server))
         for _ in range(2):
             driver.delete_snapshot(context(), snapshot, share, server)
         for _ in range(2):
@@ -197,13 +197,17 @@ class ShareDriverContract(DocumentedErrors):
         if external.holds_data:
             external.write(share, "file", "old")
         for _ in range(2):
-            driver.create_snapshot(context(), snapshot, share, server)
+            patiently(lambda: driver.create_snapshot(context(), snapshot, share, server))
         if external.holds_data:
             external.write(share, "file", "new")
-            driver.create_snapshot(context(), snapshot, share, server)
+            patiently(lambda: driver.create_snapshot(context(), snapshot, share, server))
         clone = dataclasses.replace(share, id=str(uuid.uuid4()), size=2)
-        locations = driver.create_share_from_snapshot(context(), clone, snapshot, server)
-        again = driver.create_share_from_snapshot(context(), clone, snapshot, server)
+        locations = patiently(
+            lambda: driver.create_share_from_snapshot(context(), clone, snapshot, server)
+        )
+        again = patiently(
+            lambda: driver.create_share_from_snapshot(context(), clone, snapshot, server)
+        )
         assert locations == again
         assert all(clone.id in location.path for location in locations)
         assert external.rules(clone) == set()
@@ -315,7 +319,7 @@ class ShareDriverContract(DocumentedErrors):
         driver.create_share(context(), stays, server)
         alone = external.state()
         driver.create_share(context(), share, server)
-        driver.create_snapshot(context(), snapshot, share, server)
+        patiently(lambda: driver.create_snapshot(context(), snapshot, share, server))
         everything = external.state()
         listed = _owned(driver, server)
         of_driver = list(driver.owned(context()))

@@ -56,7 +56,8 @@ class Storage(ABC):
 
     Every call may be repeated after any crash, also by another worker at the same time. ``open``
     comes first: it brings back what a reboot took away. Raises
-    :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` with a sentence.
+    :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` with a sentence, and
+    :class:`~worker.errors.NotReady` while a long copy goes on.
     """
 
     kind: ClassVar[str]
@@ -175,17 +176,18 @@ class Storage(ABC):
 
     def command(self, *argv: str, doing: str, timeout: float = 30.0) -> Completed:
         """Run one command; ``doing`` completes the sentence "Could not ..."."""
-        return _checked(self.shell.run(argv, timeout=timeout, check=False), doing)
+        return checked(self.shell.run(argv, timeout=timeout, check=False), doing)
 
     def script(
         self, script: str, *arguments: str, doing: str, lock: str = "", timeout: float = 60.0
     ) -> Completed:
         """Run a script under the storage's lock, or under that of one of its objects."""
         done = locked(self.shell, lock or self.root, script, *arguments, timeout=timeout)
-        return _checked(done, doing)
+        return checked(done, doing)
 
 
-def _checked(done: Completed, doing: str) -> Completed:
+def checked(done: Completed, doing: str) -> Completed:
+    """Return a command that ended well; raise what its output says of another."""
     if done.exit_code == 0:
         return done
     raise _translated(done, doing)

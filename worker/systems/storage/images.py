@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from typing import ClassVar, Final
 
-from worker.systems.storage.base import GIB, MOUNT_OPTIONS, Capacity, Storage
+from worker.errors import NotReady
+from worker.systems.shell.base import locked
+from worker.systems.storage.base import GIB, MOUNT_OPTIONS, Capacity, Storage, checked
 
-_COPY_LIMIT: Final = 3600.0
-"""Seconds that copying an image may take where its file system cannot share blocks (reflink)."""
+_COPYING: Final = 69
+_LOOK_AGAIN: Final = 5.0
+"""Seconds until a copy that goes on is looked at again."""
 
 _CREATE: Final = """
 image=$1/image bytes=$2
@@ -30,34 +33,79 @@ mountpoint -q "$point" || mount -t xfs -o "loop,$options" "$image" "$point"
 [ -d "$point/data" ] || mkdir -m 0777 "$point/data"
 """
 
-# Unfrozen whatever happens in between, and first of all in case an earlier attempt was killed.
-_SNAPSHOT: Final = """
-to=$1/image from=$2/image point=$3
-fsfreeze --unfreeze "$point" 2>/dev/null || :
-[ ! -e "$to" ] || exit 0
+# What one copy is made by: a process of its own, which no step waits for. Its lock says that it
+# lives, its file `pid` whom to kill, `frozen` what to thaw should it be killed, `failed` why it
+# gave up. A copy that becomes a share needs a UUID of its own (ganesha knows file systems by it),
+# which XFS changes only once its log is clean: hence the mount, in a mount namespace that goes
+# with the process.
+_COPY: Final = """
+dir=$1 from=$2/image point=$3
+exec 9>"$dir/copy"
+flock --nonblock 9 || exit 0
+echo $$ >"$dir/pid"
+thaw() {
+    [ -e "$dir/frozen" ] || return 0
+    fsfreeze --unfreeze "$(cat "$dir/frozen")" 2>/dev/null || :
+    rm -f "$dir/frozen"
+}
+end() {
+    code=$?
+    thaw
+    rm -f "$dir/image.new" "$dir/pid"
+    case $code in 0|143) rm -f "$dir/errors" ;; *) mv "$dir/errors" "$dir/failed" ;; esac
+}
 trap 'exit 143' TERM
-trap 'fsfreeze --unfreeze "$point"; rm -f "$to.new"' EXIT
-fsfreeze --freeze "$point"
-cp --reflink=auto --sparse=always "$from" "$to.new"
-sync "$to.new"
-mv "$to.new" "$to"
-sync "$1"
+trap end EXIT
+thaw
+if [ -n "$point" ]; then
+    echo "$point" >"$dir/frozen"
+    fsfreeze --freeze "$point"
+fi
+cp --reflink=auto --sparse=always "$from" "$dir/image.new"
+thaw
+if [ -z "$point" ]; then
+    mkdir -p "$dir/point"
+    unshare --mount sh -euc 'mount -t xfs -o loop,nouuid "$1" "$2"; umount "$2"' \
+        sh "$dir/image.new" "$dir/point"
+    xfs_admin -U generate "$dir/image.new" >/dev/null
+fi
+sync "$dir/image.new"
+mv "$dir/image.new" "$dir/image"
+sync "$dir"
 """
 
-# A copy needs a UUID of its own (ganesha knows file systems by it), which XFS changes only once
-# its log is clean: hence the mount, in a mount namespace that goes with the process.
-_CLONE: Final = """
-to=$1/image from=$2/image
-[ ! -e "$to" ] || exit 0
-trap 'exit 143' TERM
-trap 'rm -f "$to.new"' EXIT
-mkdir -p "$1/point"
-cp --reflink=auto --sparse=always "$from" "$to.new"
-unshare --mount sh -euc 'mount -t xfs -o loop,nouuid "$1" "$2"; umount "$2"' sh "$to.new" "$1/point"
-xfs_admin -U generate "$to.new" >/dev/null
-sync "$to.new"
-mv "$to.new" "$to"
-sync "$1"
+# Starts the copy unless it runs, and waits a moment for it: most take no longer.
+_COPIED: Final = """
+dir=$1 copy=$2
+shift 2
+failed() { cat "$dir/failed" >&2; rm -f "$dir/failed"; exit 1; }
+[ ! -e "$dir/image" ] || exit 0
+[ ! -e "$dir/failed" ] || failed
+exec 9>"$dir/copy"
+if flock --nonblock 9; then
+    exec 9>&-
+    rm -f "$dir/pid"
+    setsid --fork sh -euc "$copy" sh "$dir" "$@" </dev/null >/dev/null 2>"$dir/errors"
+fi
+for _ in $(seq 100); do
+    [ ! -e "$dir/image" ] || exit 0
+    [ ! -e "$dir/failed" ] || failed
+    sleep 0.02
+done
+exit 69
+"""
+
+_REMOVE: Final = """
+dir=$1
+exec 9>"$dir/copy"
+for _ in $(seq 500); do
+    if flock --nonblock 9; then break; fi
+    [ ! -s "$dir/pid" ] || kill -s KILL -- "-$(cat "$dir/pid")" 2>/dev/null || :
+    sleep 0.01
+done
+flock --nonblock 9 || { echo "its copy is busy" >&2; exit 1; }
+[ ! -e "$dir/frozen" ] || fsfreeze --unfreeze "$(cat "$dir/frozen")" 2>/dev/null || :
+rm -rf --one-file-system "$dir"
 """
 
 _GROW: Final = """
@@ -78,7 +126,8 @@ class ImageStorage(Storage):
     """One sparse XFS image a share, loop-mounted; the image's size is the limit.
 
     A snapshot is a copy of the image, taken while the file system is frozen: at once where the
-    disk below can share blocks between files, else writing clients wait until it is copied.
+    disk below can share blocks between files, else writing clients wait until it is copied. The
+    copy goes on outside of the step that began it; whoever asks next finds it.
     """
 
     kind: ClassVar[str] = "images"
@@ -100,8 +149,7 @@ class ImageStorage(Storage):
         share = self._directory("shares", share_id)
         origin = self._directory("snapshots", snapshot_id)
         self.command("mkdir", "-p", share, doing=f"make {share}")
-        doing = f"create share {share_id} from snapshot {snapshot_id}"
-        self._on(share, _CLONE, origin, doing=doing, timeout=_COPY_LIMIT)
+        self._copy(share, origin, "", doing=f"create share {share_id} from snapshot {snapshot_id}")
         self.attach(share_id)
         self.grow(share_id, size)
 
@@ -131,13 +179,11 @@ class ImageStorage(Storage):
         self.attach(share_id)
         snapshot = self._directory("snapshots", snapshot_id)
         self.command("mkdir", "-p", snapshot, doing=f"make {snapshot}")
-        self._on(
+        self._copy(
             snapshot,
-            _SNAPSHOT,
             self._directory("shares", share_id),
             self.mount_point(share_id),
             doing=f"take snapshot {snapshot_id} of share {share_id}",
-            timeout=_COPY_LIMIT,
         )
 
     def delete_snapshot(self, snapshot_id: str) -> None:
@@ -185,8 +231,23 @@ class ImageStorage(Storage):
         return unit * units, (blocks - free) * block
 
     def _remove(self, kind: str, identifier: str) -> None:
+        """Remove a share's or snapshot's directory, and end a copy that is being made there."""
         where = self._directory(kind, identifier)
-        self.command("rm", "-rf", "--one-file-system", where, doing=f"remove {where}")
+        self.command("mkdir", "-p", where, doing=f"make {where}")
+        self._on(where, _REMOVE, doing=f"remove {where}")
+
+    def _copy(self, directory: str, origin: str, point: str, *, doing: str) -> None:
+        """Have an image copied; ``point`` is the mount point to freeze meanwhile, or empty.
+
+        Raises :class:`~worker.errors.NotReady` while it is copied: that may take hours where the
+        disk below cannot share blocks, which no step could wait for.
+        """
+        done = locked(self.shell, directory, _COPIED, directory, _COPY, origin, point)
+        if done.exit_code == _COPYING:
+            raise NotReady(
+                f"Could not {doing} yet: its data is still being copied.", retry_after=_LOOK_AGAIN
+            )
+        checked(done, doing)
 
     def _on(
         self, directory: str, script: str, *arguments: str, doing: str, timeout: float = 60.0
