@@ -269,3 +269,26 @@ def redrive(
         .values(redrives=_o.redrives + case((waited, 0), else_=1))
     )
     return [dispatch_of(row) for row in rows]
+
+
+def cap_deadlines(connection: Connection, *, lease: float, longest_pause: float) -> int:
+    """Bring deadlines that are further ahead than they can be back; return how many.
+
+    The database's clock was put back: a dead worker's lease would last until it has caught up.
+    A lease is not void at once but ends after its usual time, so that a worker that lives renews
+    it. The time is allowed twice, for processes with another configuration.
+    """
+    limits = {Phase.LEASED: lease, Phase.QUEUED: lease * 1.25, Phase.WAITING: longest_pause}
+    capped = 0
+    for phase, limit in limits.items():
+        # Subqueries are evaluated once, so that rows are found by the index of deadlines.
+        latest = select(db_now() + 2 * limit).scalar_subquery()
+        too_far = select(_o.seq).where(_o.phase == phase.value, _o.due_at > latest)
+        changed = connection.execute(
+            update(operations)
+            .where(_o.seq.in_(locked(too_far, skip_locked=True)))
+            .values(due_at=db_now() + limit)
+            .returning(_o.seq)
+        )
+        capped += len(changed.all())
+    return capped

@@ -126,6 +126,7 @@ class Reconciler:
         if now >= self._next_housekeeping:
             self._next_housekeeping = now + HOUSEKEEPING_SECONDS
             self._report_unknown()
+            self._cap_deadlines()
             self._report_orphaned_backends()
             self._purge_marks()
             self._forget_orphans()
@@ -283,6 +284,16 @@ class Reconciler:
                 count,
                 saga,
                 version,
+            )
+
+    def _cap_deadlines(self) -> None:
+        engine = self.runtime.config.engine
+        longest = max(engine.retry_pause_max * 1.25, engine.failed_undo_pause)
+        with transaction(self.runtime.engine) as connection:
+            capped = recovery.cap_deadlines(connection, lease=engine.lease, longest_pause=longest)
+        if capped:
+            _log.warning(
+                "The database's clock was put back: %d deadlines were too far ahead.", capped
             )
 
     def _purge(self) -> None:
