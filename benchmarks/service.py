@@ -43,7 +43,7 @@ def run(bed: Bed) -> Figures:
         home = bed.directory()
         up = _up(home)
         bed.ends_with(up.close)
-        starts.append(seconds(partial(up.start, "ready:", 60)))
+        starts.append(seconds(partial(up.start, "ready:")))
         time.sleep(IDLE_SECONDS)
         idle.append(_pss(up))
         if len(starts) < bed.scale.rounds:

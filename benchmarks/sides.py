@@ -22,8 +22,6 @@ from tests.support.services import PostgresServer, Process, RedisServer, python,
 from worker.config import load
 from worker.db.core.engine import engine_for, transaction
 
-BATCH_SECONDS: Final = 300.0
-REPORTED_SECONDS: Final = 300.0
 SETTLE_SECONDS: Final = 0.3
 """After the last result: its message is acknowledged, its event sent."""
 RESULT_PREFIX: Final = "celery-task-meta-"
@@ -95,7 +93,7 @@ class Side:
                 # The size is asked for first: it costs Redis nothing, whose books are kept here.
                 return int(results.dbsize()) >= count and int(results.exists(*keys)) == count
 
-            wait_until(ended, f"{count} results", BATCH_SECONDS)
+            wait_until(ended, f"{count} results")
             took = time.perf_counter() - began
             time.sleep(SETTLE_SECONDS)
             after = [cpu_seconds(p) for p in (pids, [self.postgres.pid], [self.redis.pid])]
@@ -196,7 +194,7 @@ class Ours:
         }
         self.deployment = Deployment(bed.directory(), url, redis, settings, engine)
         bed.ends_with(self.deployment.close)
-        self.deployment.start(workers=1, concurrency=2).wait_reported(backends, REPORTED_SECONDS)
+        self.deployment.start(workers=1, concurrency=2).wait_reported(backends)
         self.side = Side(redis, postgres, self.deployment.processes)
         self._app = Celery("producer", broker=redis.url(), backend=redis.url(1))
         self._app.conf.task_send_sent_event = True

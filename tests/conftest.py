@@ -11,7 +11,18 @@ import pytest
 from tests.openstack.baremetal import BARE_METAL
 from tests.openstack.cloud import OpenStack
 from tests.openstack.compute import COMPUTE
+from tests.support.pace import TEST_SECONDS, factor, slowed
 from tests.support.services import PostgresServer, Process, RedisServer
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure the pace before there are processes beside this one that would be measured too."""
+    if config.option.timeout is None:
+        config.option.timeout = slowed(TEST_SECONDS)
+
+
+def pytest_report_header() -> str:
+    return f"pace: limits of waiting are {factor():.1f} times those of an idle machine"
 
 
 class StartProcess(Protocol):
@@ -23,7 +34,6 @@ class StartProcess(Protocol):
         *,
         env: Mapping[str, str] | None = None,
         ready: str | Callable[[], bool] | None = None,
-        seconds: float = 30.0,
     ) -> Process: ...
 
 
@@ -123,11 +133,10 @@ def start_process(tmp_path: Path) -> Iterator[StartProcess]:
         *,
         env: Mapping[str, str] | None = None,
         ready: str | Callable[[], bool] | None = None,
-        seconds: float = 30.0,
     ) -> Process:
         process = Process(command, log=tmp_path / f"process-{len(processes)}.log", env=env)
         processes.append(process)
-        return process.start(ready, seconds)
+        return process.start(ready)
 
     try:
         yield start

@@ -182,7 +182,7 @@ def live(*, real: bool, alone: bool) -> list[str]:
         service.close()
     Process(
         python("scheduler.cli", "decommission", "--home", str(home)), log=home / "decommission.log"
-    ).start().wait(60)
+    ).start().wait()
     if real:
         left += leftovers.of_files(home / "state")
     else:

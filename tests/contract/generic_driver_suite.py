@@ -14,6 +14,7 @@ import psutil
 import pytest
 from netaddr import IPNetwork
 
+from tests.support.pace import limit
 from tests.support.tenants import Machine, run
 from worker.addressing import client_network
 from worker.drivers.generic import GenericShareDriver
@@ -54,7 +55,7 @@ class ExternalSystem:
         for process in psutil.process_iter(["cmdline"]):
             if " ".join(process.info["cmdline"] or ()) in machine.processes:
                 process.kill()
-                process.wait(10)
+                process.wait(limit())
         for mount in sorted(machine.mounts, reverse=True):
             run("umount", mount)
 

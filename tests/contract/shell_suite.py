@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import subprocess
 import threading
-import time
 import uuid
 from pathlib import Path
 from typing import ClassVar, Final
@@ -75,11 +74,9 @@ class ShellContract:
 
     def test_what_takes_too_long_is_ended_with_its_children(self, shell: Shell) -> None:
         mark = f"sleep 77.{uuid.uuid4().int % 10**9:09}"
-        begun = time.monotonic()
         with pytest.raises(Retryable, match=r"did not end within 0\.3 s") as caught:
             shell.run(["sh", "-c", f"{mark} & wait"], timeout=0.3)
         assert caught.value.code is ErrorCode.TIMEOUT
-        assert time.monotonic() - begun < 20
         wait_until(lambda: not runs(mark), "its child is gone")
 
     def test_what_does_not_heed_sigterm_is_killed(

@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from tests.support.pace import limit
+from tests.support.services import wait_until
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.drivers.fake import FakeDriverOptions, FakeShareDriver
 from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable, StepError
@@ -382,12 +384,10 @@ class TestFaults:
         share = a_share()
         child = fork.Process(target=driver.create_share, args=(context(), share, None))
         child.start()
-        deadline = time.monotonic() + 20
-        while not world.calls() and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_until(lambda: bool(world.calls()), "the child is in the call")
         assert child.pid
         os.kill(child.pid, signal.SIGKILL)
-        child.join(10)
+        child.join(limit())
         (call,) = world.calls("create_share")
         assert (call.outcome, call.finished, call.pid) == ("", None, child.pid)
         assert (call.object_id, call.operation_id) == (share.id, "operation")
@@ -400,7 +400,7 @@ class TestFaults:
         for child in children:
             child.start()
         for child in children:
-            child.join(60)
+            child.join(limit())
         assert [child.exitcode for child in children] == [0] * 4
         outcomes = [call.outcome for call in world.calls("create_share")]
         assert (outcomes.count("Fatal"), outcomes.count("ok")) == (10, 90)
@@ -476,7 +476,7 @@ def test_importing_the_fakes_is_light() -> None:
 def _open_new_worlds(directory: Path, both: Any, failures: Any) -> None:
     for number in range(400):
         world = World(directory / str(number) / "world.db")
-        both.wait(60)
+        both.wait(limit())
         try:
             world.servers()
         except Exception as error:  # noqa: BLE001 - the parent shows it
@@ -492,6 +492,6 @@ def test_two_processes_may_open_a_new_world_at_once(tmp_path: Path) -> None:
     for process in pair:
         process.start()
     for process in pair:
-        process.join(120)
+        process.join(limit())
     assert [process.exitcode for process in pair] == [0, 0]
     assert failures.empty(), failures.get()

@@ -29,10 +29,9 @@ from worker.plugin import BackendContext
 from worker.systems.openstack.client import OpenStack as Client
 from worker.systems.openstack.client import OpenStackOptions
 from worker.testing.calls import GuardThatEnds, context
-from worker.testing.compute_helper import PATIENCE, ComputeHelperContract, NetworkFor
+from worker.testing.compute_helper import ComputeHelperContract, NetworkFor
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = pytest.mark.timeout(420)
 
 CLASS = "contract"
 IMAGE = "http://images.example/share-server.qcow2"
@@ -228,7 +227,7 @@ class TestIronicComputeHelper(ComputeHelperContract):
                 helper.get_share_server(context(), server, network, server.network_info, ())
             return words in wait.value.message
 
-        wait_until(waits_for_it, words, PATIENCE)
+        wait_until(waits_for_it, words)
 
     def test_a_node_is_told_who_it_is_and_where(
         self, helper: Any, new_server: Any, share_network: ShareNetwork, cloud: OpenStack

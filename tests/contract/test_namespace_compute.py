@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.pace import limit
 from tests.support.services import alive, require_root_datapath, wait_until
 from tests.support.tenants import Machine, Tenant, run
 from worker.errors import ConfigurationError, ErrorCode, Fatal, NotReady
@@ -116,7 +117,7 @@ helper.get_share_server(RequestContext("project"), server, net, network(0), ())
 os.killpg(0, signal.SIGKILL)
 """
         done = subprocess.run(
-            [sys.executable, "-c", script], start_new_session=True, timeout=60, check=False
+            [sys.executable, "-c", script], start_new_session=True, timeout=limit(), check=False
         )
         assert done.returncode == -signal.SIGKILL
         (pid,) = run("ip", "netns", "pids", f"sw-{server.id}").split()

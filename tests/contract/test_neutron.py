@@ -23,7 +23,6 @@ from worker.plugin import BackendContext
 from worker.testing.network_helper import NetworkHelperContract
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = pytest.mark.timeout(420)
 
 
 def make_helper(

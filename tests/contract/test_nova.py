@@ -21,6 +21,7 @@ from tests.openstack.cloud import OpenStack
 from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
 from tests.support.nova import SETTING, Site, StandIn, a_network
+from tests.support.pace import limit
 from tests.support.services import RedisServer, free_port, require_root, wait_until
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.errors import ErrorCode, Fatal, NotReady, RequestFailed, Retryable
@@ -32,7 +33,6 @@ from worker.testing.calls import context
 from worker.testing.compute_helper import ComputeHelperContract
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = pytest.mark.timeout(600)
 
 
 @pytest.fixture(scope="module")
@@ -206,7 +206,7 @@ def test_an_audit_sees_only_what_is_the_backends(
         site.admin.compute.create_server(name=name, metadata=metadata, **asked)
         for metadata in (
             {},
-            {"share_server": name, "backend": SETTING.backend},
+            {"share_server": name, "backend": SETTING.name},
             {"share_server": name.removeprefix("sw-"), "backend": "another"},
         )
     ]
@@ -327,7 +327,7 @@ def test_it_serves_once_it_answers_over_ssh_as_itself(
     (port,) = site.admin.network.ports(network_id=network)
     address = port.fixed_ips[0]["ip_address"]
     user_data = base64.b64decode(site.admin.compute.get_server(machine.id).user_data).decode()
-    stand_in = StandIn(tmp_path, user_data, address, helper._options.ssh_port)
+    stand_in = StandIn(tmp_path, user_data, address, helper.options.ssh_port)
     try:
         with pytest.raises(NotReady, match="still installs its software"):
             once(helper, server, tenants)
@@ -375,14 +375,14 @@ class Chain:
         ]
 
     def result(self, operation: str) -> dict[str, Any]:
-        return self.deployment.client.result(operation, timeout=180)
+        return self.deployment.client.result(operation, timeout=limit())
 
     def delete(self, shares: list[str]) -> None:
         """Delete them; then nothing of theirs is left anywhere."""
         client, payload = self.deployment.client, self.deployment.payload
         asked = [client.submit("delete_share", payload(share_id=share)) for share in shares]
         assert [self.result(one)["status"] for one in asked] == ["deleted"] * len(shares)
-        self.deployment.settle(180)
+        self.deployment.settle()
         assert self.site.state() == []
         assert list(self.site.admin.network.ports()) == []
         kept = ("tables: share_networks", "tables: share_types")
@@ -422,7 +422,7 @@ def chain(
             SHAREWRIGHT_FAILPOINTS=";".join(f"{name}=kill" for name in armed),
             SHAREWRIGHT_FAILPOINT_TOKENS=str(tokens),
         )
-        deployment.wait_reported(2, 120)
+        deployment.wait_reported(2)
         for name in ("vms", "full"):
             specs = {"share_backend_name": name}
             deployment.ask("create_share_type", admin=True, name=name, extra_specs=specs)
@@ -455,7 +455,7 @@ def test_a_worker_killed_when_it_had_removed_one_machine_too_many(chain: Chain) 
     kill = chain.tokens / "nova.after_extra_deleted@1"
     kill.touch()
     (operation,) = chain.create(1)
-    wait_until(lambda: bool(chain.site.machines()), "Nova knows the machine", 60)
+    wait_until(lambda: bool(chain.site.machines()), "Nova knows the machine")
     (first,) = chain.site.machines()
     late = chain.site.admin.compute.create_server(
         name=first.name,
@@ -466,7 +466,7 @@ def test_a_worker_killed_when_it_had_removed_one_machine_too_many(chain: Chain) 
     )
     share = chain.result(operation)
     assert not kill.exists(), "the kill never happened"
-    wait_until(lambda: len(chain.site.machines()) == 1, "the machine too many is gone", 60)
+    wait_until(lambda: len(chain.site.machines()) == 1, "the machine too many is gone")
     (left,) = chain.site.machines()
     assert left.id == first.id != late.id
     chain.delete([share["id"]])

@@ -15,6 +15,7 @@ from sqlalchemy import update
 
 from tests.contract.test_segmented_network import Held
 from tests.simulators.nova_network import PASSWORD, PROJECT, USER, NovaSimulator
+from tests.support.pace import limit
 from worker.db.core.engine import engine_for, transaction
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
@@ -299,7 +300,7 @@ class TestSimulator:
             headers={"X-Auth-Token": "token", "OpenStack-API-Version": f"compute {version}"},
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as response:
+            with urllib.request.urlopen(request, timeout=limit()) as response:
                 self.answer = json.loads(response.read() or "null")
                 return int(response.status)
         except urllib.error.HTTPError as error:

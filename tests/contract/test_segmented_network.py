@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
+from tests.support.pace import limit
 from worker.db.core.engine import engine_for, reading, transaction
 from worker.db.networks.addresses import DatabaseAddressStore
 from worker.db.tables.all import metadata
@@ -253,9 +254,9 @@ class TestSegments:
         ]
         for child in children:
             child.start()
-        told = [answers.get(timeout=60) for _ in children]
+        told = [answers.get(timeout=limit()) for _ in children]
         for child in children:
-            child.join(10)
+            child.join(limit())
         assert [child.exitcode for child in children] == [0] * 4
         assert all(answer == told[0] for answer in told)
         assert len({number for number, _ in told[0]}) == len({cidr for _, cidr in told[0]}) == 10

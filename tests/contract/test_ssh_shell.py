@@ -15,6 +15,7 @@ import pytest
 
 from tests.contract.shell_suite import ShellContract, runs
 from tests.support.machines import Lan, Machine
+from tests.support.pace import limit
 from tests.support.services import wait_until
 from worker.errors import ErrorCode, Fatal, NotReady, Retryable
 from worker.helpers.compute.machines import check_reachable, ssh_attributes, ssh_shell
@@ -99,7 +100,7 @@ def test_a_connection_that_drops_is_retryable_and_the_next_command_has_a_new_one
     thread.start()
     wait_until((tmp_path / "begun").exists, "the command runs")
     machine.drop_connections()
-    thread.join(30)
+    thread.join(limit())
     assert "broke during `sh -c" in str(caught[0])
     assert shell.run(["echo", "again"]).stdout == "again\n"
 
@@ -124,7 +125,7 @@ def test_a_file_whose_way_was_cut_keeps_its_old_content(
         "the first part has arrived",
     )
     machine.drop_connections()
-    thread.join(60)
+    thread.join(limit())
     assert failed.is_set()
     wait_until(lambda: not list(tmp_path.glob(".sharewright.*")), "the half is cleared away")
     assert target.read_text() == "old"

@@ -13,6 +13,7 @@ from tests.crash.matrix.cells import BY_NAME
 from tests.crash.matrix.lane import Lane
 from tests.crash.matrix.matrix import Matrix
 from tests.crash.matrix.sabotage import SABOTAGES
+from tests.support.pace import limit
 from tests.support.services import ROOT, RedisServer
 
 GRACE = 6.0
@@ -27,7 +28,7 @@ def _waits(name: str) -> bool:
 def test_every_safeguard_is_where_it_is_taken_out() -> None:
     """In a process of its own: what is taken out stays out."""
     take_out = "from tests.crash.matrix.sabotage import *; [s.apply() for s in SABOTAGES.values()]"
-    subprocess.run([sys.executable, "-c", take_out], check=True, cwd=ROOT, timeout=60)
+    subprocess.run([sys.executable, "-c", take_out], check=True, cwd=ROOT, timeout=limit())
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import pytest
 
-from tests.crash.outages.site import BOOT_SECONDS, Site
-from tests.crash.outages.traffic import PATIENCE, ended, judged
+from tests.crash.outages.site import Site
+from tests.crash.outages.traffic import ended, judged
+from tests.support.pace import TEST_SECONDS, slowed
 from tests.support.services import (
     PostgresServer,
     Process,
@@ -30,7 +31,7 @@ from tests.support.services import (
 
 SECONDS: Final = float(os.environ.get("SHAREWRIGHT_OUTAGE_SECONDS", "6"))
 STALLED: Final = int(os.environ.get("SHAREWRIGHT_STALLED", "200"))
-pytestmark = pytest.mark.timeout(300 + 2 * SECONDS + STALLED / 2)
+pytestmark = pytest.mark.timeout(slowed(TEST_SECONDS + 2 * SECONDS + STALLED / 2))
 
 
 @pytest.fixture
@@ -136,7 +137,7 @@ def test_the_disk_is_full(made: ExitStack, tmp_path: Path) -> None:
         ended(traffic, 10)
         with site.trouble():
             fill(disk / "filler")
-            wait_until(lambda: "disk is full" in site.logs(), "somebody could not write", 60)
+            wait_until(lambda: "disk is full" in site.logs(), "somebody could not write")
             time.sleep(SECONDS)
             (disk / "filler").unlink()
         ended(traffic, 10)
@@ -185,7 +186,7 @@ def test_a_clock_is_wrong(made: ExitStack, tmp_path: Path, postgres_url: str, of
         },
     )
     made.callback(wrong.close)
-    wrong.start("ready", seconds=BOOT_SECONDS)
+    wrong.start("ready")
     with judged(site) as traffic:
         ended(traffic, 40)
     steps = site.external.rows("SELECT worker, outcome FROM operation_steps")
@@ -198,8 +199,9 @@ def test_a_clock_is_wrong(made: ExitStack, tmp_path: Path, postgres_url: str, of
 @pytest.mark.whole
 def test_a_queue_is_stalled(made: ExitStack, tmp_path: Path, postgres_url: str) -> None:
     """Ten minutes are scaled down to ``queued_limit``, and what a deep queue is along with them."""
-    limit = 15.0
-    scaled = {"queued_limit": limit, "redrive_batch": STALLED // 16}
+    times = 1 + STALLED / 500
+    queued_limit = 15.0
+    scaled = {"queued_limit": queued_limit, "redrive_batch": STALLED // 16}
     site = make_site(made, tmp_path, postgres_url, make_redis(made), **scaled)
     client = site.client()
     with site.stalled():
@@ -214,11 +216,11 @@ def test_a_queue_is_stalled(made: ExitStack, tmp_path: Path, postgres_url: str) 
         wait_until(
             lambda: len(site.external.rows(accepted)) == STALLED,
             "all are accepted",
-            60 + STALLED / 10,
+            times,
         )
-        time.sleep(limit)
+        time.sleep(queued_limit)
     client.close()
-    site.settle(PATIENCE + STALLED / 5)
+    site.settle(times)
     assert list(site.findings(["p"])) == []
     rows = site.external.rows("SELECT state, dispatch FROM operations WHERE verb = 'create_share'")
     assert [row["state"] for row in rows] == ["succeeded"] * STALLED

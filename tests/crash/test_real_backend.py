@@ -6,11 +6,11 @@ The outside is looked at by itself (:meth:`RealDeployment.check_outside`), not t
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.support.pace import limit
 from tests.support.real import TENANT, RealDeployment
 from tests.support.services import RedisServer, require_root_datapath
 from worker.db.tables.main import shares
@@ -23,7 +23,6 @@ STAGES = {
 }
 """Where the ten kills of a step strike: half of the effect is there; all of it, and not written;
 or it is written, and the next message not sent."""
-WITHIN = 45.0
 
 
 def arm(tokens: Path, failpoints: Sequence[str]) -> None:
@@ -78,14 +77,12 @@ def killed_creates(
 
 
 def create_all(site: RealDeployment, networks: list[str]) -> None:
-    begun = time.monotonic()
     asked = [
         site.client.submit("create_share", site.payload(size=1, share_network_id=network))
         for network in networks
     ]
     for operation_id in asked:
-        left = WITHIN - (time.monotonic() - begun)
-        share = site.client.result(operation_id, timeout=max(left, 0.1))
+        share = site.client.result(operation_id, timeout=limit())
         assert share["status"] == "available"
 
 

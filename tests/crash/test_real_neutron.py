@@ -10,11 +10,12 @@ from tests.crash.matrix.points import all_points
 from tests.openstack.cloud import OpenStack
 from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
+from tests.support.pace import limit
 from tests.support.services import RedisServer
 from worker.helpers.network.neutron.managed import DEVICE_OWNER
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = [pytest.mark.whole, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.whole
 
 MAKING = ("neutron.after_network", "neutron.after_subnet", "neutron.after_router")
 PORTS = ("neutron.after_port",)
@@ -65,7 +66,7 @@ def test_killed_inside_the_helper(
             client.submit("create_share", payload(size=1, share_network_id=network))
             for network in networks
         ]
-        made = [client.result(one, timeout=240) for one in asked]
+        made = [client.result(one, timeout=limit()) for one in asked]
         assert list(tokens.iterdir()) == [], "some faults never struck"
         with openstack.connect() as admin:
             ports = list(admin.network.ports(device_owner=DEVICE_OWNER))
@@ -77,7 +78,7 @@ def test_killed_inside_the_helper(
             arm(tokens, REMOVING)
             for share in made:
                 client.submit("delete_share", payload(share_id=share["id"]))
-            deployment.settle(240)
+            deployment.settle()
             assert list(tokens.iterdir()) == [], "some faults never struck"
             assert list(admin.network.ports(device_owner=DEVICE_OWNER)) == []
             left = [*admin.network.networks(), *admin.network.routers(), *admin.network.subnets()]

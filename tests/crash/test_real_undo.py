@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.support.pace import limit
 from tests.support.real import RealDeployment
 from tests.support.services import RedisServer, require_root_datapath
 from worker.db.tables.main import shares, snapshots
 from worker.errors import RequestFailed
 
-pytestmark = [pytest.mark.whole, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.whole
 
 STAGES = ("before", "after_effect", "before_commit", "after_commit")
 ON_A_SHARE = ("extend_share", "update_access", "create_snapshot", "delete_snapshot")
@@ -41,8 +42,8 @@ class Killed:
         return self.site.client.submit(verb, self.site.payload(**fields))
 
     def ended(self, asked: Sequence[str]) -> list[dict[str, Any]]:
-        made = [self.site.client.result(one, timeout=120) for one in asked]
-        self.site.settle(120)
+        made = [self.site.client.result(one, timeout=limit()) for one in asked]
+        self.site.settle()
         assert list(self.tokens.iterdir()) == [], "some faults never struck"
         return made
 
@@ -123,7 +124,7 @@ def test_killed_in_every_undo(tmp_path: Path, postgres_url: str, redis_server: R
             asked = [killing.send("create_share", size=1, share_network_id=one) for one in networks]
             for operation_id in asked:
                 with pytest.raises(RequestFailed, match="failpoint create_share"):
-                    killing.site.client.result(operation_id, timeout=120)
+                    killing.site.client.result(operation_id, timeout=limit())
             killing.ended([])
             assert killing.site.servers() == []
             assert {row.status for row in killing.site.rows(shares)} == {"error"}

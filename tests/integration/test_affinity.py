@@ -11,6 +11,7 @@ from sqlalchemy import Table, select
 
 from tests.support.deployment import FAKE_BACKEND
 from tests.support.fakes import Fakes
+from tests.support.pace import limit
 from tests.support.services import RedisServer, wait_until
 from worker.db.core.engine import reading
 from worker.db.tables.main import share_servers, shares
@@ -45,7 +46,7 @@ def test_a_server_is_filled_before_another_is_built(start: Start) -> None:
     fakes = start(4)
 
     def create(network: str) -> str:
-        return str(fakes.client.result(fakes.create(network), timeout=30)["backend"])
+        return str(fakes.client.result(fakes.create(network), timeout=limit())["backend"])
 
     network = fakes.network()
     first = create(network)
@@ -79,6 +80,6 @@ def test_another_project_has_no_server_there(start: Start) -> None:
     network = fakes.network()
     fakes.ask("publish_share_network", admin=True, share_network_id=network)
     asked = [fakes.create(network, project=f"p{number}") for number in (1, 2, 3)]
-    made = [fakes.client.result(one, timeout=30)["backend"] for one in asked]
+    made = [fakes.client.result(one, timeout=limit())["backend"] for one in asked]
     assert sorted(made) == ["b0", "b1", "b2"]
     assert on_backends(fakes, share_servers) == Counter(made)

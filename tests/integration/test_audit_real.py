@@ -205,7 +205,6 @@ managed_cidrs = ["10.65.0.0/16"]
 """
 
 
-@pytest.mark.timeout(420)  # the first test of a checkout installs OpenStack
 def test_ports_and_networks_of_a_real_neutron(
     tmp_path: Path, sqlite_url: str, openstack: OpenStack
 ) -> None:

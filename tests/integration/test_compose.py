@@ -19,6 +19,7 @@ from sqlalchemy import func, select
 
 from scheduler.client import Client
 from tests.support import compose
+from tests.support.pace import limit
 from tests.support.services import PostgresServer, Process, free_port, require, wait_until
 from worker.db.core.engine import engine_for, reading
 from worker.db.tables.main import backends, operations, shares
@@ -107,7 +108,7 @@ def stack(tmp_path: Path, postgres_server: PostgresServer) -> Iterator[Stack]:
 
 def _get(url: str, headers: Mapping[str, str] | None = None) -> bytes:
     request = urllib.request.Request(url, headers=dict(headers or {}))
-    with urllib.request.urlopen(request, timeout=5) as answer:
+    with urllib.request.urlopen(request, timeout=limit()) as answer:
         body: bytes = answer.read()
         return body
 
@@ -119,7 +120,7 @@ def test_the_whole_composition_creates_shares(stack: Stack) -> None:
     )
     for number in range(2):  # a second migration is harmless
         migration = stack.start("migrate", log=f"migrate-{number}")
-        assert migration.wait(60) == 0, migration.output()
+        assert migration.wait() == 0, migration.output()
     roles = ("scheduler", "scheduler-reads", "reconciler", "health", "flower")
     long_lived = [stack.start(name) for name in roles]
     long_lived += [stack.start("worker", "--name", f"w{n}", log=f"worker-{n}") for n in range(3)]
@@ -134,7 +135,7 @@ def test_the_whole_composition_creates_shares(stack: Stack) -> None:
                 ).scalar_one()
             )
 
-    wait_until(reported, "the backend has reported", 60)
+    wait_until(reported, "the backend has reported")
     environment = stack.environment("worker")
     client = Client(
         environment["SHAREWRIGHT_BROKER__URL"], environment["SHAREWRIGHT_BROKER__RESULT_BACKEND"]
@@ -142,7 +143,7 @@ def test_the_whole_composition_creates_shares(stack: Stack) -> None:
     payload = {"version": 1, "context": {"project_id": "p1"}}
     network = client.result(
         client.submit("create_share_network", {**payload, "flat_network_ip_pool": ["10.0.0.0/24"]}),
-        timeout=30,
+        timeout=limit(),
     )["id"]
     began = time.monotonic()
     ids = [f"compose-{number}" for number in range(CREATES)]
@@ -153,7 +154,7 @@ def test_the_whole_composition_creates_shares(stack: Stack) -> None:
             operation_id=operation_id,
         )
     for operation_id in ids:
-        made = client.result(operation_id, timeout=90)
+        made = client.result(operation_id, timeout=limit())
         assert made["status"] == "available"
     client.close()
     print(f"{CREATES} creates in {time.monotonic() - began:.1f} s")

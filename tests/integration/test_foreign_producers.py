@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import select, update
 
 from tests.support.deployment import Deployment
+from tests.support.pace import limit
 from tests.support.producers import (
     celery_producer,
     node_modules,
@@ -140,7 +141,7 @@ def test_an_example_of_the_guide(deployment: Deployment, network: str, language:
             (*command, *urls, str(uuid.uuid4()), "p1", network_id, size),
             capture_output=True,
             text=True,
-            timeout=90,
+            timeout=limit(),
             check=False,
             env={"PATH": os.environ["PATH"], **needed},
         )

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from tests.support.intake import Intake, add_network, take_in
+from tests.support.pace import limit
 from worker.db.tables.main import operation_aliases, operations, share_networks
 from worker.errors import RequestFailed, SharewrightError
 
@@ -267,7 +268,7 @@ def _race(intake: Intake, verb: str, asked: dict[str, Any], number: int = 8) -> 
         jobs = [
             pool.submit(_at_once, config, verb, asked, str(uuid.uuid4())) for _ in range(number)
         ]
-        return [job.result(timeout=60) for job in jobs]
+        return [job.result(timeout=limit()) for job in jobs]
 
 
 def _meet_at(barrier: Any) -> None:
@@ -275,7 +276,7 @@ def _meet_at(barrier: Any) -> None:
 
 
 def _at_once(config: Any, verb: str, asked: dict[str, Any], operation_id: str) -> Any:
-    globals()["_barrier"].wait(30)
+    globals()["_barrier"].wait(limit())
     try:
         return take_in(config, verb, asked, operation_id)
     except SharewrightError as error:

@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import insert
 
 from tests.support.intake import SMALL_GIB, Intake, take_in
+from tests.support.pace import limit
 from worker.db.core.engine import db_now, transaction
 from worker.db.tables.main import (
     operations,
@@ -227,7 +228,7 @@ def test_capacity_is_never_oversubscribed(intake: Intake, project: str) -> None:
             processes.submit(_try, intake.config, "create_share", asked, str(uuid.uuid4()))
             for _ in range(24)
         ]
-        answers = [job.result(timeout=60) for job in jobs]
+        answers = [job.result(timeout=limit()) for job in jobs]
     made = intake.rows(shares, project_id=project)
     pool = intake.rows(storage_pools, backend="small")[0]
     assert len(made) == SMALL_GIB // 3

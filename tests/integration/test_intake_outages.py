@@ -18,13 +18,13 @@ from sqlalchemy.engine import make_url
 from scheduler.exits import EXIT_CONFIGURATION
 from tests.support.deployment import Deployment
 from tests.support.intake import Intake
+from tests.support.pace import limit
 from tests.support.services import RedisServer, wait_until
 from worker.db.core.engine import engine_for, transaction
 from worker.db.schema import VERSION_TABLE
 
 REQUESTS = 20
 OUTAGE_SECONDS = 2.0
-ANSWER_SECONDS = 120
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ class Producer:
 
     def answer(self, request_id: str) -> Any:
         result = self.app.AsyncResult(request_id)
-        return result.get(timeout=ANSWER_SECONDS, propagate=False)
+        return result.get(timeout=limit(), propagate=False)
 
 
 def _crowd(producer: Producer) -> list[str]:
@@ -127,7 +127,7 @@ def test_a_message_goes_back_to_its_queue_while_an_outage_lasts(
     _alter(on_postgres, f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
     asked = _crowd(producer)
     log = on_postgres.directory / "scheduler.log"
-    wait_until(lambda: "back to the broker" in log.read_text(), "a request was given back", 90)
+    wait_until(lambda: "back to the broker" in log.read_text(), "a request was given back")
     _alter(on_postgres, f'ALTER DATABASE "{name}" RESET default_transaction_read_only')
     answers = [producer.answer(request_id) for request_id in asked]
     assert all(isinstance(answer, dict) for answer in answers), answers
@@ -191,7 +191,7 @@ def test_a_process_does_not_start_before_the_upgrade(
         with transaction(engine_for(sqlite_url)) as connection:
             connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))
         process = deployment.role(*role)
-        assert process.wait(60) == EXIT_CONFIGURATION
+        assert process.wait() == EXIT_CONFIGURATION
         assert "sharewright db upgrade" in process.output()
     finally:
         deployment.close()
@@ -206,8 +206,8 @@ def test_a_process_starts_on_the_database_of_a_later_version(
         with transaction(engine_for(sqlite_url)) as connection:
             connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = 'later'"))
         deployment.role("scheduler")
-        answer = deployment.client.submit("list_shares", deployment.payload(), timeout=60)
-        assert deployment.client.result(answer, timeout=20)["shares"] == []
+        answer = deployment.client.submit("list_shares", deployment.payload(), timeout=limit())
+        assert deployment.client.result(answer, timeout=limit())["shares"] == []
         assert "of a later version" in deployment.processes["scheduler"].output()
     finally:
         deployment.close()

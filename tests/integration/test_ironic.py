@@ -14,12 +14,12 @@ from tests.openstack import baremetal
 from tests.openstack.cloud import OpenStack
 from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
+from tests.support.pace import limit
 from tests.support.services import RedisServer
 from worker.errors import RequestFailed
 from worker.helpers.network.neutron.managed import DEVICE_OWNER
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = pytest.mark.timeout(420)
 
 NETWORKS, SHARES = 4, 20
 CLASS = "servers"
@@ -43,7 +43,7 @@ class Metal:
         client, payload = self.deployment.client, self.deployment.payload
         asked = [client.submit("delete_share", payload(share_id=share)) for share in share_ids]
         for operation in asked:
-            assert client.result(operation, timeout=180)["status"] == "deleted"
+            assert client.result(operation, timeout=limit())["status"] == "deleted"
 
     def deployed(self) -> dict[str, str]:
         """The nodes that are deployed, and as which share server."""
@@ -129,7 +129,7 @@ def metal(
 def nothing_left(metal: Metal) -> Iterator[None]:
     """Every test ends with all shares deleted: then nothing of any share server is left."""
     yield
-    metal.deployment.settle(180)
+    metal.deployment.settle()
     baremetal.settle(metal.admin, list(metal.admin.baremetal.nodes(resource_class=CLASS)))
     assert metal.leftovers() == []
     assert [line for line in of_tables(metal.deployment.engine) if "server" in line] == []
@@ -144,13 +144,13 @@ def test_twenty_shares_on_four_networks(metal: Metal) -> None:
     for token in tokens:
         token.touch()
     asked = [metal.create(metal.networks[number % NETWORKS]) for number in range(SHARES)]
-    made = [metal.deployment.client.result(operation, timeout=180) for operation in asked]
+    made = [metal.deployment.client.result(operation, timeout=limit()) for operation in asked]
     assert [share["status"] for share in made] == ["available"] * SHARES
     servers = {share["share_server_id"] for share in made}
     assert len(servers) == NETWORKS
     assert set(metal.deployed().values()) == servers
     metal.delete(*(share["id"] for share in made))
-    metal.deployment.settle(180)  # the servers go after their last shares
+    metal.deployment.settle()  # the servers go after their last shares
     assert [token.name for token in tokens if token.exists()] == [], "not everybody was killed"
 
 
@@ -160,11 +160,11 @@ def test_a_share_server_too_many(metal: Metal) -> None:
     for node in nodes:
         metal.admin.baremetal.set_node_maintenance(node)
     with pytest.raises(RequestFailed, match="no available nodes match the resource class") as left:
-        metal.deployment.client.result(metal.create(metal.networks[0]), timeout=180)
+        metal.deployment.client.result(metal.create(metal.networks[0]), timeout=limit())
     assert left.value.code == "compute_exhausted"
     for node in nodes:
         metal.admin.baremetal.unset_node_maintenance(node)
-    metal.deployment.settle(180)
+    metal.deployment.settle()
     shares = metal.deployment.ask("list_shares")["shares"]
     assert [share["status"] for share in shares] == ["error"]
     metal.delete(*(share["id"] for share in shares))

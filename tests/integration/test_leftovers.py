@@ -20,7 +20,6 @@ from worker.db.core.engine import engine_for, transaction
 from worker.db.schema import upgrade
 from worker.db.tables.all import metadata
 
-STORY_SECONDS = 150
 KINDS = {
     plant.namespace: "namespaces",
     plant.link: "links",
@@ -104,7 +103,7 @@ STORY = python("tests.story")
 
 
 def assert_ends_well(story: Process) -> None:
-    assert story.wait(STORY_SECONDS) == 0, story.output()
+    assert story.wait() == 0, story.output()
     assert story.output().splitlines()[-1].startswith("OK: "), story.output()
 
 
@@ -122,7 +121,7 @@ def running(home: Path) -> Iterator[Process]:
     home.mkdir()
     process = Process(python("scheduler.cli", "up", "--home", str(home)), log=home / "up.log")
     try:
-        yield process.start("ready:", seconds=60)
+        yield process.start("ready:")
         process.terminate()
     finally:
         process.close()
@@ -146,7 +145,7 @@ def test_runs_at_the_same_time_do_not_disturb_each_other(
 def test_on_the_fakes_each_line_of_the_story_says_so(start_process: StartProcess) -> None:
     require_root()
     story = start_process(("setpriv", "--bounding-set=-net_admin", *STORY))
-    assert story.wait(STORY_SECONDS) == 0, story.output()
+    assert story.wait() == 0, story.output()
     lines = story.output().splitlines()
     assert lines[0].startswith("No namespaces of the story's own (")
     assert lines[1].startswith("No NFS on this machine: root without CAP_NET_ADMIN.")

@@ -94,7 +94,7 @@ def test_up_writes_json_too(tmp_path: Path) -> None:
     (home / "sharewright.toml").write_text(FAKE_BACKEND + JSON_LOG)
     up = Process(python("scheduler.cli", "up", "--home", str(home)), log=tmp_path / "up.log")
     try:
-        up.start("ready:", seconds=60)
+        up.start("ready:")
         up.terminate()
     finally:
         up.close()

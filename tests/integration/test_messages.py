@@ -12,6 +12,7 @@ import pytest
 import redis
 
 from tests.support.fakes import Fakes
+from tests.support.pace import limit
 from tests.support.services import RedisServer, wait_until
 
 
@@ -62,13 +63,13 @@ def test_an_operation_is_one_request_message_and_one_message_a_step(
         "sharewright.create_share",
     ]
     first = fakes.create(network)
-    fakes.client.result(first, timeout=60)
+    fakes.client.result(first, timeout=limit())
     # The next one joins the server: its steps have less to do, and are messages all the same.
     second = fakes.create(network)
-    share = fakes.client.result(second, timeout=60)
+    share = fakes.client.result(second, timeout=limit())
     payload = fakes.payload(share_id=share["id"])
     third = fakes.client.submit("delete_share", payload)
-    fakes.client.result(third, timeout=60)
+    fakes.client.result(third, timeout=limit())
     fakes.settle()
     delete = ["sharewright.request.delete_share", "sharewright.delete_share"]
     wait_until(lambda: wire.of(third) == delete, "the monitor has seen the last message")

@@ -15,6 +15,7 @@ from sqlalchemy import not_, select
 from tests.openstack.cloud import OpenStack
 from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
+from tests.support.pace import limit
 from tests.support.services import RedisServer
 from worker.db.audits import is_undone
 from worker.db.core.engine import reading
@@ -23,7 +24,6 @@ from worker.errors import RequestFailed
 from worker.helpers.network.neutron.managed import DEVICE_OWNER
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = pytest.mark.timeout(420)
 
 NETWORKS, SHARES = 5, 50
 
@@ -60,7 +60,7 @@ class Cloud:
         client, payload = self.deployment.client, self.deployment.payload
         asked = [client.submit("delete_share", payload(share_id=share)) for share in share_ids]
         for operation in asked:
-            assert client.result(operation, timeout=120)["status"] == "deleted"
+            assert client.result(operation, timeout=limit())["status"] == "deleted"
         self.deployment.settle()
 
     def addresses(self) -> dict[str, tuple[str, str]]:
@@ -167,7 +167,7 @@ def test_fifty_shares_on_five_networks(cloud: Cloud) -> None:
     tenant = [cloud.tenant_network(number) for number in range(NETWORKS)]
     networks = [cloud.share_network(**options) for options in tenant]
     asked = [cloud.create(networks[number % NETWORKS], "tenants") for number in range(SHARES)]
-    made = [cloud.deployment.client.result(operation, timeout=120) for operation in asked]
+    made = [cloud.deployment.client.result(operation, timeout=limit()) for operation in asked]
     assert [share["status"] for share in made] == ["available"] * SHARES
     servers = {share["share_server_id"] for share in made}
     ports = cloud.ports()
@@ -188,7 +188,7 @@ def test_killed_between_the_port_and_its_row(cloud: Cloud) -> None:
     network = cloud.share_network(**cloud.tenant_network(20))
     token = cloud.tokens / "neutron.after_port@1"
     token.touch()
-    share = cloud.deployment.client.result(cloud.create(network, "tenants"), timeout=60)
+    share = cloud.deployment.client.result(cloud.create(network, "tenants"), timeout=limit())
     assert not token.exists(), "no worker was killed"
     (port,) = cloud.ports()
     assert port.device_id == share["share_server_id"]
@@ -200,7 +200,7 @@ def test_killed_between_the_port_and_its_row(cloud: Cloud) -> None:
 def test_a_host_that_neutron_cannot_bind(cloud: Cloud) -> None:
     network = cloud.share_network(**cloud.tenant_network(21))
     with pytest.raises(RequestFailed) as failure:
-        cloud.deployment.client.result(cloud.create(network, "unbindable"), timeout=60)
+        cloud.deployment.client.result(cloud.create(network, "unbindable"), timeout=limit())
     assert failure.value.code == "network_failed"
     assert "could not bind port" in failure.value.message
     assert "unbindable1" in failure.value.message
@@ -208,7 +208,7 @@ def test_a_host_that_neutron_cannot_bind(cloud: Cloud) -> None:
         cloud.deployment.client.submit(
             "list_shares", cloud.deployment.payload(share_network_id=network)
         ),
-        timeout=30,
+        timeout=limit(),
     )["shares"]
     assert share["status"] == "error"
     cloud.deployment.settle()
@@ -222,7 +222,7 @@ def test_two_backends_with_a_network_each(cloud: Cloud, flat_networks: list[str]
         neutron_net_id=str(uuid.uuid4()), neutron_subnet_id=str(uuid.uuid4())
     )
     made = [
-        cloud.deployment.client.result(cloud.create(network, name), timeout=60)
+        cloud.deployment.client.result(cloud.create(network, name), timeout=limit())
         for name in flat_networks
     ]
     where = dict(cloud.addresses().values())
@@ -237,7 +237,7 @@ def test_a_managed_network_lives_as_long_as_its_servers(cloud: Cloud, killed: bo
     if killed:
         token.touch()
     network = cloud.share_network(managed=True, cidr="10.77.0.0/26")
-    share = cloud.deployment.client.result(cloud.create(network, "tenants"), timeout=60)
+    share = cloud.deployment.client.result(cloud.create(network, "tenants"), timeout=limit())
     assert not token.exists(), "no worker was killed"
     (made,) = cloud.admin.network.networks(name=f"sharewright-{network}")
     (subnet,) = cloud.admin.network.subnets(network_id=made.id)

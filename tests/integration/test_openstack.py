@@ -29,7 +29,6 @@ from worker.testing.calls import context
 from worker.testing.network_helper import a_server
 
 # The first test of a checkout installs OpenStack and prepares its tables.
-pytestmark = pytest.mark.timeout(420)
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from sqlalchemy import select, update
 from scheduler.service.dead_letters import drop, replay
 from tests.crash.matrix.points import all_points
 from tests.support.fakes import Fakes
+from tests.support.pace import limit, slowed
 from tests.support.services import ROOT, RedisServer, python, wait_until
 from worker.config import load
 from worker.db import shares
@@ -33,7 +34,7 @@ def command(deployment: Fakes, *words: str, code: int = 0) -> Any:
         python("scheduler.cli", "--json", *words),
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=limit(),
         check=False,
         cwd=ROOT,
         env={**os.environ, **deployment.env},
@@ -44,7 +45,7 @@ def command(deployment: Fakes, *words: str, code: int = 0) -> Any:
 
 def orphan(deployment: Fakes, network: str) -> None:
     """Rows of a share and its server that go while everything stays outside."""
-    made = deployment.client.result(deployment.create(network), timeout=60)
+    made = deployment.client.result(deployment.create(network), timeout=limit())
     with transaction(deployment.engine) as connection:
         servers.release(connection, made["id"], deleter_id="-")
         shares.remove_share(connection, made["id"])
@@ -92,7 +93,7 @@ def test_the_audit_by_command_and_a_worker_killed_everywhere_in_its_repair(
         }
     )
     network = fakes.network()
-    kept = fakes.client.result(fakes.create(network), timeout=60)
+    kept = fakes.client.result(fakes.create(network), timeout=limit())
     orphan(fakes, fakes.network(cidr="10.1.0.0/24"))
     found = command(fakes, "audit")
     (backend,) = found["backends"]
@@ -108,7 +109,7 @@ def test_the_audit_by_command_and_a_worker_killed_everywhere_in_its_repair(
     # Whoever is killed after the commit comes no further: that is the next one's.
     assert {left.name for left in tokens.iterdir()} == {"audit_backend.after_publish@1"}
     command(fakes, "audit", "--backend", "fake", "--repair")
-    wait_until(lambda: not list(tokens.iterdir()), "the last kill has happened", 30)
+    wait_until(lambda: not list(tokens.iterdir()), "the last kill has happened")
     assert [row["id"] for row in fakes.world.shares()] == [kept["id"]]
     assert len(fakes.world.servers()) == len(fakes.world.ports()) == 1
     with pytest.raises(RequestFailed, match="No backend other"):
@@ -123,14 +124,14 @@ def test_the_periodic_audit(tmp_path: Path, sqlite_url: str, redis_server: Redis
     deployment.config_path.write_text(text.replace("[engine]\n", f"[engine]\n{settings}"))
     try:
         deployment.start()
-        kept = deployment.client.result(deployment.create(deployment.network()), timeout=60)
+        kept = deployment.client.result(deployment.create(deployment.network()), timeout=limit())
         orphan(deployment, deployment.network(cidr="10.1.0.0/24"))
 
         def is_gone() -> bool:
             age(deployment)  # a quarter of an hour is not waited for
             return [row["id"] for row in deployment.world.shares()] == [kept["id"]]
 
-        wait_until(is_gone, "periodic audits have removed the orphans", 60)
+        wait_until(is_gone, "periodic audits have removed the orphans")
     finally:
         deployment.close()
 
@@ -138,9 +139,9 @@ def test_the_periodic_audit(tmp_path: Path, sqlite_url: str, redis_server: Redis
 def test_cancel_retry_and_give_up_by_command(fakes: Fakes) -> None:
     fakes.start()
     network = fakes.network()
-    fakes.world.arm("get_share_server", "hang", seconds=8.0)
+    fakes.world.arm("get_share_server", "hang", seconds=slowed(8.0))
     operation_id = fakes.create(network)
-    wait_until(lambda: bool(fakes.world.calls("get_share_server")), "the step is in its call", 60)
+    wait_until(lambda: bool(fakes.world.calls("get_share_server")), "the step is in its call")
     # By message: the command may take longer to start than the step's call lasts.
     answer = fakes.ask("cancel_operation", admin=True, operation_id=operation_id)
     assert (answer["id"], answer["cancelled"]) == (operation_id, True)
@@ -155,7 +156,7 @@ def test_cancel_retry_and_give_up_by_command(fakes: Fakes) -> None:
     assert "Undoing it failed" in fakes.failure(stuck).message
     fakes.ask("retry_operation", admin=True, operation_id=stuck)
     assert command(fakes, "operation", "give-up", stuck)["state"] == "given_up"
-    wait_until(lambda: "Given up" in fakes.failure(stuck).message, "the result says so too", 60)
+    wait_until(lambda: "Given up" in fakes.failure(stuck).message, "the result says so too")
     fakes.world.disarm()
     fakes.ask("audit_backend", admin=True, backend="fake")
     age(fakes)
@@ -178,7 +179,7 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
         with reading(fakes.engine) as connection:
             return list(connection.execute(select(dead_letters).order_by(dead_letters.c.size)))
 
-    wait_until(lambda: len(kept()) == 2, "both are kept", 60)
+    wait_until(lambda: len(kept()) == 2, "both are kept")
     none, request = kept()
     listed = command(fakes, "dead-letter", "list")["dead_letters"]
     assert {one["id"]: one["replayable"] for one in listed} == {none.id: False, request.id: True}
@@ -190,7 +191,6 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
     wait_until(
         lambda: any(row.replayed_at is None and row.size > 2048 for row in kept()),
         "it is kept again",
-        60,
     )
     again = next(row for row in kept() if row.replayed_at is None and row.size > 2048)
     fakes.processes["scheduler"].close()
@@ -199,7 +199,7 @@ def test_poison_is_replayed_once_and_dropped(fakes: Fakes) -> None:
     command(fakes, "dead-letter", "replay", str(again.id))
     with pytest.raises(Conflict, match="replayed already"):
         replay(config, again.id)
-    assert fakes.client.result("too-long", timeout=60)["status"] == "available"
+    assert fakes.client.result("too-long", timeout=limit())["status"] == "available"
     with reading(fakes.engine) as connection:
         made = connection.execute(
             select(operations.c.id).where(operations.c.verb == "create_share")

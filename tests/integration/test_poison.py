@@ -162,7 +162,7 @@ class Setup:
     def send_good(self, queue: str) -> None:
         word = str(uuid.uuid4())
         self.app.send_task("good", [word], queue=queue, priority=5)
-        wait_until(lambda: word in self.lines("good"), "the good task ran", 15)
+        wait_until(lambda: word in self.lines("good"), "the good task ran")
 
     def unacknowledged(self) -> int:
         with self.redis.client() as client:
@@ -198,7 +198,7 @@ def test_every_kind_is_kept_and_the_worker_lives(setup: Setup) -> None:
             before = len(setup.keep_dead_letter())
             setup.push(queue, item(queue))
             setup.send_good(queue)
-            wait_until(functools.partial(setup.has_kept, before + 1), f"{kind} is kept", 15)
+            wait_until(functools.partial(setup.has_kept, before + 1), f"{kind} is kept")
             (kept,) = setup.keep_dead_letter()[before:]
             assert any(part in kept["reason"] for part in reason.split(" | ")), (kind, kept)
             assert kept["queue"] == queue, (kind, kept)
@@ -218,8 +218,8 @@ def test_a_broken_quarantine_loses_nothing(setup: Setup) -> None:
     setup.send_good("first")
     setup.send_good("second")
     (setup.directory / "broken").unlink()
-    wait_until(lambda: len(setup.keep_dead_letter()) > 0, "it is kept in the end", 20)
-    wait_until(lambda: setup.unacknowledged() == 0, "it is acknowledged", 20)
+    wait_until(lambda: len(setup.keep_dead_letter()) > 0, "it is kept in the end")
+    wait_until(lambda: setup.unacknowledged() == 0, "it is acknowledged")
     assert len({kept["fingerprint"] for kept in setup.keep_dead_letter()}) == 1
 
 
@@ -236,4 +236,4 @@ def test_a_killed_worker_leaves_poison_to_the_next(
     wait_until(lambda: len(setup.keep_dead_letter()) > 0, "the next worker keeps it")
     (kept,) = setup.keep_dead_letter()
     assert (kept["queue"], kept["body"], kept["size"]) == ("second", "hello", 5)
-    wait_until(lambda: setup.unacknowledged() == 0, "it is acknowledged", 10)
+    wait_until(lambda: setup.unacknowledged() == 0, "it is acknowledged")

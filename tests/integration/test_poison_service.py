@@ -11,6 +11,7 @@ from sqlalchemy import func, select
 
 from tests.integration.test_poison import KINDS
 from tests.support.deployment import Deployment
+from tests.support.pace import limit
 from tests.support.services import ROOT, RedisServer, python, wait_until
 from worker.db.core.engine import reading
 from worker.db.tables.main import dead_letters
@@ -37,7 +38,7 @@ def test_poison_on_every_queue(tmp_path: Path, sqlite_url: str, redis_server: Re
                 count = connection.execute(select(func.count()).select_from(dead_letters))
                 return int(count.scalar_one())
 
-        wait_until(lambda: kept() >= expected, "all poison is kept", 60)
+        wait_until(lambda: kept() >= expected, "all poison is kept")
         network = deployment.network()
         made = deployment.ask("create_share", size=1, share_network_id=network)
         assert made["status"] == "available"
@@ -50,7 +51,7 @@ def test_poison_on_every_queue(tmp_path: Path, sqlite_url: str, redis_server: Re
             check=True,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=limit(),
             cwd=ROOT,
             env={**os.environ, **deployment.env},
         )

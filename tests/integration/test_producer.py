@@ -16,6 +16,7 @@ from sqlalchemy import func, select, update
 
 from scheduler.client import Client, NotHeard
 from tests.support.deployment import Deployment
+from tests.support.pace import limit
 from tests.support.plain import run_plain
 from tests.support.services import ROOT, RedisServer
 from worker.db.core.engine import reading, transaction
@@ -165,8 +166,8 @@ def test_a_key_sent_under_a_second_id_before_the_end_gets_the_same_result(
         ).scalar_one()
     assert alias == first
     deployment.worker("worker-1")
-    made = deployment.client.result(first, timeout=60)
-    assert deployment.client.result(second, timeout=20) == made
+    made = deployment.client.result(first, timeout=limit())
+    assert deployment.client.result(second, timeout=limit()) == made
 
 
 @pytest.fixture

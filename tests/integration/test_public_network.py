@@ -39,7 +39,7 @@ def test_two_projects_on_one_public_network(
                 done = select(func.count()).where(shares.c.status == "available")
                 return bool(connection.execute(done).scalar_one() == 100)
 
-        wait_until(available, "100 shares are available", 90)
+        wait_until(available, "100 shares are available")
         world = World(tmp_path / "backends" / "fake" / "world.db")
         servers = world.servers()
         assert sorted(server["project"] for server in servers) == ["p0", "p1"]

@@ -11,6 +11,7 @@ import pytest
 
 from scheduler.client import Client, NotHeard
 from tests.support.deployment import FAKE_BACKEND, Deployment
+from tests.support.pace import limit
 from tests.support.services import RedisServer
 from worker.errors import RequestFailed
 
@@ -44,7 +45,7 @@ def lifetime(deployment: Deployment, request_id: str) -> int:
 
 def create_network(deployment: Deployment) -> str:
     payload = deployment.payload(flat_network_ip_pool=["10.0.0.0/24"])
-    return deployment.client.submit("create_share_network", payload, timeout=20)
+    return deployment.client.submit("create_share_network", payload, timeout=limit())
 
 
 def test_neither_waits_for_the_other(deployment: Deployment) -> None:
@@ -54,7 +55,7 @@ def test_neither_waits_for_the_other(deployment: Deployment) -> None:
         deployment.processes[stopped].signal(signal.SIGSTOP)
         try:
             if other == "reads":
-                assert "shares" in client.read("list_shares", payload, timeout=20)
+                assert "shares" in client.read("list_shares", payload, timeout=limit())
                 with pytest.raises(NotHeard):
                     client.submit("create_share", deployment.payload(size=1), timeout=1)
             else:
@@ -74,7 +75,7 @@ def test_an_answer_expires_soon_and_a_result_does_not(deployment: Deployment) ->
         client.submit("show_share", deployment.payload(share_id="none"), operation_id=refused)
     assert 0 < lifetime(deployment, refused) <= EXPIRES
     changed = create_network(deployment)
-    client.result(changed, timeout=20)
+    client.result(changed, timeout=limit())
     assert lifetime(deployment, changed) > EXPIRES
 
 
@@ -91,7 +92,7 @@ def test_reads_are_taken_from_the_common_queue_too(deployment: Deployment) -> No
     sent = app.send_task(
         "sharewright.request.list_shares", (deployment.payload(),), queue="requests"
     )
-    assert sent.get(timeout=20) == {"shares": [], "next_marker": None}
+    assert sent.get(timeout=limit()) == {"shares": [], "next_marker": None}
 
 
 def test_the_client_s_second_try_goes_where_every_scheduler_reads(
@@ -102,7 +103,7 @@ def test_the_client_s_second_try_goes_where_every_scheduler_reads(
     deployment.processes["reads"].signal(signal.SIGSTOP)
     client = Client(deployment.redis.url(), deployment.redis.url(1))
     try:
-        assert "shares" in client.read("list_shares", deployment.payload(), timeout=20)
+        assert "shares" in client.read("list_shares", deployment.payload(), timeout=limit())
     finally:
         deployment.processes["reads"].signal(signal.SIGCONT)
         client.close()

@@ -21,6 +21,7 @@ from scheduler.exits import exit_code_of, failure_of
 from tests.integration.test_flower import fetch, start_flower
 from tests.support.deployment import FAKE_BACKEND
 from tests.support.fakes import Fakes
+from tests.support.pace import limit
 from tests.support.plain import run_plain
 from tests.support.secret import AD, CORE, PASSWORD, leaks, sealed
 from tests.support.services import ROOT, Process, RedisServer, require, wait_until
@@ -103,7 +104,7 @@ def dump(deployment: Fakes) -> bytes:
             ),
             check=True,
             capture_output=True,
-            timeout=60,
+            timeout=limit(),
         ).stdout
     path = Path(str(url.database))
     connection = sqlite3.connect(path)
@@ -167,7 +168,7 @@ def server_of(deployment: Fakes, share: str) -> str:
 
 def create(deployment: Fakes, network: str) -> tuple[str, str]:
     """Make a share; its id and its server's."""
-    share = str(deployment.client.result(deployment.create(network), timeout=60)["id"])
+    share = str(deployment.client.result(deployment.create(network), timeout=limit())["id"])
     return share, server_of(deployment, share)
 
 
@@ -304,7 +305,7 @@ def _careless(fakes: Fakes, command: Command, flower: int | None) -> None:
     with pytest.raises(Exception, match="sealed only") as caught:
         app.send_task(
             "sharewright.request.create_security_service", [payload], queue="requests"
-        ).get(timeout=60)
+        ).get(timeout=limit())
     assert CARELESS not in repr(caught.value)
     app.send_task("sharewright.request.create_a_security_service", [payload], queue="requests")
     app.send_task("sharewright.request.create_security_service", [], payload, queue="requests")
@@ -355,11 +356,11 @@ def test_a_key_that_is_lost_fails_the_create_and_is_named(
         fakes.assert_nothing_external()
         # A worker that cannot open it does not begin.
         late = fakes.worker("late")
-        assert late.wait(60) == 8
+        assert late.wait() == 8
         assert key in late.output()
         private.write_bytes(content)
         private.chmod(0o600)
-        fakes.client.result(fakes.create(network), timeout=60)
+        fakes.client.result(fakes.create(network), timeout=limit())
         with reading(fakes.engine) as connection:
             servers = connection.execute(select(share_servers.c.status)).scalars().all()
             passwords = connection.execute(select(security_services.c.password_key_id)).scalars()

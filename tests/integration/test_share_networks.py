@@ -131,7 +131,7 @@ def test_the_commands_own_words(intake: Intake, start_process: Any) -> None:
 
     def run(*arguments: str) -> tuple[int, str]:
         process = start_process(python(*base, *arguments), env=intake.env)
-        code = process.wait(30)
+        code = process.wait()
         return code, process.log.read_text()
 
     code, said = run("create", "--nova-network-id", "n", "--dhcp-endpoint", "10.0.0.2")

@@ -14,7 +14,8 @@ from sqlalchemy import select
 
 from tests.support.deployment import FAKE_BACKEND
 from tests.support.fakes import Fakes
-from tests.support.services import RedisServer
+from tests.support.pace import limit, slowed
+from tests.support.services import RedisServer, wait_until
 from worker.db.core.engine import reading
 from worker.db.tables.main import share_servers, shares
 
@@ -24,7 +25,11 @@ SLOW_BOOT = FAKE_BACKEND + "[backends.fake.compute]\nboot_seconds = 1.5\n"
 @pytest.fixture
 def fakes(tmp_path: Path, postgres_url: str, redis_server: RedisServer) -> Iterator[Fakes]:
     deployment = Fakes(
-        tmp_path, postgres_url, redis_server, SLOW_BOOT, engine={"retry_time": 0.3, "lease": 10.0}
+        tmp_path,
+        postgres_url,
+        redis_server,
+        SLOW_BOOT,
+        engine={"retry_time": slowed(2.0), "lease": slowed(10.0)},
     )
     try:
         yield deployment.start(workers=2, concurrency=1)
@@ -60,18 +65,21 @@ def test_two_hundred_creates_whose_builders_fail(
     network = fakes.network()
     others = [fakes.network(cidr=f"10.3.{number}.0/24") for number in range(5)]
     # Every create is asked for before the first builder fails.
-    fakes.world.arm("get_share_server", "not_ready", times=1, match=network, seconds=12.0)
+    boots = slowed(12.0)
+    fakes.world.arm("get_share_server", "not_ready", times=1, match=network, seconds=boots)
     fakes.world.arm("get_share_server", kind, times=times, match=network)
     create_many(fakes, network, 200, "same")
     for number, other in enumerate(others):
         create_many(fakes, other, 10, f"other-{number}")
-    deadline = time.monotonic() + 60
-    while sum(statuses(fakes, other)["available"] for other in others) < 50:
-        assert time.monotonic() < deadline, fakes.operation_states()
-        time.sleep(0.1)
-    fakes.settle(90)
+    wait_until(
+        lambda: sum(statuses(fakes, other)["available"] for other in others) == 50,
+        "the others' shares are available",
+    )
+    fakes.settle()
     # Waiting held no worker: no step lasted as long as a server takes to boot.
-    assert max(call.finished - call.started for call in fakes.world.calls() if call.finished) < 1.0
+    assert (
+        max(call.finished - call.started for call in fakes.world.calls() if call.finished) < boots
+    )
     assert statuses(fakes, network) == Counter(
         {name: count for name, count in (("error", errors), ("available", 200 - errors)) if count}
     )
@@ -108,10 +116,7 @@ def test_limits_are_never_overrun(
         deployment.start(workers=2, concurrency=2)
         network = deployment.network()
         create_many(deployment, network, 95, "limited")
-        deadline = time.monotonic() + 60
-        while deployment.count_available() < 95:
-            assert time.monotonic() < deadline, deployment.operation_states()
-            time.sleep(0.1)
+        wait_until(lambda: deployment.count_available() == 95, "all are available")
         with reading(deployment.engine) as connection:
             used = [row.shares for row in connection.execute(select(share_servers.c.shares))]
             held = Counter(
@@ -154,7 +159,7 @@ def test_clean_up_races_creates(
 def _rounds(deployment: Fakes, network: str, seed: int, failures: list[str]) -> None:
     """Delete the last share and create the next at nearly the same moment, 50 times."""
     chance = random.Random(seed)
-    share = deployment.client.result(deployment.create(network), timeout=30)["id"]
+    share = deployment.client.result(deployment.create(network), timeout=limit())["id"]
     for number in range(50):
         delete, create = f"d-{seed}-{number}", f"c-{seed}-{number}"
         asked = deployment.payload(size=1, share_network_id=network)
@@ -165,8 +170,8 @@ def _rounds(deployment: Fakes, network: str, seed: int, failures: list[str]) -> 
         deployment.client.send(first[0], first[1], operation_id=first[2])
         time.sleep(chance.random() * 0.02)
         deployment.client.send(second[0], second[1], operation_id=second[2])
-        deployment.client.result(delete, timeout=30)
-        share = deployment.client.result(create, timeout=30)["id"]
+        deployment.client.result(delete, timeout=limit())
+        share = deployment.client.result(create, timeout=limit())["id"]
         with reading(deployment.engine) as connection:
             live = connection.execute(
                 select(share_servers.c.id).where(

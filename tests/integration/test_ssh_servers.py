@@ -14,6 +14,7 @@ from sqlalchemy import select
 from tests.support import leftovers
 from tests.support.deployment import Deployment
 from tests.support.machines import BASE, Lan, Machine, address_of
+from tests.support.pace import limit
 from tests.support.services import ROOT, RedisServer, require_root_datapath, wait_until
 from worker.db.core.engine import reading
 from worker.db.tables.main import shares
@@ -110,7 +111,7 @@ def test_shares_on_a_machine_from_its_first_boot_to_its_end(
         )
         for _ in range(3)
     ]
-    made = [deployment.client.result(one, timeout=90) for one in asked]
+    made = [deployment.client.result(one, timeout=limit()) for one in asked]
     (machine,) = cloud.machines.values()
     assert machine.address == address_of(5)
     deployment.ask("allow_access", share_id=made[0]["id"], access_to=f"{BASE}/28")

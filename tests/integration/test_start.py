@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from scheduler.exits import EXIT_CONFIGURATION
+from tests.support.pace import limit
 from tests.support.services import ROOT, python
 from worker.db.schema import upgrade
 
@@ -62,7 +63,7 @@ def start(
         },
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit(),
         check=False,
     )
 
@@ -160,7 +161,7 @@ def test_no_configuration_at_all(tmp_path: Path) -> None:
         env={**os.environ, "SHAREWRIGHT_CONFIG": str(tmp_path / "nowhere.toml")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit(),
         check=False,
     )
     assert ended.returncode == EXIT_CONFIGURATION

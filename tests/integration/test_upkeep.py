@@ -9,6 +9,7 @@ import pytest
 
 from tests.support.deployment import FAKE_BACKEND
 from tests.support.fakes import Fakes
+from tests.support.pace import limit, slowed
 from tests.support.services import Process, RedisServer, wait_until
 from worker.config import this_host
 from worker.db.core.engine import reading
@@ -77,10 +78,10 @@ class Site(Fakes):
     def ensure(self, **fields: Any) -> list[dict[str, Any]]:
         """Ensure servers and wait for their shares' operations; the answers of the servers'."""
         asked = self.admin("ensure_share_servers", **fields)["operations"]
-        answers = [self.client.result(one, timeout=60) for one in asked]
+        answers = [self.client.result(one, timeout=limit()) for one in asked]
         for answer in answers:
             for one in answer["operations"]:
-                self.client.result(one, timeout=60)
+                self.client.result(one, timeout=limit())
         return answers
 
     def served(self, share: dict[str, Any]) -> bool:
@@ -195,7 +196,7 @@ def test_what_is_lost_comes_back_by_itself(site: Site) -> None:
     site.world.stop_server(stopped)
     site.world.lose_server(lost)
     assert not site.served(made[3])
-    wait_until(lambda: all(map(site.served, made)), "all is served again", 60)
+    wait_until(lambda: all(map(site.served, made)), "all is served again")
     wait_until(
         lambda: all(row["serves_at"] for row in site.world.servers()), "both servers serve", 60
     )
@@ -242,21 +243,21 @@ def test_a_delete_goes_ahead_of_ensuring_the_share(site: Site) -> None:
     made = [site.share(network) for _ in range(2)]
     site.processes["reconciler"].close()
     site.world.lose_exports(made[0]["share_server_id"])
-    site.world.arm("ensure_share", "hang", match=made[0]["id"], seconds=3)
+    site.world.arm("ensure_share", "hang", match=made[0]["id"], seconds=slowed(3))
     site.world.arm("ensure_share", "retryable", match=made[1]["id"], times=1000)
     asked = site.admin("ensure_share_servers")["operations"]
-    (answer,) = [site.client.result(one, timeout=60) for one in asked]
+    (answer,) = [site.client.result(one, timeout=limit()) for one in asked]
     assert len(answer["operations"]) == 2
     wait_until(lambda: site.under_way("ensure_share"), "one is being ensured")
     # Who asks again gets what is under way.
     (again,) = site.admin("ensure_share_servers")["operations"]
-    assert site.client.result(again, timeout=60) == answer
+    assert site.client.result(again, timeout=limit()) == answer
     site.role("reconciler")
     deleted = [
         site.client.submit("delete_share", site.payload(share_id=share["id"])) for share in made
     ]
     for one in deleted:
-        assert site.client.result(one, timeout=60)["status"] == "deleted"
+        assert site.client.result(one, timeout=limit())["status"] == "deleted"
     site.settle()
     assert site.world.shares() == []
 
@@ -267,7 +268,7 @@ def test_a_server_is_deleted_while_it_is_repaired(site: Site) -> None:
     share = site.share(network)
     site.ask("delete_share", share_id=share["id"])
     (server,) = site.rows(share_servers)
-    site.world.arm("get_share_server", "hang", seconds=3)
+    site.world.arm("get_share_server", "hang", seconds=slowed(3))
     site.world.lose_server(server.id)
     wait_until(lambda: site.under_way("get_share_server"), "it is being repaired")
     done = site.admin("delete_share_server", share_server_id=server.id)
@@ -282,7 +283,7 @@ def test_an_undo_deletes_a_server_while_it_is_repaired(site: Site) -> None:
     asked = site.create(network)
     wait_until(lambda: [row.status for row in site.rows(share_servers)] == ["active"], "it serves")
     (server,) = site.rows(share_servers)
-    site.world.arm("get_share_server", "hang", seconds=3)
+    site.world.arm("get_share_server", "hang", seconds=slowed(3))
     site.world.lose_server(server.id)
     wait_until(lambda: site.under_way("get_share_server"), "it is being repaired")
     (share,) = site.rows(shares)

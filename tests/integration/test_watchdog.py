@@ -101,14 +101,14 @@ def test_a_database_that_falls_silent_ends_it(
         ).start()
         try:
             if role == "scheduler":
-                process.await_ready("takes from", 60)
+                process.await_ready("takes from")
                 proxy.be_silent()
                 _ask(redis_server)
             else:
                 time.sleep(3)
                 assert process.running, process.output()
                 proxy.be_silent()
-            assert process.wait(60) == EXIT_CODE, process.output()
+            assert process.wait() == EXIT_CODE, process.output()
             assert "has not come back for 2 s" in process.output()
         finally:
             process.close()

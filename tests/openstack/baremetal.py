@@ -132,7 +132,7 @@ def settle(admin: Connection, nodes: list[Node]) -> None:
         seen = [admin.baremetal.get_node(node.id) for node in nodes]
         return not any(node.reservation or node.target_provision_state for node in seen)
 
-    wait_until(at_rest, "Ironic has ended what it does to its nodes", 60)
+    wait_until(at_rest, "Ironic has ended what it does to its nodes")
 
 
 def remove(admin: Connection, nodes: list[Node]) -> None:

@@ -10,7 +10,7 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import openstack
 import requests
@@ -20,9 +20,8 @@ from tests.openstack.configuration import NETWORK
 from tests.openstack.recipe import INSIDE, RECIPE
 from tests.openstack.service import PASSWORD, REGION, Kit, Service, keystone_url
 from tests.support import venv
+from tests.support.pace import limit
 from tests.support.services import Process, free_port
-
-_START_SECONDS: Final = 120.0
 
 
 class OpenStack:
@@ -62,7 +61,7 @@ class OpenStack:
         self._configure(service, home, dict.fromkeys(self._services, 1))
         for command in service.tables(self._programs, home):
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=120, check=False, cwd=home
+                command, capture_output=True, text=True, timeout=limit(), check=False, cwd=home
             )
             said = f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
             assert done.returncode == 0, f"{command}: {said}"
@@ -104,13 +103,13 @@ class OpenStack:
     def wait(self, service: str) -> None:
         """Wait until a service that was started answers."""
         process = self.processes[service]
-        process.await_ready(lambda: _answers(self.url(service)), _START_SECONDS)
+        process.await_ready(lambda: _answers(self.url(service)))
 
     def stop(self, service: str) -> None:
         self.processes[service].close()
 
     def start_again(self, service: str) -> None:
-        self.processes[service].start(lambda: _answers(self.url(service)), _START_SECONDS)
+        self.processes[service].start(lambda: _answers(self.url(service)))
 
     def _fill_catalog(self) -> None:
         with self.connect() as admin:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from sqlalchemy import Engine, func, select
 
 from scheduler.client import Client
+from tests.support.pace import limit, slowed
 from tests.support.services import Process, RedisServer, python, wait_until
 from worker.db.core.engine import engine_for, reading
 from worker.db.schema import upgrade
@@ -44,7 +45,7 @@ class Deployment:
         self.database_url = database_url
         self.redis = redis
         self.config_path = directory / "sharewright.toml"
-        engine_settings = {"lease": 3.0, "retry_pause": 0.2, "report_interval": 5.0}
+        engine_settings = {"lease": slowed(3.0), "retry_pause": 0.2, "report_interval": 5.0}
         engine_settings.update(engine or {})
         lines = "\n".join(f"{name} = {value}" for name, value in engine_settings.items())
         self.config_path.write_text(
@@ -88,7 +89,7 @@ class Deployment:
             **env,
         )
 
-    def wait_reported(self, count: int = 1, seconds: float = 30) -> None:
+    def wait_reported(self, count: int = 1) -> None:
         """Wait until so many backends have reported their pools."""
 
         def reported() -> bool:
@@ -100,7 +101,7 @@ class Deployment:
                 ).scalar_one()
             return int(number) >= count
 
-        wait_until(reported, f"{count} backends have reported", seconds)
+        wait_until(reported, f"{count} backends have reported")
 
     @property
     def engine(self) -> Engine:
@@ -116,13 +117,14 @@ class Deployment:
         verb: str,
         *,
         project: str = "p1",
-        seconds: float = 60,
         admin: bool = False,
         **fields: Any,
     ) -> dict[str, Any]:
         """Send a request and wait for its object."""
-        operation_id = self.client.submit(verb, self.payload(project, **fields), admin=admin)
-        return self.client.result(operation_id, timeout=seconds)
+        operation_id = self.client.submit(
+            verb, self.payload(project, **fields), admin=admin, timeout=limit()
+        )
+        return self.client.result(operation_id, timeout=limit())
 
     def network(self, project: str = "p1", cidr: str = "10.0.0.0/24", **fields: Any) -> str:
         """Make a flat_pool share network; return its id."""
@@ -139,15 +141,15 @@ class Deployment:
             )
             return {row[0]: row[1] for row in rows}
 
-    def settle(self, seconds: float = 60) -> dict[str, int]:
+    def settle(self) -> dict[str, int]:
         """Wait until no operation is live or queued; return how many are in each state."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + limit()
         while True:
             states = self.operation_states()
             if not {"pending", "running", "undoing"} & states.keys():
                 return states
             if time.monotonic() > deadline:
-                raise AssertionError(f"Not settled within {seconds:g} s: {states}")
+                raise AssertionError(f"Not settled within {limit():.0f} s: {states}")
             time.sleep(0.1)
 
     def logs(self) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from tests.support.pace import limit
 from tests.support.services import Process, require, require_root
 from worker.systems.network.dhcp import DhcpServer, Relay
 from worker.systems.network.dhcp_messages import Kind, client_of
@@ -133,4 +134,4 @@ class Dnsmasq:
 
 
 def _ip(*arguments: str) -> None:
-    subprocess.run(("ip", *arguments), check=True, timeout=30)
+    subprocess.run(("ip", *arguments), check=True, timeout=limit())

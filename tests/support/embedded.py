@@ -10,6 +10,7 @@ from typing import Any, Self
 from sqlalchemy import Engine, func, select
 
 from scheduler.client import Client
+from tests.support.pace import limit
 from tests.support.services import Process, python, wait_until
 from worker.db.core.engine import engine_for, reading
 from worker.db.tables.main import operations
@@ -30,7 +31,7 @@ class EmbeddedService:
     @classmethod
     def up(cls, home: Path) -> Self:
         process = Process(python("scheduler.cli", "up", "--home", str(home)), log=home / "up.log")
-        process.start("ready:", seconds=60)
+        process.start("ready:")
         service = json.loads((home / "service.json").read_text())
         client = Client(service["broker_url"], service["result_backend"])
         return cls(home, process, client, service["database_url"])
@@ -42,7 +43,9 @@ class EmbeddedService:
     def ask(self, project: str, verb: str, **fields: Any) -> dict[str, Any]:
         """Send a request and wait for what came of it."""
         payload = {"version": 1, "context": {"project_id": project}, **fields}
-        return self.client.result(self.client.submit(verb, payload), timeout=60)
+        return self.client.result(
+            self.client.submit(verb, payload, timeout=limit()), timeout=limit()
+        )
 
     def network(self, project: str) -> str:
         """Create a share network with a pool of addresses and return its id."""

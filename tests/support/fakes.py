@@ -9,6 +9,7 @@ import pytest
 from sqlalchemy import func, not_, select
 
 from tests.support.deployment import Deployment
+from tests.support.pace import limit
 from worker.db.audits import is_undone
 from worker.db.core.engine import reading
 from worker.db.tables.main import (
@@ -66,7 +67,7 @@ class Fakes(Deployment):
 
     def failure(self, operation_id: str) -> RequestFailed:
         with pytest.raises(RequestFailed) as caught:
-            self.client.result(operation_id, timeout=30)
+            self.client.result(operation_id, timeout=limit())
         return caught.value
 
     def left_servers(self) -> list[str]:

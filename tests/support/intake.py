@@ -14,6 +14,7 @@ from scheduler.placement.pool_cache import cache_for
 from scheduler.requests.base import digest, parse
 from scheduler.requests.verbs import VERBS
 from tests.support.deployment import Deployment
+from tests.support.pace import limit
 from tests.support.services import RedisServer, wait_until
 from worker.config import Config, load
 from worker.db.core.engine import db_now, engine_for, reading, transaction
@@ -94,7 +95,7 @@ class Intake(Deployment):
     def outcome(self, request_id: str) -> Any:
         """A request's object, or the exception that its producer gets."""
         try:
-            return self.client.result(request_id, timeout=20)
+            return self.client.result(request_id, timeout=limit())
         except RequestFailed as failed:
             return failed
 
@@ -109,7 +110,7 @@ class Intake(Deployment):
 
     def accepted(self, verb: str, project: str, **fields: Any) -> str:
         """Submit and wait for the acceptance; return the operation's id."""
-        return self.client.submit(verb, self.payload(project, **fields), timeout=20)
+        return self.client.submit(verb, self.payload(project, **fields), timeout=limit())
 
     def share(self, project: str, *, status: str = "available", size: int = 1) -> str:
         """A share whose create "ended": its operation is closed by hand."""

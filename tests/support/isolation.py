@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Sequence
 from typing import Final
 
+from tests.support.pace import limit
+
 # A copy of somebody's mount would keep its loop device, or its network namespace, busy.
 _RELEASE: Final = """
 while mountpoint -q /run/netns; do umount --lazy /run/netns; done
@@ -50,7 +52,7 @@ def refusal() -> str:
     """Return why namespaces cannot be made here; empty when they can."""
     try:
         tried = subprocess.run(
-            isolated(["true"]), capture_output=True, text=True, timeout=60, check=False
+            isolated(["true"]), capture_output=True, text=True, timeout=limit(), check=False
         )
     except FileNotFoundError:
         return "unshare is not installed (package util-linux)"

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from tests.support.pace import limit
+
 _OURS: Final = ("worker", "scheduler", "sharewright", "__editable__")
 _RUN: Final = """
 import importlib.util, runpy, sys
@@ -42,6 +44,6 @@ def run_plain(
         env={"PATH": os.environ["PATH"], **(env or {})},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=limit(),
         check=False,
     )

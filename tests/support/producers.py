@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from tests.support import venv
+from tests.support.pace import limit
 from tests.support.services import ROOT
 
 RECIPES: Final = ROOT / "tests" / "producers"
-ANSWER_SECONDS: Final = 120
 
 
 class Redis(Protocol):
@@ -80,7 +80,7 @@ def produce(
         input=json.dumps(requests),
         capture_output=True,
         text=True,
-        timeout=ANSWER_SECONDS,
+        timeout=limit(),
         check=False,
         # Where no Sharewright can be imported from.
         cwd=RECIPES,

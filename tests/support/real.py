@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 
 from tests.support import leftovers
 from tests.support.deployment import Deployment
+from tests.support.pace import limit
 from tests.support.services import Process, RedisServer, python
 from tests.support.tenants import Machine, Tenant, run
 from worker.backends.assembly import assemble
@@ -116,7 +117,7 @@ class RealDeployment(Deployment):
             for row in self.rows(shares)
         ]
         for operation_id in asked:
-            self.client.result(operation_id, timeout=60)
+            self.client.result(operation_id, timeout=limit())
         self.settle()
         store = DatabaseAddressStore(self.database_url, rest=0)
         driver = assemble(load(self.config_path), "real", store).driver

@@ -27,6 +27,8 @@ import pytest
 import redis
 from psycopg import sql
 
+from tests.support.pace import limit
+
 ROOT: Final = Path(__file__).resolve().parents[2]
 DATAPATH: Final = {
     *("ganesha.nfsd", "ip", "nsenter", "flock", "pgrep", "btrfs"),
@@ -69,12 +71,12 @@ def require_root_datapath() -> None:
         missing("libnfs13 is not installed.")
 
 
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
-    """Looks again and again; fails with a sentence when the time is up."""
-    deadline = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool], what: str, times: float = 1.0) -> None:
+    """Looks again and again; fails with a sentence after the limit, or several times the limit."""
+    deadline = time.monotonic() + times * limit()
     while not condition():
         if time.monotonic() > deadline:
-            raise AssertionError(f"Not within {seconds:g} s: {what}.")
+            raise AssertionError(f"Not within {times * limit():.0f} s: {what}.")
         time.sleep(0.02)
 
 
@@ -109,7 +111,7 @@ class Process:
         self._popen: subprocess.Popen[bytes] | None = None
         self._log_start = 0
 
-    def start(self, ready: str | Callable[[], bool] | None = None, seconds: float = 30.0) -> Self:
+    def start(self, ready: str | Callable[[], bool] | None = None) -> Self:
         """Starts it and waits until it is ready: a text in its output, or a condition."""
         if self.running:
             raise AssertionError(f"{self.command[0]} runs already.")
@@ -127,10 +129,10 @@ class Process:
             )
         _started.append(self)
         if ready is not None:
-            self.await_ready(ready, seconds)
+            self.await_ready(ready)
         return self
 
-    def await_ready(self, ready: str | Callable[[], bool], seconds: float = 30.0) -> None:
+    def await_ready(self, ready: str | Callable[[], bool]) -> None:
         """Waits for one that was started without waiting; it ends where it does not come up."""
 
         def is_ready() -> bool:
@@ -139,7 +141,7 @@ class Process:
             return ready in self.output() if isinstance(ready, str) else ready()
 
         try:
-            wait_until(is_ready, f"{self.command} is ready", seconds)
+            wait_until(is_ready, f"{self.command} is ready")
         except AssertionError as error:
             self.close()
             raise AssertionError(f"{error}\n{self.output()[-4000:]}") from None
@@ -179,16 +181,17 @@ class Process:
     def kill(self) -> None:
         """``kill -9`` of the main process alone, and waits for its end."""
         self.signal(signal.SIGKILL)
-        self.wait(10)
+        self.wait()
 
-    def terminate(self, seconds: float = 30.0) -> int:
+    def terminate(self) -> int:
         """Asks it to stop and gives its exit code."""
         self.signal(signal.SIGTERM)
-        return self.wait(seconds)
+        return self.wait()
 
-    def wait(self, seconds: float) -> int:
+    def wait(self) -> int:
+        """Waits for its end and gives its exit code."""
         assert self._popen is not None, "It was never started."
-        return self._popen.wait(seconds)
+        return self._popen.wait(limit())
 
     def close(self) -> None:
         """Kills it and everything left in its session; harmless when all is gone already."""
@@ -199,7 +202,7 @@ class Process:
         for pid in members:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-        self._popen.wait(10)
+        self._popen.wait(limit())
         wait_until(lambda: not any(map(alive, members)), f"{self.command[0]} is gone")
         self._popen = None
         _started.remove(self)
@@ -329,7 +332,7 @@ class PostgresServer:
                 check=True,
                 capture_output=True,
                 cwd=self.directory,
-                timeout=60,
+                timeout=limit(),
             )
         try:
             self._process.start(self._answers)
@@ -351,7 +354,7 @@ class PostgresServer:
     def stop(self, *, immediate: bool = False) -> None:
         """Ends its clients' connections and stops; ``immediate`` leaves recovery to the start."""
         self._process.signal(signal.SIGQUIT if immediate else signal.SIGINT)
-        self._process.wait(30)
+        self._process.wait()
 
     def kill(self) -> None:
         """``kill -9`` of it and all its children: what the machine's own end would do."""

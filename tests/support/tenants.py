@@ -17,12 +17,14 @@ from typing import Any
 
 import psutil
 
+from tests.support.pace import limit
+
 NFS_CLIENT = Path(__file__).with_name("nfs.py")
 
 
-def run(*argv: str, data: str | None = None, seconds: float = 60) -> str:
+def run(*argv: str, data: str | None = None) -> str:
     done = subprocess.run(
-        argv, input=data, capture_output=True, text=True, timeout=seconds, check=False
+        argv, input=data, capture_output=True, text=True, timeout=limit(), check=False
     )
     if done.returncode:
         raise AssertionError(f"{argv} ended with {done.returncode}: {done.stderr or done.stdout}")
@@ -78,14 +80,14 @@ class Tenant:
         return ["nsenter", f"--net=/run/netns/{self.namespace}", "--", *argv]
 
     def nfs(
-        self, export: str, operation: str, *arguments: str, data: bytes = b"", seconds: float = 120
+        self, export: str, operation: str, *arguments: str, data: bytes = b""
     ) -> dict[str, Any]:
         """Do one operation on ``export`` (such as ``10.0.0.10:/shares/ID``)."""
         done = subprocess.run(
             self.nfs_command(export, operation, *arguments),
             input=data,
             capture_output=True,
-            timeout=seconds,
+            timeout=limit(),
             check=False,
         )
         assert done.stdout, done.stderr.decode()

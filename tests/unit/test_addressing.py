@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -125,12 +123,10 @@ def test_reserved_is_refused_under_its_own_name() -> None:
 
 
 def test_a_large_ipv6_pool_costs_nothing() -> None:
-    began = time.perf_counter()
     pool = parse_pool(["2001:db8::/32"], subnet=None, gateway="2001:db8::1")
     assert pool.size == 2**96 - 2
     assert "2001:db8:ffff::1" in pool
     assert "2001:db9::1" not in pool
-    assert time.perf_counter() - began < 1
 
 
 def test_network_info_of_ipv4() -> None:

@@ -24,6 +24,7 @@ from scheduler.cli.tables import print_object, print_rows
 from scheduler.cli.timeline import Timeline
 from scheduler.exits import exit_code_of
 from scheduler.requests.verbs import VERBS
+from tests.support.pace import limit
 from tests.support.services import ROOT, free_port, python, wait_until
 from worker.config import load
 from worker.db import schema
@@ -53,7 +54,7 @@ def run(environment: Mapping[str, str], *arguments: str) -> subprocess.Completed
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=limit(),
         check=False,
     )
 

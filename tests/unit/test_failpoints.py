@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.pace import limit
 from tests.support.services import ROOT
 from worker import failpoints
 from worker.errors import Fatal, Retryable
@@ -85,7 +86,7 @@ def test_tokens_are_shared_by_processes(arm: pytest.MonkeyPatch, tmp_path: Path)
         subprocess.Popen((sys.executable, "-c", code), cwd=ROOT, stdout=subprocess.PIPE)
         for _ in range(3)
     ]
-    fired = [int(process.communicate(timeout=30)[0]) for process in running]
+    fired = [int(process.communicate(timeout=limit())[0]) for process in running]
     assert sum(fired) == 20
     assert not list(tmp_path.iterdir())
 
@@ -93,5 +94,5 @@ def test_tokens_are_shared_by_processes(arm: pytest.MonkeyPatch, tmp_path: Path)
 def test_kill_is_a_kill(arm: pytest.MonkeyPatch) -> None:
     arm.setenv(VARIABLE, "here=kill")
     code = "from worker.failpoints import failpoint; failpoint('here')"
-    ended = subprocess.run((sys.executable, "-c", code), cwd=ROOT, timeout=30, check=False)
+    ended = subprocess.run((sys.executable, "-c", code), cwd=ROOT, timeout=limit(), check=False)
     assert ended.returncode == -signal.SIGKILL

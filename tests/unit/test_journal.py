@@ -10,6 +10,7 @@ import pytest
 from sqlalchemy import Engine, update
 from sqlalchemy.exc import IntegrityError
 
+from tests.support.pace import limit
 from tests.support.tables import LEASE, accept, claim, claimed, recovery, row, tables
 from worker.db.core.engine import db_now, engine_for, transaction
 from worker.db.operations import recovery as late
@@ -422,14 +423,14 @@ def test_nothing_is_queued_behind_an_operation_that_ends_meanwhile(engine: Engin
 
     thread = threading.Thread(target=intake)
     thread.start()
-    assert told.wait(10)
+    assert told.wait(limit())
     with transaction(engine) as connection:
         operations.end(
             connection, mine, OperationState.SUCCEEDED, result={}, error=None, store_again=LEASE
         )
         promoted = operations.promote(connection, "share", "s1", republish_after=LEASE)
     go.set()
-    thread.join(10)
+    thread.join(limit())
     assert [dispatch.operation_id for dispatch in promoted] == ["behind"] or row(
         engine, "behind"
     ).state == "running"

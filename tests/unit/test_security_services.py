@@ -17,6 +17,7 @@ from scheduler.queries.reads import READS
 from scheduler.requests.base import parse
 from scheduler.requests.verbs import VERBS
 from tests.support.intake import add_network
+from tests.support.pace import limit
 from tests.support.secret import AD, PASSWORD, Asker, config_of, forms
 from tests.support.services import PostgresServer
 from tests.support.tables import tables
@@ -342,7 +343,7 @@ def test_a_create_and_an_addition_do_not_pass_each_other(ask: Asker, engine: Eng
                 adding.result(timeout=1)
             share = insert_share(connection, on)
         with pytest.raises(Conflict, match=share):
-            adding.result(timeout=60)
+            adding.result(timeout=limit())
 
 
 def test_who_retires_a_key_waits_for_who_uses_it(ask: Asker, engine: Engine) -> None:
@@ -363,7 +364,7 @@ def test_who_retires_a_key_waits_for_who_uses_it(ask: Asker, engine: Engine) -> 
             counting = threads.submit(settled, engine)
             with pytest.raises(TimeoutError):
                 counting.result(timeout=1)
-        assert counting.result(timeout=60)[key] == 1
+        assert counting.result(timeout=limit())[key] == 1
 
 
 def settled(engine: Engine) -> Mapping[str, int]:

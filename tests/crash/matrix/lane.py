@@ -17,6 +17,7 @@ from sqlalchemy import create_engine
 from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
 from tests.crash.matrix.external import ExternalSystem, Finding
+from tests.support.pace import limit
 from tests.support.services import Process, RedisServer, python, wait_until
 from worker.db.schema import upgrade
 from worker.systems.fake_world import World
@@ -60,7 +61,7 @@ class Messages:
 
     def start(self) -> None:
         self._thread.start()
-        assert self._ready.wait(30), "Celery's events are listened to"
+        assert self._ready.wait(limit()), "Celery's events are listened to"
 
     def _run(self) -> None:
         with self._app.connection_for_read() as connection:
@@ -152,7 +153,7 @@ class Lane:
             rows = self.external.rows("SELECT name FROM backends WHERE reported_at IS NOT NULL")
             return len(rows) == len(MODES)
 
-        wait_until(reported, "every backend has reported", 90)
+        wait_until(reported, "every backend has reported")
         for mode in MODES:
             wanted = {"name": mode, "extra_specs": {"share_backend_name": mode}}
             payload = {"version": 1, "context": {"project_id": "admin"}, **wanted}

@@ -17,6 +17,7 @@ from scheduler.client import Client
 from tests.crash.matrix.cells import MODES
 from tests.crash.matrix.external import ExternalSystem, Finding
 from tests.crash.matrix.lane import BACKENDS
+from tests.support.pace import limit
 from tests.support.services import Process, RedisServer, alive, python, wait_until
 from worker.db.schema import upgrade
 from worker.systems.fake_world import World
@@ -24,7 +25,6 @@ from worker.systems.fake_world import World
 LEASE: Final = 1.5
 STEP_SECONDS: Final = 4.0
 """How long a step may take."""
-BOOT_SECONDS: Final = 60.0
 
 
 class Site:
@@ -93,12 +93,12 @@ class Site:
 
     def create_share_types(self) -> None:
         """Create a share type a mode, once every backend has reported."""
-        wait_until(self._reported, "every backend has reported", BOOT_SECONDS)
+        wait_until(self._reported, "every backend has reported")
         client = self.client()
         for mode in MODES:
             wanted = {"name": mode, "extra_specs": {"share_backend_name": mode}}
             payload = {"version": 1, "context": {"project_id": "admin"}, **wanted}
-            client.submit("create_share_type", payload, admin=True, timeout=BOOT_SECONDS)
+            client.submit("create_share_type", payload, admin=True, timeout=limit())
         client.close()
 
     def _reported(self) -> bool:
@@ -137,7 +137,7 @@ class Site:
         assert running, f"no {role} runs"
         for process in running:
             process.send_signal(signal.SIGTERM)
-            wait_until(partial(self._is_renewed, role, process), f"another {role} runs", 60)
+            wait_until(partial(self._is_renewed, role, process), f"another {role} runs")
 
     def _is_renewed(self, role: str, old: psutil.Process) -> bool:
         born = old.create_time()
@@ -161,9 +161,9 @@ class Site:
             " WHERE state IN ('pending', 'running', 'undoing') OR phase IS NOT NULL"
         )
 
-    def settle(self, seconds: float) -> None:
+    def settle(self, times: float = 1.0) -> None:
         """Wait until nothing is in flight."""
-        wait_until(lambda: not self.in_flight(), "every operation has ended", seconds)
+        wait_until(lambda: not self.in_flight(), "every operation has ended", times)
 
     def findings(self, projects: list[str]) -> Iterator[Finding]:
         """What is not as it should be, while nothing is in flight."""

@@ -22,7 +22,7 @@ import psutil
 
 from tests.crash.matrix.external import KINDS, Finding
 from tests.crash.outages.site import LEASE, Site
-from tests.crash.outages.traffic import PATIENCE, Traffic
+from tests.crash.outages.traffic import Traffic
 from tests.support.services import PostgresServer, RedisServer
 
 PRODUCERS: Final = 12
@@ -136,11 +136,11 @@ def judge(site: Site, traffic: Traffic) -> list[Finding]:
     except AssertionError as lost:
         found.append(Finding("lost", "", str(lost)))
     with suppress(AssertionError):  # what is in flight for ever is among the findings
-        site.settle(PATIENCE)
+        site.settle()
     found += site.findings(traffic.projects)
     if not found:
         traffic.each("clear")
-        site.settle(PATIENCE)
+        site.settle()
         found += site.external.left()
     return found
 

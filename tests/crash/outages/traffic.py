@@ -19,12 +19,12 @@ from sqlalchemy.exc import DBAPIError
 from scheduler.client import NotHeard
 from tests.crash.matrix.cells import FLAT, MODES, SINGLE
 from tests.crash.outages.site import Site
+from tests.support.pace import limit
 from tests.support.services import wait_until
 from worker.errors import RequestFailed
 
 UNHEARD: Final = (NotHeard, OperationalError, RedisError, OSError)
 """What a producer meets when the broker is away."""
-PATIENCE: Final = 90.0
 """Seconds after the last fault by which a request must have ended: lease, grace, and a queue."""
 MOST_SHARES: Final = 3
 _WISHES: Final = ("allow", "allow", "deny", "extend", "snapshot", "forget", "delete", "create")
@@ -120,7 +120,7 @@ class Producer:
                 return None
             except UNHEARD:
                 waited = time.monotonic() - max(began, self.site.calm_at)
-                if waited > PATIENCE:
+                if waited > limit():
                     raise Lost(
                         f"{verb} of {self.project}, {operation_id}: {waited:.0f} s"
                     ) from None
@@ -137,7 +137,7 @@ class Producer:
             ("shares", "delete_share", "share_id"),
             ("share_networks", "delete_share_network", "share_network_id"),
         ):
-            deadline = time.monotonic() + PATIENCE
+            deadline = time.monotonic() + limit()
             while found := self._rows(f"SELECT id FROM {table} WHERE project_id = :own"):
                 for row in found:
                     self.ask(verb, **{field: row["id"]})
@@ -195,7 +195,7 @@ class Traffic:
 def ended(traffic: Traffic, number: int) -> None:
     """Wait for so many more requests to end well."""
     wanted = traffic.counts["succeeded"] + number
-    wait_until(lambda: traffic.counts["succeeded"] >= wanted, f"{number} more requests", 90)
+    wait_until(lambda: traffic.counts["succeeded"] >= wanted, f"{number} more requests")
 
 
 @contextmanager
@@ -207,11 +207,11 @@ def judged(site: Site, *, producers: int = 9, seed: int = 1) -> Iterator[Traffic
         yield traffic
         site.calm()
         traffic.stop()
-        site.settle(PATIENCE)
+        site.settle()
         found = list(site.findings(traffic.projects))
         assert found == []
         traffic.each("clear")
-        site.settle(PATIENCE)
+        site.settle()
         found = list(site.external.left())
         assert found == []
     except BaseException:
