@@ -31,7 +31,7 @@ from worker.db.networks.addresses import DatabaseAddressStore
 from worker.engine.heartbeat import Heartbeat
 from worker.engine.job import Runtime
 from worker.engine.publisher import PREFIX, publisher
-from worker.engine.runner import run
+from worker.engine.runner import AttemptFailed, StepFailed, run
 from worker.engine.saga import Action
 from worker.engine.watchdog import Watchdog, watch_main_loop
 from worker.errors import ConfigurationError
@@ -116,13 +116,17 @@ def make_app(config: Config) -> Celery:
 
 def _register(app: Celery, action: Action, runtime_of: Callable[[], Runtime]) -> None:
     def step(self: Task, operation_id: str, dispatch: int) -> None:
-        if not run(runtime_of(), action, operation_id, dispatch):
+        result = run(runtime_of(), action, operation_id, dispatch)
+        if not result:
             self.request.chain = None
+        if isinstance(result, StepFailed):
+            raise AttemptFailed(result.message)
 
     app.task(
         step,
         name=PREFIX + action.name,
         bind=True,
+        throws=(AttemptFailed,),
         ignore_result=True,
         time_limit=action.timeout + HARD_LIMIT_GRACE,
         shared=False,

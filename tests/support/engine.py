@@ -87,7 +87,7 @@ class EngineBench(AuditBench):
                     break
 
     def deliver(self, action: Action, dispatch: Dispatch) -> bool:
-        return run(self.runtime, action, dispatch.operation_id, dispatch.dispatch)
+        return bool(run(self.runtime, action, dispatch.operation_id, dispatch.dispatch))
 
     def pass_time(self) -> None:
         """Every wait is over: what the reconciler does with it."""

@@ -11,6 +11,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from worker.config import Config
@@ -50,8 +51,22 @@ PARKED_SECONDS = 5.0
 """How long a step that this release does not know waits before a worker is tried again."""
 
 
-def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool:
-    """Do one act for one message; True when the chain's next link is due."""
+@dataclass(frozen=True, slots=True)
+class StepFailed:
+    """The step failed, which is written: it is tried again, or undone. No next link is due."""
+
+    message: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+class AttemptFailed(Exception):
+    """Lets Celery's events, and so Flower, show that an attempt of a step failed, and why."""
+
+
+def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool | StepFailed:
+    """Do one action for one message; true when the chain's next link is due."""
     before = time.monotonic()
     operation = _claim(runtime, action, operation_id, number)
     if operation is None:
@@ -83,7 +98,7 @@ def _claim(runtime: Runtime, action: Action, operation_id: str, number: int) -> 
     raise AssertionError("the last attempt returns or raises")
 
 
-def _run_patiently(job: Job, action: Action) -> bool:
+def _run_patiently(job: Job, action: Action) -> bool | StepFailed:
     """Run a step; when the database does not serve it, let it begin again in a moment.
 
     That is not an attempt. Where not even this can be written, the lease runs out instead.
@@ -145,7 +160,7 @@ def _job(runtime: Runtime, action: Action, operation: Operation, lease: Lease) -
     return job
 
 
-def _run_claimed(job: Job, action: Action) -> bool:
+def _run_claimed(job: Job, action: Action) -> bool | StepFailed:
     runtime, operation = job.runtime, job.operation
     try:
         _check_cancelled(operation)
@@ -233,7 +248,7 @@ def _is_retried(job: Job) -> bool:
     return operation.claimed_at - operation.failing_since < limit
 
 
-def _wait(job: Job, action: Action, wait: NotReady) -> bool:
+def _wait(job: Job, action: Action, wait: NotReady) -> bool | StepFailed:
     operation, runtime = job.operation, job.runtime
     try:
         check_wait_limit(operation, runtime.config, wait.message, at_least=wait.limit)
@@ -252,7 +267,7 @@ def _wait(job: Job, action: Action, wait: NotReady) -> bool:
     return False
 
 
-def _finish(job: Job, action: Action, commit: OnCommit | None) -> bool:
+def _finish(job: Job, action: Action, commit: OnCommit | None) -> bool | StepFailed:
     """Write step, object and next deadline; end the operation after its last step."""
     alone = commit is None and job.following is not None
 
@@ -362,7 +377,7 @@ def _announce(runtime: Runtime, tx: StepTransaction) -> None:
     runtime.publish_all(tx.dispatches)
 
 
-def _failed(job: Job, action: Action, error: StepError) -> bool:
+def _failed(job: Job, action: Action, error: StepError) -> bool | StepFailed:
     """Another attempt later, or undo, or (forward-only) what the step says of its failure."""
     operation, runtime = job.operation, job.runtime
     step = job.step
@@ -374,18 +389,18 @@ def _failed(job: Job, action: Action, error: StepError) -> bool:
     if operation.state is OperationState.COMPENSATION_FAILED:
         _try_later(job, error, engine.failed_undo_pause)
         runtime.heartbeat.count(f"steps_total:{action.name}:failed")
-        return False
+        return StepFailed(error.message)
     hopeless = isinstance(error, Fatal) and not operation.undoing
     if not hopeless and _is_retried(job):
         _try_later(job, error, _pause(operation.failures, runtime.config))
         runtime.heartbeat.count(f"steps_total:{action.name}:retried")
-        return False
+        return StepFailed(error.message)
     runtime.heartbeat.count(f"steps_total:{action.name}:failed")
     if operation.undoing or step.compensation is None:
         _failed_forward(job, action, error)
     else:
         _start_compensation(job, step.compensation, error)
-    return False
+    return StepFailed(error.message)
 
 
 def _try_later(job: Job, error: StepError, pause: float) -> None:
