@@ -27,7 +27,7 @@ import scheduler.cli
 import worker.errors
 import worker.model
 from scheduler.cli import cli
-from scheduler.placement.share_network import Named, RowState, resolve
+from scheduler.placement.share_network import Named, Visibility, resolve
 from scheduler.requests.base import Context, Kind, Payload
 from scheduler.requests.verbs import VERBS
 from scheduler.service.health import make_wsgi
@@ -185,10 +185,10 @@ def resolution() -> str:
     return table((*head, "configuration", "default", "the share is made on"), rows)
 
 
-_ANSWERS: Final = ("-", *(str(standing) for standing in RowState))
+_ANSWERS: Final = ("-", *(str(visibility) for visibility in Visibility))
 _NAMED_BY: Final[tuple[tuple[str, ...], ...]] = (
     *(_ANSWERS, ("yes", "no"), _ANSWERS, _ANSWERS),
-    ("-", str(RowState.PUBLIC)),
+    ("-", str(Visibility.PUBLIC)),
 )
 
 
@@ -204,8 +204,8 @@ def _resolved(known: tuple[str, ...]) -> Iterator[Sequence[str]]:
 
 
 def _outcome(case: tuple[str, ...]) -> str:
-    def named(standing: str, by: str) -> Named | None:
-        return None if standing == "-" else Named(by, RowState(standing))
+    def named(visibility: str, by: str) -> Named | None:
+        return None if visibility == "-" else Named(by, Visibility(visibility))
 
     request, single, share_type, configuration, default = case
     try:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row, Select, Table, bindparam, or_, select
 
 from scheduler.placement.filters import MODE_SPEC
-from scheduler.placement.share_network import NETWORK_SPEC, Named, RowState, resolve
+from scheduler.placement.share_network import NETWORK_SPEC, Named, Visibility, resolve
 from worker.db.core.prepared import Prepared
 from worker.db.tables.main import (
     access_rules,
@@ -22,6 +22,9 @@ from worker.db.tables.main import (
 )
 from worker.errors import Conflict, NotFound, ObjectKind
 from worker.model import DriverMode
+
+NAMED_USERS: Final = 5
+"""So many of the objects that use something are named; of the others, their number is."""
 
 
 def _one(
@@ -100,7 +103,7 @@ def share_network(
     """
     if named is not None:  # nothing else counts then
         row = _HELD_NETWORK.first(connection, object_id=named)
-        resolve(request=Named(named, _standing(row, project_id)))
+        resolve(request=Named(named, _visibility(row, project_id)))
         return row
     of_type = extra_specs.get(NETWORK_SPEC)
     n = share_networks.c
@@ -126,22 +129,22 @@ def share_network(
             return None
         held = _HELD_NETWORK.first(connection, object_id=chosen.id)
         # An administrator may have changed or removed it since the first look: look again.
-        if _standing(held, project_id) is chosen.standing:
+        if _visibility(held, project_id) is chosen.visibility:
             return held
 
 
 def _named(network_id: str | None, seen: Mapping[str, Any], project_id: str) -> Named | None:
     if network_id is None:
         return None
-    return Named(network_id, _standing(seen.get(network_id), project_id))
+    return Named(network_id, _visibility(seen.get(network_id), project_id))
 
 
-def _standing(row: Row[Any] | None, project_id: str) -> RowState:
+def _visibility(row: Row[Any] | None, project_id: str) -> Visibility:
     if row is None:
-        return RowState.MISSING
+        return Visibility.MISSING
     if row.is_public:
-        return RowState.PUBLIC
-    return RowState.OWN if row.project_id == project_id else RowState.FOREIGN
+        return Visibility.PUBLIC
+    return Visibility.OWN if row.project_id == project_id else Visibility.FOREIGN
 
 
 def share_type(connection: Connection, named: str) -> Row[Any]:
@@ -150,6 +153,20 @@ def share_type(connection: Connection, named: str) -> Row[Any]:
         or_(share_types.c.id == named, share_types.c.name == named)
     )
     return _one(connection, statement, ObjectKind.SHARE_TYPE, named, field="share_type")
+
+
+def users(
+    connection: Connection, *using: tuple[str, Select[tuple[str]]], named: int = NAMED_USERS
+) -> str:
+    """Name the first objects that use something, and how many more there are; empty for none."""
+    first: list[str] = []
+    count = 0
+    for kind, statement in using:
+        found = connection.execute(statement).scalars().all()
+        count += len(found)
+        first += [f"{kind} {user}" for user in found[: named - len(first)]]
+    more = f" and {count - named} more" if count > named else ""
+    return ", ".join(first) + more
 
 
 def check_status(row: Row[Any], kind: ObjectKind, *allowed: str, to: str) -> None:

@@ -33,7 +33,6 @@ from worker.errors import Conflict, InvalidRequest, NotFound, ObjectKind
 from worker.model import SecurityServiceType, ServerStatus, ShareStatus
 from worker.sealing import Keys
 
-_NAMED_USERS: Final = 5
 _CREDENTIALS: Final = frozenset({"user", "password_key_id", "password_sealed"})
 _c = security_services.c
 _a = share_network_security_services.c
@@ -107,13 +106,11 @@ def delete(acceptance: Acceptance) -> Completed:
     """Remove a security service that is on no share network."""
     connection = acceptance.connection
     row = _held(acceptance, acceptance.request.security_service_id)
-    found = connection.execute(
-        select(_a.share_network_id).where(_a.security_service_id == row.id).limit(_NAMED_USERS)
-    )
-    users = [f"share network {user}" for (user,) in found]
+    added = select(_a.share_network_id).where(_a.security_service_id == row.id)
+    users = lookup.users(connection, ("share network", added))
     if users:
         raise Conflict(
-            f"The security service {row.id} is added to {', '.join(users)}; remove it there first.",
+            f"The security service {row.id} is added to {users}; remove it there first.",
             object=ObjectKind.SECURITY_SERVICE.ref(row.id),
             field="security_service_id",
         )
@@ -202,13 +199,14 @@ def _check_unused(acceptance: Acceptance, network_id: str, then: str) -> None:
 
     One that nobody refers to is not asked for the change: the next share gets another server.
     """
-    users: list[str] = []
-    for kind, using in (("share", _shares(network_id)), ("share server", _servers(network_id))):
-        found = acceptance.connection.execute(using.limit(_NAMED_USERS - len(users)))
-        users += [f"{kind} {user}" for (user,) in found]
+    users = lookup.users(
+        acceptance.connection,
+        ("share", _shares(network_id)),
+        ("share server", _servers(network_id)),
+    )
     if users:
         raise Conflict(
-            f"The share network {network_id} is in use by {', '.join(users)}: share servers keep "
+            f"The share network {network_id} is in use by {users}: share servers keep "
             f"the security services that they were built with, so {then} until these are deleted.",
             object=ObjectKind.SHARE_NETWORK.ref(network_id),
             field="share_network_id",

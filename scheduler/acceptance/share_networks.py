@@ -5,10 +5,10 @@ from __future__ import annotations
 import uuid
 from typing import Any, Final
 
-from sqlalchemy import Row, Select, Table, func, insert, not_, or_, select, true, update
+from sqlalchemy import Row, Select, Table, insert, not_, or_, select, true, update
 from sqlalchemy import delete as sql_delete
 
-from scheduler.acceptance import quotas
+from scheduler.acceptance import lookup, quotas
 from scheduler.acceptance.accept import Acceptance
 from scheduler.requests.share_networks import CreateShareNetwork, UpdateShareNetwork
 from worker.db import audits, views
@@ -26,7 +26,6 @@ from worker.errors import Conflict, Forbidden, NotFound, ObjectKind
 from worker.messaging.queues import ADMIN_REQUESTS
 from worker.model import OperationState, OwnerKind, QuotaResource
 
-_NAMED_USERS: Final = 5
 _LIVE: Final = [state.value for state in OperationState if not state.has_ended]
 _n = share_networks.c
 _added: Final = share_network_security_services
@@ -76,7 +75,13 @@ def delete(acceptance: Acceptance) -> Completed:
     connection = acceptance.connection
     row = changeable(acceptance)
     _check_not_default(row, to="deleted")
-    _check_unused(acceptance, row, then="delete these first")
+    idle = acceptance.config.engine.unused_share_server_cleanup_interval
+    _check_unused(
+        acceptance,
+        row,
+        then="delete its shares first; share servers are deleted by themselves, "
+        f"{idle:g} s after their last share",
+    )
     audits.add_tombstone(connection, OwnerKind.SHARE_NETWORK, row.id)
     # What is left of its share servers are builds that failed: there is nothing behind them.
     connection.execute(sql_delete(share_servers).where(share_servers.c.share_network_id == row.id))
@@ -187,24 +192,15 @@ def _check_unused(
     acceptance: Acceptance, row: Row[Any], *, then: str, but_for: str | None = None
 ) -> None:
     """Refuse while anything uses the network: of any project, or of any but one."""
-    users: list[str] = []
-    count = 0
-    for kind, using in (
-        ("share", _using(shares, row, but_for)),
-        ("operation", _live(row, but_for)),
-        ("share server", _using(share_servers, row, but_for)),
-    ):
-        if users and kind == "share server":
-            break  # they go with their shares
-        found = acceptance.connection.execute(using.limit(_NAMED_USERS - len(users)))
-        users += [f"{kind} {user}" for (user,) in found]
-        count += acceptance.connection.execute(
-            select(func.count()).select_from(using.subquery())
-        ).scalar_one()
+    connection = acceptance.connection
+    users = lookup.users(
+        connection, ("share", _using(shares, row, but_for)), ("operation", _live(row, but_for))
+    )
+    # Share servers go with their shares: they are named only when they are all that is left.
+    users = users or lookup.users(connection, ("share server", _using(share_servers, row, but_for)))
     if users:
-        more = f" and {count - len(users)} more" if count > len(users) else ""
         raise Conflict(
-            f"The share network {row.id} is in use by {', '.join(users)}{more}; {then}.",
+            f"The share network {row.id} is in use by {users}; {then}.",
             object=ObjectKind.SHARE_NETWORK.ref(row.id),
             field="share_network_id",
         )

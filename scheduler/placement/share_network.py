@@ -19,7 +19,7 @@ NETWORK_SPEC: Final = "share_network_id"
 """The extra spec of a share type whose shares have a default of their own."""
 
 
-class RowState(StrEnum):
+class Visibility(StrEnum):
     """What a share network is to the project that asks."""
 
     PUBLIC = "public"
@@ -34,7 +34,7 @@ class RowState(StrEnum):
     @property
     def is_usable(self) -> bool:
         """Whether the project may name it."""
-        return self in {RowState.PUBLIC, RowState.OWN}
+        return self in {Visibility.PUBLIC, Visibility.OWN}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Named:
     """A share network as something names it."""
 
     id: str
-    standing: RowState
+    visibility: Visibility
 
 
 def resolve(
@@ -62,7 +62,7 @@ def resolve(
     not use, :class:`~worker.errors.Conflict` when the setting that decides does.
     """
     if request is not None:
-        if not request.standing.is_usable:
+        if not request.visibility.is_usable:
             raise NotFound(
                 f"There is no share network {request.id}.",
                 object=ObjectKind.SHARE_NETWORK.ref(request.id),
@@ -72,7 +72,7 @@ def resolve(
     if asks_single_svm:
         return None
     if share_type is not None:
-        if not share_type.standing.is_usable:
+        if not share_type.visibility.is_usable:
             raise _unusable(
                 share_type.id,
                 f"The extra spec {NETWORK_SPEC} of the share type",
@@ -81,7 +81,7 @@ def resolve(
         return share_type
     if configuration is not None:
         # Not even the project's own: a configuration is for all projects alike.
-        if configuration.standing is not RowState.PUBLIC:
+        if configuration.visibility is not Visibility.PUBLIC:
             raise _unusable(
                 configuration.id,
                 "The configuration's default_share_network_id",

@@ -55,7 +55,7 @@ def test_every_operation_carries_the_version_of_its_saga(tmp_path: Path, sqlite_
         )
         bench.ask("create_snapshot", share_id=share.id)
         bench.drive()
-        # Repairs that the watch starts: of a file server alone, and of a whole share server.
+        # Repairs that the watch starts.
         for broken in (bench.world.stop_server, bench.world.lose_server):
             broken(share.share_server_id)
             check_share_servers(bench.runtime, ["fake"])
@@ -79,7 +79,6 @@ def test_every_operation_carries_the_version_of_its_saga(tmp_path: Path, sqlite_
         "extend_share",
         "allow_access",
         "create_snapshot",
-        "restart_share_server",
         "ensure_share_server",
         "ensure_share",
         "audit_backend",

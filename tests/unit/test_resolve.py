@@ -11,7 +11,7 @@ from scheduler.placement.choose import candidates, refusals
 from scheduler.placement.filters import PlacementRequest
 from scheduler.placement.pool_cache import PoolTable
 from scheduler.placement.pools import Pool, PoolSpec
-from scheduler.placement.share_network import Named, RowState, resolve
+from scheduler.placement.share_network import Named, Visibility, resolve
 from worker.errors import Conflict, NotFound
 from worker.model import DriverMode, NetworkKind
 
@@ -35,7 +35,7 @@ missing  any         any         any            any      -> not found
 """
 """Written by hand. ``any``: whatever is there does not count; ``-``: nothing is named."""
 
-STANDINGS: Final = ("-", *(str(standing) for standing in RowState))
+VISIBILITIES: Final = ("-", *(str(visibility) for visibility in Visibility))
 SETTINGS: Final = {
     ("The extra spec share_network_id of the share type", "share_type"): "refused: share_type",
     (
@@ -44,7 +44,9 @@ SETTINGS: Final = {
     ): "refused: configuration",
 }
 """The sentence's beginning and the field, of each setting that is refused."""
-CASES: Final = tuple(product(STANDINGS, ("yes", "no"), STANDINGS, STANDINGS, ("-", "public")))
+CASES: Final = tuple(
+    product(VISIBILITIES, ("yes", "no"), VISIBILITIES, VISIBILITIES, ("-", "public"))
+)
 """A default that is not public cannot be: a database constraint, tested with the others."""
 
 
@@ -65,8 +67,8 @@ def expected(case: tuple[str, ...]) -> str:
     return fitting[0]
 
 
-def named(source: str, standing: str) -> Named | None:
-    return None if standing == "-" else Named(f"net-of-{source}", RowState(standing))
+def named(source: str, visibility: str) -> Named | None:
+    return None if visibility == "-" else Named(f"net-of-{source}", Visibility(visibility))
 
 
 def outcome(case: tuple[str, ...]) -> str:
@@ -92,7 +94,7 @@ def test_every_row_is_reached() -> None:
 
 
 @pytest.mark.parametrize("single", ["yes", "no"])
-@pytest.mark.parametrize("request_", STANDINGS)
+@pytest.mark.parametrize("request_", VISIBILITIES)
 def test_the_truth_table(request_: str, single: str) -> None:
     cases = [case for case in CASES if case[:2] == (request_, single)]
     assert {case: outcome(case) for case in cases} == {case: expected(case) for case in cases}
@@ -102,20 +104,20 @@ def test_nobody_lands_where_they_could_not_ask_to_be() -> None:
     """What comes out is always a network that the project could have named itself."""
     for case in CASES:
         request, _, share_type, configuration, default = case
-        standing = {
+        visibility = {
             "request": request,
             "share_type": share_type,
             "configuration": configuration,
             "default": default,
         }.get(outcome(case))
-        assert standing in {None, "public", "own"}, case
+        assert visibility in {None, "public", "own"}, case
 
 
 def test_another_projects_network_and_none_at_all_look_the_same() -> None:
-    def said(standing: RowState) -> str:
+    def said(visibility: Visibility) -> str:
         with pytest.raises(NotFound) as caught:
             resolve(
-                request=Named("n", standing),
+                request=Named("n", visibility),
                 share_type=None,
                 configuration=None,
                 default=None,
@@ -123,7 +125,7 @@ def test_another_projects_network_and_none_at_all_look_the_same() -> None:
             )
         return str(caught.value.to_json())
 
-    assert said(RowState.FOREIGN) == said(RowState.MISSING)
+    assert said(Visibility.FOREIGN) == said(Visibility.MISSING)
 
 
 def pool(mode: DriverMode) -> Pool:
