@@ -8,7 +8,7 @@ from sqlalchemy import ColumnElement, Connection, Row, and_, case, delete, selec
 
 from worker.db.core.engine import db_now
 from worker.db.tables.main import access_rules, shares
-from worker.model import AccessRule, AccessState
+from worker.model import ACCESS_TRANSITIONS, AccessRule, AccessState, sources
 
 _WANTED: Final = (
     AccessState.QUEUED_TO_APPLY.value,
@@ -51,7 +51,7 @@ def begin_access(
 
 
 def active_access(connection: Connection, share_id: str) -> list[AccessRule]:
-    """Return the rules that the driver enforces by our own word."""
+    """Return the rules that the driver was told to enforce and accepted."""
     return _rules(connection, share_id, access_rules.c.state == AccessState.ACTIVE.value)
 
 
@@ -84,7 +84,7 @@ def next_generation(connection: Connection, share_id: str) -> int:
 
 
 def end_access(connection: Connection, share_id: str, generation: int) -> None:
-    """The driver enforces this generation: what it wanted is active, what it left out is gone."""
+    """Mark the rules of a generation active, and delete denied ones: the driver enforces it."""
     rule = access_rules.c
     done = and_(rule.share_id == share_id, rule.generation <= generation)
     connection.execute(
@@ -94,21 +94,21 @@ def end_access(connection: Connection, share_id: str, generation: int) -> None:
     )
     connection.execute(
         update(access_rules)
-        .where(done, rule.state.in_(_WANTED), rule.state != AccessState.ACTIVE.value)
+        .where(done, rule.state.in_(sources(ACCESS_TRANSITIONS, AccessState.ACTIVE)))
         .values(state=AccessState.ACTIVE.value, updated_at=db_now())
     )
     connection.execute(delete(access_rules).where(done, rule.state.in_(_UNWANTED)))
 
 
 def access_failed(connection: Connection, share_id: str, generation: int) -> None:
-    """The driver refused this generation for good: what was new in it is in error."""
+    """Put the new rules of a generation in error: the driver refused it."""
     rule = access_rules.c
     connection.execute(
         update(access_rules)
         .where(
             rule.share_id == share_id,
             rule.generation <= generation,
-            rule.state.not_in((AccessState.ACTIVE.value, AccessState.ERROR.value)),
+            rule.state.in_(sources(ACCESS_TRANSITIONS, AccessState.ERROR)),
         )
         .values(state=AccessState.ERROR.value, updated_at=db_now())
     )
@@ -120,5 +120,5 @@ def access_row(connection: Connection, rule_id: str) -> Row[Any] | None:
 
 
 def remove_access(connection: Connection, rule_id: str) -> None:
-    """A deny that had failed went through after all."""
+    """Delete an access rule, whose deny may have failed before."""
     connection.execute(delete(access_rules).where(access_rules.c.id == rule_id))
