@@ -40,7 +40,8 @@ def command(deployment: Fakes, *words: str, code: int = 0) -> Any:
         env={**os.environ, **deployment.env},
     )
     assert done.returncode == code, (done.stdout, done.stderr)
-    return json.loads(done.stdout) if code == 0 else done.stderr
+    document = json.loads(done.stdout)
+    return document if code == 0 else document["error"]["message"]
 
 
 def orphan(deployment: Fakes, network: str) -> None:
