@@ -51,7 +51,7 @@ soak: setup  ## faults at random under load (MINUTES=30, SEED=n to have the same
 bench: setup  ## what a share costs; the figures go to benchmarks/latest.json
 	$(python) -m benchmarks.run
 
-lint: setup  ## ruff, mypy, import contracts, models against migrations, spelling, lengths
+lint: setup  ## ruff, mypy, import contracts, models against migrations, spelling, lengths, words, layout
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
@@ -59,6 +59,8 @@ lint: setup  ## ruff, mypy, import contracts, models against migrations, spellin
 	.venv/bin/sharewright db check
 	.venv/bin/typos
 	$(python) .ci/lengths
+	$(python) .ci/words
+	$(python) .ci/layout
 
 docs:  ## the API reference of docs/api, as HTML in build/api; a warning is an error
 	@.ci/setup docs

@@ -1,7 +1,7 @@
 """The Celery application and how its processes start.
 
 Nothing is made at import: :func:`make_app` takes the configuration, and engines, backends and the
-keeper's thread are made on first use, after the fork.
+heartbeat are made on first use, after the fork.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ from worker.tasks.periodic.pool_reports import report_pools
 
 
 class EngineBench(AuditBench):
-    """The fakes, with an engine whose messages lie in ``bells`` until :meth:`drive` takes them."""
+    """The fakes, with an engine that keeps its messages in ``dispatches`` for :meth:`drive`."""
 
     def __init__(self, directory: Path, url: str, settings: str = "") -> None:
         super().__init__(directory, url, "fake", settings + FAKE_BACKEND)

@@ -76,7 +76,7 @@ class Intake(Deployment):
             )
 
     def counts(self) -> dict[str, int]:
-        """Rows of every table but the counters, which the keeper writes when it likes."""
+        """Rows of every table but the counters, which the heartbeat writes when it likes."""
         with reading(self.engine) as connection:
             return {
                 table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()

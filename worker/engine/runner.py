@@ -369,7 +369,7 @@ def _promote(tx: StepTransaction) -> None:
 
 
 def _announce(runtime: Runtime, tx: StepTransaction) -> None:
-    """After the commit: results first, for somebody waits for them, then the doorbells."""
+    """Store the results, which producers wait for, and then publish the messages."""
     for one in tx.ended:
         runtime.deliver(one.operation_id, one.result, one.error, aliased=one.aliased)
         if one.state is not OperationState.COMPENSATION_FAILED:  # that one is tried on

@@ -119,9 +119,9 @@ RELEASED: Mapping[str, Any] = {
 
 
 def _ending(values: Mapping[str, Any]) -> Prepared:
-    """A fenced update that ends an act, with its line of the timeline.
+    """Build the fenced update that ends an action, with its line of the timeline.
 
-    Not of an operation that was condemned while the act ran, unless ``condemned_too``.
+    It passes over an operation that was cancelled while the action ran, unless ``cancelled_too``.
     One statement on PostgreSQL; SQLite's common table expressions cannot write.
     """
     heeded = or_(_o.cancel_reason.is_(None), bindparam("cancelled_too", type_=Boolean))

@@ -217,7 +217,7 @@ def _end_action(
     message: str = "",
     **values: Any,
 ) -> None:
-    """End an act with the lease; ``forward``: only while the operation was not condemned."""
+    """End an action with its lease; ``forward``: only while the operation was not cancelled."""
     on_sqlite = connection.dialect.name == "sqlite"
     line = (
         {}
@@ -247,7 +247,7 @@ def advance(
 ) -> None:
     """Finish a step: the next task of the same chain is due, under the same dispatch number.
 
-    Raises the verdict on an operation that was condemned while its step ran.
+    Raises the cancellation of an operation that was cancelled while its step ran.
     """
     _end_action(
         ADVANCE,
@@ -307,7 +307,7 @@ def retry(connection: Connection, operation: Operation, *, seconds: float) -> No
 
 
 def _later(seconds: float) -> ColumnElement[float]:
-    """A deadline; what was condemned while its step ran meets its verdict at once."""
+    """Return a deadline; at once for an operation that was cancelled while its step ran."""
     return db_now() + case((_o.cancel_reason.is_(None), seconds), else_=0.0)
 
 
@@ -319,7 +319,7 @@ def start_compensation(
     error: Mapping[str, str],
     republish_after: float,
 ) -> Dispatch:
-    """Turn round: from here the operation's steps are undone, in a chain of its own."""
+    """Start the compensation: from here the steps are undone, in a chain of its own."""
     return dispatch_of(
         _fenced(
             connection,
@@ -351,8 +351,8 @@ def end(
 ) -> None:
     """Close the operation; its result is to be stored, again after ``store_again`` seconds.
 
-    ``outcome`` and ``message`` are of the act that was the last. Raises the verdict on one that
-    would succeed and was condemned while that act ran.
+    ``outcome`` and ``message`` are those of the last action. Raises the cancellation of an
+    operation that would succeed and was cancelled while that action ran.
     """
     _end_action(
         END,
@@ -412,7 +412,7 @@ def wake(
     limit: int | None = None,
     cancel_reason: Mapping[str, str] | None = None,
 ) -> list[Dispatch]:
-    """Make due what waits for a key, oldest first; with a verdict, they fail with it."""
+    """Make due what waits for a key, oldest first; with a reason to cancel, they fail."""
     # Locked in one order, so that two who wake the same ones do not wait for each other.
     waiting = locked(select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit))
     rows = connection.execute(

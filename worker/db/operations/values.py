@@ -83,7 +83,7 @@ def operation_of(row: Row[Any]) -> Operation:
 
 
 def cancelled(cancel_reason: Mapping[str, str]) -> Fatal:
-    """The failure that an operation was condemned to."""
+    """Return the failure with which a cancelled operation ends."""
     return Fatal(
         cancel_reason["message"],
         object=cancel_reason.get("object", ""),
@@ -92,7 +92,7 @@ def cancelled(cancel_reason: Mapping[str, str]) -> Fatal:
 
 
 def dispatch_of(row: Row[Any]) -> Dispatch:
-    """What to ring for a row that has the columns of :data:`BELL`."""
+    """Return the message for a row that has the columns of :data:`DISPATCH_COLUMNS`."""
     return Dispatch(
         operation_id=row.id,
         dispatch=row.dispatch,

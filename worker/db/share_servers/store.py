@@ -319,7 +319,7 @@ _DEREFER = Prepared(
 )
 
 
-def _giving_back(values: Mapping[str, Any]) -> Prepared:
+def _releasing(values: Mapping[str, Any]) -> Prepared:
     return Prepared(
         update(share_servers)
         .where(_s.id == bindparam("server"))
@@ -334,8 +334,8 @@ def _giving_back(values: Mapping[str, Any]) -> Prepared:
 
 
 _LAST = and_(_s.shares == 1, _s.status == ServerStatus.ACTIVE.value)
-_GIVE_BACK_OR_IDLE = _giving_back({"idle_since": case((_LAST, db_now()), else_=_s.idle_since)})
-_GIVE_BACK_OR_DELETE = _giving_back(
+_RELEASE_OR_IDLE = _releasing({"idle_since": case((_LAST, db_now()), else_=_s.idle_since)})
+_RELEASE_OR_DELETE = _releasing(
     {
         "status": case((_LAST, ServerStatus.DELETING.value), else_=_s.status),
         "deleter_id": case((_LAST, bindparam("deleter", type_=String)), else_=_s.deleter_id),
@@ -356,9 +356,9 @@ def release(
         return None
     given = {"server": reference.share_server_id, "size": reference.gib}
     if idle_after:
-        row = _GIVE_BACK_OR_IDLE.first(connection, **given)
+        row = _RELEASE_OR_IDLE.first(connection, **given)
     else:
-        row = _GIVE_BACK_OR_DELETE.first(connection, deleter=deleter_id, **given)
+        row = _RELEASE_OR_DELETE.first(connection, deleter=deleter_id, **given)
     assert row is not None, "a server that is referred to is not removed"
     return row
 
