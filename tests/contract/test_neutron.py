@@ -11,6 +11,7 @@ import pytest
 from openstack.connection import Connection
 from sqlalchemy import select
 
+from tests.openstack.clearing import clear_networks
 from tests.openstack.cloud import OpenStack
 from worker.db.core.engine import engine_for, reading
 from worker.db.networks.addresses import DatabaseAddressStore
@@ -20,7 +21,8 @@ from worker.helpers.network.neutron.helper import NeutronNetworkHelper, NeutronO
 from worker.helpers.network.neutron.managed import DEVICE_OWNER
 from worker.model import DriverMode, NetworkKind, ShareNetwork
 from worker.plugin import BackendContext
-from worker.testing.network_helper import NetworkHelperContract
+from worker.testing.calls import context
+from worker.testing.network_helper import NetworkHelperContract, a_server
 
 # The first test of a checkout installs OpenStack and prepares its tables.
 
@@ -86,6 +88,41 @@ class Held:
 @pytest.fixture
 def external(admin: Connection, sqlite_url: str) -> Held:
     return Held(admin, sqlite_url)
+
+
+@pytest.fixture(autouse=True)
+def cleared(admin: Connection) -> Iterator[None]:
+    """Whatever happened, the next test finds nothing of this one."""
+    yield
+    clear_networks(admin)
+
+
+def test_what_a_failed_test_leaves_is_cleared(
+    openstack: OpenStack,
+    store: DatabaseAddressStore,
+    admin: Connection,
+    external: Held,
+    tenant_network: tuple[str, str],
+) -> None:
+    helper = make_helper(
+        *(openstack, store, DriverMode.MANAGED_MULTI_SVM), managed_cidrs=("10.64.0.0/16",)
+    )
+    network, subnet = tenant_network
+    for share_network in (
+        ShareNetwork(
+            *(str(uuid.uuid4()), "project", NetworkKind.NEUTRON),
+            neutron_net_id=network,
+            neutron_subnet_id=subnet,
+        ),
+        ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.MANAGED),
+    ):
+        server = a_server(share_network)
+        helper.allocate_network(context(), server, share_network, 1)
+    ports, networks, _ = external.state()
+    assert len(ports) == 2
+    assert len(networks) > 0
+    clear_networks(admin)
+    assert external.state()[:2] == ([], [])
 
 
 class TestTenantsNetwork(NetworkHelperContract):
