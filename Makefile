@@ -55,6 +55,7 @@ lint: setup  ## ruff, mypy, import contracts, models against migrations, spellin
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy --explicit-package-bases --follow-imports=silent tests/support tests/contract
 	.venv/bin/lint-imports
 	.venv/bin/sharewright db check
 	.venv/bin/typos

@@ -268,10 +268,11 @@ def test_a_server_whose_host_key_changed_is_refused_with_a_sentence(
     machine.install(host_key_pair(machine.options.ssh_private_key_file, "another")[0])
     machine.start()
     try:
-        for call in (
+        calls: tuple[Callable[[], object], ...] = (
             lambda: driver.update_access(context(), share, server, [rule("10.1.0.7")], 1),
             lambda: driver.delete_share(context(), share, server),
-        ):
+        )
+        for call in calls:
             with pytest.raises(Fatal, match=r"share server server-1 at .* does not have the SSH"):
                 call()
     finally:

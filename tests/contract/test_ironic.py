@@ -179,7 +179,7 @@ class TestIronicComputeHelper(ComputeHelperContract):
         info = dataclasses.replace(network_for(0), ports=both)
         return helper, dataclasses.replace(new_server(0), network_info=info)
 
-    def test_a_reachable_server_takes_commands(
+    def test_a_reachable_server_takes_commands(  # type: ignore[override]  # it has more fixtures
         self,
         cloud: OpenStack,
         options: dict[str, Any],

@@ -54,7 +54,7 @@ def site(
         admin.network.delete_network(network)
         for flavor in flavors:
             admin.compute.delete_flavor(flavor)
-        admin.image.delete_image(image)
+        admin.image.delete_image(image.id)
 
 
 @pytest.fixture
@@ -242,6 +242,7 @@ def test_the_quota_is_used_up(
     site: Site, helper: NovaComputeHelper, prepared: Callable[[int], ShareServer], tenants: Any
 ) -> None:
     project = site.admin.current_project_id
+    assert project is not None
     site.admin.compute.update_quota_set(project, instances=0)
     try:
         with pytest.raises(Fatal, match="Raise the quota") as failure:

@@ -44,9 +44,9 @@ def store(database_url: str) -> DatabaseAddressStore:
 
 
 def helper_of(
-    store: DatabaseAddressStore, backend: str = "backend", **options: Any
+    store: DatabaseAddressStore, backend_name: str = "backend", **options: Any
 ) -> SegmentedNetworkHelper:
-    backend = BackendContext(backend, DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
+    backend = BackendContext(backend_name, DriverMode.MANAGED_MULTI_SVM, Path("/nonexistent"))
     return SegmentedNetworkHelper(
         backend, SegmentedNetworkOptions.model_validate({**OPTIONS, **options}), store
     )

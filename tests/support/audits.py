@@ -14,6 +14,7 @@ from worker.backends.manager import ShareManager
 from worker.config import from_document
 from worker.db import shares, snapshots
 from worker.db.core.engine import db_now, engine_for, reading, transaction
+from worker.db.documents import plain
 from worker.db.share_servers import store as servers
 from worker.db.tables.audits import audit_findings, tombstones
 from worker.db.tables.main import operations, share_networks, share_servers
@@ -135,8 +136,8 @@ class AuditBench:
                         created_at=db_now(),
                         updated_at=db_now(),
                         server_id=details.server_id,
-                        details=servers.plain(details),
-                        network_info=servers.plain(info),
+                        details=plain(details),
+                        network_info=plain(info),
                     )
                 )
         return ShareServer(
