@@ -1,1 +1,1 @@
-"""Runs any saga durably; knows nothing of shares."""
+"""The engine, which runs any saga durably and does not depend on shares."""

@@ -1,8 +1,9 @@
-"""Accept operations: the one place that writes an operation's first row.
+"""Accept operations: the only module that inserts operations.
 
-A request's handler, a step and a periodic task say what to begin; this module looks up the saga,
-its version, its first task and the backend's queue, and writes the row in the caller's open
-transaction. The caller publishes the returned messages after the commit.
+Request handlers, steps and periodic tasks say which saga to begin, on which resource and backend.
+This module looks up the saga's newest version, its first task and the backend's queue, and inserts
+the operation in the caller's open transaction. The caller publishes the returned messages after
+the commit.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ Resource = tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class OperationRequest:
-    """Who asks for an operation, under which id and verb."""
+    """The id, verb and payload of a requested operation, and who requests it."""
 
     operation_id: str
     verb: str
@@ -40,10 +41,10 @@ class OperationRequest:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """An operation with steps is to begin.
+    """The saga, resource and backend of an operation with steps.
 
-    ``payload`` is added to the request's own. ``at_once`` says that the operation never waits
-    behind another one on the same resource: its resource is new, or it is not accepted then.
+    ``payload`` is merged into the request's payload. With ``at_once`` the operation is never
+    queued behind another one: its resource is new, or it is not accepted while another one runs.
     """
 
     saga: str
@@ -55,14 +56,14 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """An operation without steps: the rows that its handler wrote are all of it."""
+    """The resource and result of an operation without steps: its handler has written everything."""
 
     resource: Resource
     result: Mapping[str, Any]
 
 
 class AlreadyAccepted(Exception):
-    """The operation's id or idempotency key was accepted before, or its resource is not free."""
+    """The operation's id or idempotency key is already used, or its resource is busy."""
 
 
 def accept(
@@ -74,10 +75,10 @@ def accept(
     *,
     max_queued: int | None = None,
 ) -> list[Dispatch]:
-    """Write an operation with steps; return what to publish once it is committed.
+    """Insert an operation with steps; return the messages to publish after the commit.
 
-    Behind another operation on the same resource it is queued, and nothing is published. The
-    caller holds the resource's row, so that two requests see one another.
+    While another operation on the same resource runs, the new one is queued and the list is empty.
+    The caller holds a lock on the resource's row, so that two concurrent requests see each other.
 
     Raises :class:`AlreadyAccepted`, :class:`~worker.errors.Conflict` when ``max_queued``
     operations are queued on the resource, and :class:`~worker.errors.ConfigurationError` when the
@@ -114,7 +115,7 @@ def accept(
 def accept_completed(
     connection: Connection, config: Config, request: OperationRequest, completed: Completed
 ) -> None:
-    """Write an operation that has ended with this transaction; its result is to be stored.
+    """Insert an operation that ends in this transaction; its result still has to be stored.
 
     Raises :class:`AlreadyAccepted`.
     """

@@ -1,7 +1,8 @@
-"""One daemon thread a process: it renews the lease of the step in hand and writes what can wait.
+"""Renew the current step's lease and flush counters, in one daemon thread per process.
 
-What can wait: counters, and the note that a result was stored. Losing either at a kill is
-harmless: a counter is a little low, a result is stored once more.
+Counters, and the notes that results were stored, are buffered and written about once a second.
+Losing them when the process is killed is harmless: a counter is slightly low, or a result is
+stored twice.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ _FIRST: Final = Prepared(insert(counters).values(name=bindparam("name"), value=b
 
 @dataclass(slots=True)
 class Lease:
-    """The right to act for one step, as far as this process knows.
+    """The right to run one step, as far as this process knows.
 
-    Times are ``time.monotonic()``: it goes on while a process is stopped, so one that wakes up
-    late knows it at once.
+    Times are readings of ``time.monotonic()``, in seconds. That clock keeps running while a process
+    is stopped (SIGSTOP), so a process that is continued too late notices at once.
     """
 
     operation_id: str
@@ -53,18 +54,21 @@ class Lease:
     lost: bool = False
 
     def guard(self) -> None:
-        """Raise :class:`~worker.errors.LeaseLost` unless this worker may still act."""
+        """Raise :class:`~worker.errors.LeaseLost` if this process no longer holds the lease."""
         now = time.monotonic()
         if self.lost or now >= self.valid_until or now >= self.ends_at:
             self.lost = True
             raise LeaseLost(
-                f"The lease on operation {self.operation_id} ran out; its step is another's now."
+                f"The lease on operation {self.operation_id} ran out; another worker may run it."
             )
 
 
 @dataclass(slots=True)
 class Heartbeat:
-    """The thread and what it keeps; starts with the first of it, after the fork."""
+    """The thread, the lease that it renews and what it has yet to write.
+
+    The thread starts on first use, which is after the fork.
+    """
 
     engine: Engine
     lease_seconds: float
@@ -79,7 +83,11 @@ class Heartbeat:
     def holding(
         self, operation_id: str, fence: int, claimed_at: float, timeout: float
     ) -> Iterator[Lease]:
-        """Renew a lease that was claimed just after ``claimed_at`` (monotonic) until the end."""
+        """Renew a lease until the block ends.
+
+        ``claimed_at`` is a reading of ``time.monotonic()`` from just before the claim; the lease is
+        not renewed later than ``timeout`` seconds after it.
+        """
         self.start()
         lease = Lease(
             operation_id,
@@ -95,7 +103,7 @@ class Heartbeat:
             self._lease = None
 
     def count(self, name: str, by: int = 1) -> None:
-        """Add to a counter that ``/metrics`` shows."""
+        """Add ``by`` to a counter that ``/metrics`` shows."""
         self.start()
         with self._lock:
             self._counts[name] += by
@@ -107,20 +115,20 @@ class Heartbeat:
             self._stored.append(operation_id)
 
     def start(self) -> None:
-        """Start the thread, once."""
+        """Start the thread unless it has been started."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:
-        """End the thread and write what it holds."""
+        """Stop the thread and write what is buffered."""
         self._stopped.set()
         if self._thread is not None:
             self._thread.join(timeout=FLUSH_SECONDS * 3)
         self.flush()
 
     def flush(self) -> None:
-        """Write counters and notes; what cannot be written now is kept for the next time."""
+        """Write the buffered counters and notes; after a database error they stay buffered."""
         with self._lock:
             counts, self._counts = self._counts, Counter()
             stored, self._stored = self._stored, []
@@ -128,9 +136,9 @@ class Heartbeat:
             return
         try:
             with transaction(self.engine) as connection:
-                # Whoever is stopped while it holds a counter must not stop all other keepers.
+                # A process that is stopped while it locks a counter must not block all others.
                 wait_for_locks(connection, LOCK_SECONDS)
-                for name in sorted(counts):  # one order everywhere: no deadlocks among keepers
+                for name in sorted(counts):  # one order in all processes: no deadlocks
                     if _ADD.run(connection, counter=name, more=counts[name]) == 0:
                         _FIRST.run(connection, name=name, value=counts[name])
                 if stored:
@@ -138,13 +146,13 @@ class Heartbeat:
                         update(operations_table)
                         .where(
                             operations_table.c.id.in_(sorted(stored)),
-                            # What is due already may be newer than what was stored.
+                            # A result that is already due may be newer than the stored one.
                             operations_table.c.result_due_at > db_now(),
                         )
                         .values(result_due_at=None)
                     )
         except DBAPIError as error:
-            _log.warning("Counters could not be written and are kept: %s", type(error).__name__)
+            _log.warning("Counters could not be written (%s); they are kept.", type(error).__name__)
             with self._lock:
                 self._counts.update(counts)
                 self._stored.extend(stored)
@@ -171,7 +179,7 @@ class Heartbeat:
                 )
         except DBAPIError as error:
             _log.warning(
-                "The lease on operation %s could not be renewed (%s); it is tried again.",
+                "The lease on operation %s could not be renewed (%s); trying again.",
                 lease.operation_id,
                 type(error).__name__,
             )

@@ -1,4 +1,4 @@
-"""What a step is handed: its operation, the process's runtime, and ways to read and write."""
+"""The job that the runner passes to an action: its operation, the runtime and transactions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Runtime:
-    """What a process has for running steps; made after the fork."""
+    """The objects that a process needs to run steps; created after the fork."""
 
     config: Config
     engine: Engine
@@ -41,7 +41,10 @@ class Runtime:
     heartbeat: Heartbeat
 
     def publish_all(self, dispatches: list[Dispatch]) -> None:
-        """Publish what was committed; a failure is logged, the reconciler heals it."""
+        """Publish committed messages.
+
+        An unreachable broker is logged and not raised: the reconciler publishes the rest again.
+        """
         for number, dispatch in enumerate(dispatches):
             try:
                 self.publish(dispatch)
@@ -65,9 +68,11 @@ class Runtime:
         *,
         aliased: bool = False,
     ) -> None:
-        """Store the result of an operation that has ended; the reconciler heals a failure.
+        """Store the result of an operation that has ended.
 
-        ``aliased`` says that it has an idempotency key: other ids may want the same result.
+        An unreachable result backend is logged and not raised: the reconciler stores the result
+        again. ``aliased`` says that the operation has an idempotency key: repeated requests with
+        other ids may wait for the same result.
         """
         others: list[str] = []
         if aliased:
@@ -78,7 +83,7 @@ class Runtime:
                 self.store_result(request_id, result, error)
         except UNREACHABLE as failure:
             _log.warning(
-                "The result of operation %s could not be stored (%s); it is stored again later.",
+                "The result of operation %s could not be stored (%s); the reconciler tries again.",
                 operation_id,
                 type(failure).__name__,
             )
@@ -94,15 +99,15 @@ class Outcome(NamedTuple):
     result: Mapping[str, Any] | None
     error: Mapping[str, str] | None
     aliased: bool
-    """Whether it has an idempotency key: other ids may want the same result."""
+    """Whether the operation has an idempotency key: other ids may wait for the same result."""
 
 
 @dataclass(slots=True)
 class StepTransaction:
     """An open, fenced transaction of an operation.
 
-    What must be published once it is committed is collected in ``dispatches``; ``result`` is what
-    the producer gets if this write ends the operation.
+    ``dispatches`` collects the messages to publish after the commit, ``ended`` the operations that
+    this transaction ends. ``result`` is what the producer gets if it ends the operation itself.
     """
 
     connection: Connection
@@ -115,13 +120,16 @@ class StepTransaction:
 
     @property
     def republish_after(self) -> float:
-        """After how long a missing message may be taken for lost."""
+        """Seconds after which an unclaimed message may count as lost."""
         return self.config.engine.lease
 
     def wake(
         self, key: str, *, limit: int | None = None, cancel_reason: Mapping[str, str] | None = None
     ) -> int:
-        """Make due what waits for a key; return how many."""
+        """Resume the steps that wait for ``key``, at most ``limit``; return how many were resumed.
+
+        With ``cancel_reason`` their operations are cancelled for that reason.
+        """
         woken = operations.wake(
             self.connection,
             key,
@@ -133,7 +141,7 @@ class StepTransaction:
         return len(woken)
 
     def retry_failed(self, resource_kind: str, resource_id: str) -> None:
-        """Let older operations on an object, which had failed, find that it is gone."""
+        """Run failed operations on a deleted object again, so that they find it gone and end."""
         self.dispatches.extend(
             operations.retry_failed(
                 self.connection, resource_kind, resource_id, republish_after=self.republish_after
@@ -143,7 +151,7 @@ class StepTransaction:
 
 @dataclass(slots=True)
 class Job:
-    """What an act is handed: its operation, on whose behalf, and ways to read and write."""
+    """What an action gets: its operation, its request context, and transactions."""
 
     runtime: Runtime
     operation: Operation
@@ -154,7 +162,7 @@ class Job:
 
     @property
     def following(self) -> tuple[int, Action] | None:
-        """The position and action after the one in hand, in the operation's direction."""
+        """The position and action after the current one, in the operation's direction."""
         return self.saga.following(self.operation.task, undoing=self.operation.undoing)
 
     @property
@@ -166,13 +174,17 @@ class Job:
     def transaction(self, body: Callable[[StepTransaction], T]) -> T:
         """Run a body in a fenced transaction of its own, before or between external calls.
 
-        Returns what the body returns. A :class:`StepWaiting` or :class:`StepCommitted` is written
-        in that same transaction, and is for the step to return. The body is run again when the
-        transaction loses a race or meets an outage, so it changes nothing but the transaction.
+        Returns what the body returns. If that is a :class:`StepWaiting` or :class:`StepCommitted`,
+        it is written in the same transaction, and the action must return it. The body runs again
+        when the transaction loses a race or the database is briefly unavailable, so it must change
+        nothing but the transaction.
 
-        The fence is checked last. Everybody who changes an object and its operation locks them in
-        that order, so nobody waits for one while holding the other; and a lease that is ours at
-        the end was ours all the time.
+        The fence is checked last. Every transaction locks the object first and its operation
+        second, so no two of them deadlock; and a lease that this process still holds at the end was
+        held throughout.
+
+        Raises :class:`~worker.errors.LeaseLost` when another worker has claimed the step, and
+        :class:`~worker.errors.Fatal` when the operation was cancelled or has waited for too long.
         """
         for attempt in patiently():
             with attempt, transaction(self.runtime.engine) as connection:
@@ -198,7 +210,7 @@ class Job:
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """A consistent look at the database."""
+        """Open a connection for reading only."""
         with reading(self.runtime.engine) as connection:
             yield connection
 
@@ -211,7 +223,7 @@ def check_wait_limit(
     limit = max(config.engine.wait_limit, at_least)
     if since is not None and operation.claimed_at - since > limit:
         raise Fatal(
-            f"Waited {limit:.0f} s in vain. {message}",
+            f"Gave up after waiting for {limit:.0f} s. {message}",
             object=f"{operation.resource_kind} {operation.resource_id}",
             code=ErrorCode.WAITED_TOO_LONG,
         )
@@ -222,10 +234,11 @@ def write(
     body: Callable[[StepTransaction], None],
     begin: Callable[[Engine], AbstractContextManager[Connection]] = transaction,
 ) -> StepTransaction:
-    """The transaction that ends an attempt; its statements are checked on the fence.
+    """Run ``body`` in the transaction that ends an attempt; its statements check the fence.
 
-    An outage of seconds is waited for: what was done outside is worth it. A longer one ends in
-    the database's error, and the step is taken up again when its lease runs out.
+    While the database is unavailable this retries for some seconds, because the step has already
+    changed external systems. After that it raises the database's error, and the reconciler runs the
+    step again when its lease has run out.
     """
     for attempt in patiently():
         with attempt, begin(job.runtime.engine) as connection:

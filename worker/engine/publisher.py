@@ -1,7 +1,7 @@
 """Publish the chain of an operation's remaining steps to its backend's queue.
 
-Every step is a task of its own with a message of its own, which Celery publishes when the one
-before has ended. A message carries the operation's id and a dispatch number, nothing else.
+Each step is a task with its own message, which Celery publishes when the previous task has ended.
+A message carries the operation's id and a dispatch number, nothing else.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ _log = logging.getLogger(__name__)
 def publisher(app: Celery, sagas: Sagas) -> Callable[[Dispatch], None]:
     """Return the function that publishes an operation's chain.
 
-    What this release does not know stays queued in the database for a newer one: its reconciler
-    publishes it. An older process must not fail over it, for the others of a batch would wait.
+    A step that this release does not know is logged and not published. It stays queued in the
+    database, and the reconciler of a newer release publishes it. Raising an error here would hold
+    up the other operations of a batch.
     """
     levels: Priorities = priorities(app.conf.broker_url)
 
@@ -40,7 +41,7 @@ def publisher(app: Celery, sagas: Sagas) -> Callable[[Dispatch], None]:
                 dispatch.saga_version,
             )
             return
-        # What was begun goes ahead of what was not: a backlog would otherwise be all begun.
+        # Operations that have begun go first; otherwise a backlog would run all first steps first.
         begun = dispatch.position > 0 or dispatch.undoing
         links = [
             app.signature(

@@ -1,8 +1,9 @@
-"""How a step is run: claim, act, finish; and what a failure, a wait or a lost lease come to.
+"""Run a step: claim it, run its action, commit the outcome; handle failures, waits, lost leases.
 
-A message carries an operation's id and a dispatch number. Whoever receives it claims the step,
-acts outside, and writes step, object and next deadline in one transaction that is checked on the
-claim's fence. :func:`run` answers whether Celery should publish the next link of the chain.
+A message carries an operation's id and a dispatch number. The worker that receives it claims the
+step, works on external systems, and writes the step, the object and the next deadline in one
+transaction that checks the claim's fence. :func:`run` returns whether Celery should publish the
+next link of the chain.
 """
 
 from __future__ import annotations
@@ -46,14 +47,17 @@ from worker.model import OperationState, Phase, RequestContext
 _log = logging.getLogger(__name__)
 
 OUTAGE_SECONDS = 1.0
-"""How long a step waits that the database did not serve."""
+"""Seconds that a step waits after a brief database outage."""
 PARKED_SECONDS = 5.0
-"""How long a step that this release does not know waits before a worker is tried again."""
+"""Seconds after which a step that this release does not know is published again."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepFailed:
-    """The step failed, which is written: it is tried again, or undone. No next link is due."""
+    """The result of a failed attempt; false in a condition, as the next link must not be published.
+
+    The failure is committed already: the step is retried or the operation is compensated.
+    """
 
     message: str
 
@@ -62,11 +66,11 @@ class StepFailed:
 
 
 class AttemptFailed(Exception):
-    """Lets Celery's events, and so Flower, show that an attempt of a step failed, and why."""
+    """The exception of a failed attempt, raised so that Celery's events and Flower show it."""
 
 
 def run(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool | StepFailed:
-    """Do one action for one message; true when the chain's next link is due."""
+    """Run one action for one message; return whether to publish the chain's next link."""
     before = time.monotonic()
     operation = _claim(runtime, action, operation_id, number)
     if operation is None:
@@ -99,9 +103,10 @@ def _claim(runtime: Runtime, action: Action, operation_id: str, number: int) -> 
 
 
 def _run_patiently(job: Job, action: Action) -> bool | StepFailed:
-    """Run a step; when the database does not serve it, let it begin again in a moment.
+    """Run a claimed step; after a brief database outage, publish it again.
 
-    That is not an attempt. Where not even this can be written, the lease runs out instead.
+    Such a run does not count as an attempt. If the database does not accept that either, the lease
+    runs out and the reconciler publishes the step again.
     """
     try:
         return _run_claimed(job, action)
@@ -119,7 +124,10 @@ def _run_patiently(job: Job, action: Action) -> bool | StepFailed:
 
 
 def _unclaimed(runtime: Runtime, action: Action, operation_id: str, number: int) -> bool:
-    """Why a message found nothing to claim; only a finished step's goes on."""
+    """Handle a message whose step could not be claimed.
+
+    Return True only if that step is committed and the next message was never published.
+    """
     with reading(runtime.engine) as connection:
         operation = operations.find(connection, operation_id)
     if operation is None:
@@ -131,14 +139,14 @@ def _unclaimed(runtime: Runtime, action: Action, operation_id: str, number: int)
     runtime.heartbeat.count(f"steps_total:{action.name}:duplicate")
     if operation.dispatch != number or operation.phase is not Phase.QUEUED:
         return False
-    # The worker died after the finish and before the next link was published: go on from here.
+    # The worker died between the commit and the publication of the next link: publish it now.
     saga = runtime.sagas.find(operation.saga, operation.saga_version)
     previous = saga.previous(operation.task, undoing=operation.undoing) if saga else None
     return previous is not None and previous.name == action.name
 
 
 def _job(runtime: Runtime, action: Action, operation: Operation, lease: Lease) -> Job | None:
-    """Return what the step is handed; None when this release does not know the step."""
+    """Return the action's job; None when this release does not know the step."""
     saga = runtime.sagas.find(operation.saga, operation.saga_version)
     step = saga.step(operation.task, undoing=operation.undoing) if saga else None
     if saga is None or step is None:
@@ -180,7 +188,7 @@ def _run_claimed(job: Job, action: Action) -> bool | StepFailed:
     except Exception as error:
         if is_passing(error):
             raise
-        _log.exception("%s of operation %s raised what it should not", action.name, operation.id)
+        _log.exception("%s of operation %s raised an unexpected error", action.name, operation.id)
         defect = Retryable(
             f"{action.name} met a defect ({type(error).__name__}); see the worker's log.",
             code=ErrorCode.INTERNAL,
@@ -195,7 +203,7 @@ def _run_claimed(job: Job, action: Action) -> bool | StepFailed:
 
 
 def _park(runtime: Runtime, operation: Operation) -> bool:
-    """Leave a step that this release does not know to a worker of a newer one."""
+    """Leave a step that this release does not know to a worker of a newer release."""
     _log.warning(
         "Operation %s is parked: this release does not know step %s of saga %s, version %d. "
         "A worker of a newer release has to take it.",
@@ -216,7 +224,7 @@ def _check_cancelled(operation: Operation) -> None:
 
 
 def _check_crashes(config: Config, operation: Operation) -> None:
-    """Fail the step when it was begun too often without an end.
+    """Fail the step when it was claimed more often than allowed without reporting an end.
 
     Claims are counted because a step that crashes its worker never reports an error.
     """
@@ -231,13 +239,13 @@ def _check_crashes(config: Config, operation: Operation) -> None:
 
 
 def _has_crashed(config: Config, operation: Operation) -> bool:
-    crashes = operation.attempts - operation.failures - 1  # one of the claims is ours
+    crashes = operation.attempts - operation.failures - 1  # minus the current claim
     lasting = operation.state is OperationState.COMPENSATION_FAILED
     return crashes >= config.engine.max_crashes and not lasting
 
 
 def _is_retried(job: Job) -> bool:
-    """Whether a step that just failed is tried again: it has not been failing for too long."""
+    """Return whether to retry a step that has just failed: it has not been failing for too long."""
     operation, engine = job.operation, job.runtime.config.engine
     if _has_crashed(job.runtime.config, operation):
         return False
@@ -268,7 +276,7 @@ def _wait(job: Job, action: Action, wait: NotReady) -> bool | StepFailed:
 
 
 def _finish(job: Job, action: Action, commit: OnCommit | None) -> bool | StepFailed:
-    """Write step, object and next deadline; end the operation after its last step."""
+    """Commit the step, the object and the next deadline; end the operation after its last step."""
     alone = commit is None and job.following is not None
 
     def body(tx: StepTransaction) -> None:
@@ -279,7 +287,7 @@ def _finish(job: Job, action: Action, commit: OnCommit | None) -> bool | StepFai
     failpoint(f"{action.name}.before_commit")
     try:
         tx = write(job, body, statement if alone else transaction)
-    except StepError as error:  # cancelled meanwhile, or the object moved on
+    except StepError as error:  # the operation was cancelled, or the object was changed, meanwhile
         return _failed(job, action, error)
     return _announce_end(job, action, tx)
 
@@ -291,7 +299,7 @@ def _write_action_end(job: Job, action: Action, tx: StepTransaction) -> None:
 
 
 def _write_end(job: Job, tx: StepTransaction) -> None:
-    """The step is done: on to the next one, or the operation ends. One statement in the former."""
+    """Advance the operation to its next step, in one statement, or end it after the last."""
     following = job.following
     if following is None:
         _end(job, tx)
@@ -306,7 +314,7 @@ def _write_end(job: Job, tx: StepTransaction) -> None:
 
 
 def _announce_end(job: Job, action: Action, tx: StepTransaction) -> bool:
-    """Store and publish what the committed end of a step brought; True if another step follows."""
+    """Store results and publish messages of a committed step; return whether a step follows."""
     runtime = job.runtime
     runtime.heartbeat.count(f"steps_total:{action.name}:done")
     _log.info("%s is done", action.name)
@@ -318,7 +326,7 @@ def _announce_end(job: Job, action: Action, tx: StepTransaction) -> bool:
 
 def _end(job: Job, tx: StepTransaction) -> None:
     operation, saga = job.operation, job.saga
-    # What is tried on until it is done has succeeded then, whatever it met before.
+    # A step that is retried until it succeeds has succeeded, whatever error it met before.
     done_at_last = job.step.keeps_trying and not operation.undoing
     error = None if done_at_last else operation.error
     state = OperationState.SUCCEEDED
@@ -338,9 +346,9 @@ def close(
     outcome: str = "done",
     message: str = "",
 ) -> None:
-    """End the operation in this transaction, and start what is queued behind it.
+    """End the operation in this transaction, and start the next one in its queue.
 
-    ``outcome`` and ``message`` are of its last act, for the timeline.
+    ``outcome`` and ``message`` describe its last action, for the timeline.
     """
     operation = tx.operation
     operations.end(
@@ -372,13 +380,13 @@ def _announce(runtime: Runtime, tx: StepTransaction) -> None:
     """Store the results, which producers wait for, and then publish the messages."""
     for one in tx.ended:
         runtime.deliver(one.operation_id, one.result, one.error, aliased=one.aliased)
-        if one.state is not OperationState.COMPENSATION_FAILED:  # that one is tried on
+        if one.state is not OperationState.COMPENSATION_FAILED:  # which is still retried
             runtime.heartbeat.count(f"operations_ended_total:{one.state}")
     runtime.publish_all(tx.dispatches)
 
 
 def _failed(job: Job, action: Action, error: StepError) -> bool | StepFailed:
-    """Another attempt later, or undo, or (forward-only) what the step says of its failure."""
+    """Retry a failed step, start the compensation, or write the failure of a forward-only step."""
     operation, runtime = job.operation, job.runtime
     step = job.step
     engine = runtime.config.engine
@@ -413,7 +421,7 @@ def _try_later(job: Job, error: StepError, pause: float) -> None:
 
 
 def _start_compensation(job: Job, compensation: Action, error: StepError) -> None:
-    """Undo from the failed step backwards: it may have got half-way."""
+    """Compensate from the failed step backwards; it may have done part of its work."""
 
     def body(tx: StepTransaction) -> None:
         _remember_server(tx, error)
@@ -433,7 +441,11 @@ def _start_compensation(job: Job, compensation: Action, error: StepError) -> Non
 
 
 def _failed_forward(job: Job, action: Action, error: StepError) -> None:
-    """There is no way back: the object shows it, and what destroys is tried on, slowly."""
+    """Write the failure of a compensation or of a forward-only step to the object.
+
+    Compensations, and steps that keep trying, are then retried at long intervals; any other step
+    ends its operation.
+    """
     operation, runtime, saga, step = job.operation, job.runtime, job.saga, job.step
     meaning = None if operation.undoing else _on_failure(job, error)
     commit = meaning.commit if isinstance(meaning, Unsettled) else meaning
@@ -461,7 +473,7 @@ def _failed_forward(job: Job, action: Action, error: StepError) -> None:
 
 
 def _on_failure(job: Job, error: StepError) -> OnCommit | Unsettled | None:
-    """What the failure means for the object, if there still is one."""
+    """Ask the step what its failure changes on the object; None when it cannot tell."""
     step = job.step
     if step.on_failure is None:
         return None
@@ -469,7 +481,7 @@ def _on_failure(job: Job, error: StepError) -> OnCommit | Unsettled | None:
         return step.on_failure(job, error)
     except StepError as second:
         _log.warning(
-            "After %s of operation %s failed, its object could not be looked at: %s",
+            "After %s of operation %s failed, the state of its object could not be read: %s",
             step.do.name,
             job.operation.id,
             second.message,
@@ -478,7 +490,11 @@ def _on_failure(job: Job, error: StepError) -> OnCommit | Unsettled | None:
 
 
 def give_up(tx: StepTransaction, error: Mapping[str, str]) -> None:
-    """Let the object go with its error; the act is still tried, at a slow pace."""
+    """Report the error and start the next operation on the object; the action is still retried.
+
+    The operation becomes ``compensation_failed``. Its action runs again every
+    ``engine.failed_undo_pause`` seconds.
+    """
     operation = tx.operation
     operations.give_up(
         tx.connection,
@@ -501,7 +517,7 @@ def _outcome(
 
 
 def _remember_server(tx: StepTransaction, end: StepError | NotReady) -> None:
-    """Keep the outside id that a failure or a wait carries, so that the undo finds the server."""
+    """Store the server's external id of a failure or wait, so that the compensation finds it."""
     if end.share_server_id is not None:
         servers.remember(tx.connection, tx.operation.id, end.share_server_id)
 

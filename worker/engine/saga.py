@@ -1,9 +1,9 @@
-"""What an operation is made of: acts, steps, sagas. No Celery and no database in here.
+"""Define sagas from steps and actions, without Celery and without the database.
 
-A saga is an ordered tuple of steps. Each step is either *undoable* (its do and its undo stand
-together) or *forward-only* (with the reason why there is no way back). No undoable step follows a
-forward-only one: what could not be undone would then have to be. Both rules are checked when a
-saga is defined, which is at import.
+A saga is an ordered tuple of steps. Each step is either *undoable* (it has an action and a
+compensation) or *forward-only* (it has an action and the reason why nothing compensates it). An
+undoable step must not follow a forward-only one: if it failed, the forward-only step would have
+to be undone. Both rules are checked when a saga is defined, at import.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 OnCommit = Callable[[Any], None]
-"""Writes an action's outcome in the transaction that ends the step; gets that transaction."""
+"""Writes an action's outcome; gets the :class:`~worker.engine.job.StepTransaction` that ends the
+step."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepWaiting:
-    """The step waits, which was written in a transaction of its own: no wake-up is missed.
+    """The result of a step that waits for another operation.
 
-    ``waits_for`` is the key that ends the wait; after ``recheck`` seconds the step looks again.
+    ``waits_for`` is the key that ends the wait; after ``recheck`` seconds the step runs again even
+    without a wake-up. :meth:`~worker.engine.job.Job.transaction` writes the wait in the transaction
+    that found it necessary, so that no wake-up is missed.
     """
 
     message: str
@@ -31,36 +34,43 @@ class StepWaiting:
 
 @dataclass(frozen=True, slots=True)
 class StepCommitted:
-    """The step ended with a transaction of its own, ``tx``: there was nothing to do outside."""
+    """The result of a step that has already ended in a transaction of its own, ``tx``.
+
+    An action returns it when there is nothing to do on external systems.
+    """
 
     tx: Any
 
 
 StepResult = OnCommit | StepWaiting | StepCommitted | None
 Run = Callable[[Any], StepResult]
-"""An action's body: gets the runner's job, acts on external systems, returns what to write."""
+"""An action's body: gets the :class:`~worker.engine.job.Job`, works on external systems, and
+returns what to write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Unsettled:
-    """What a failure means for the object cannot be told yet.
+    """The result of an ``on_failure`` that cannot tell yet what the failure did to the object.
 
-    The action is run again, at a slow pace, until it can; ``commit`` writes what is known by now.
-    The operation's error is set then, so the action knows what it is run for.
+    ``commit`` writes what is known so far. The action is then run again at long intervals until it
+    succeeds; it finds the operation's error set and so knows that it runs after a failure.
     """
 
     commit: OnCommit
 
 
 OnFailure = Callable[[Any, Any], OnCommit | Unsettled | None]
-"""Decides what the failure of a forward-only action means: gets the job and the error."""
+"""Decides what the failure of a forward-only action changes on its object.
+
+Gets the job and the :class:`~worker.errors.StepError`, and returns what to write."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """One thing that is done by one Celery task, ``sharewright.<name>``.
+    """The work of one Celery task, which is named ``sharewright.<name>``.
 
-    ``timeout`` in seconds is how long it may take at most; its lease is renewed no longer.
+    ``timeout`` is the longest time that it may take, in seconds; after that its lease is not
+    renewed.
     """
 
     name: str
@@ -70,7 +80,7 @@ class Action:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """An act in its place in a saga; made by :func:`undoable` or :func:`forward_only`."""
+    """An action and its compensation; created by :func:`undoable` or :func:`forward_only`."""
 
     do: Action
     compensation: Action | None = None
@@ -86,32 +96,32 @@ class Step:
 
 
 def undoable(do: Action, compensation: Action) -> Step:
-    """A step with a way back."""
+    """Return a step that ``compensation`` undoes."""
     return Step(do, compensation=compensation)
 
 
 def forward_only(
     do: Action, *, because: str, on_failure: OnFailure, keeps_trying: bool = False
 ) -> Step:
-    """A step with no way back, and the reason.
+    """Return a step that cannot be undone, because of ``because``.
 
-    ``on_failure`` writes what the failure means for the object. With ``keeps_trying`` the act is
-    then tried on at a slow pace until it succeeds (what destroys must end); otherwise the
-    operation ends there.
+    When the step has failed, ``on_failure`` returns what to write to the object. With
+    ``keeps_trying`` the action is then retried at long intervals until it succeeds, as a deletion
+    must be; otherwise the operation ends there.
     """
     return Step(do, because=because, on_failure=on_failure, keeps_trying=keeps_trying)
 
 
 @dataclass(frozen=True, slots=True)
 class Saga:
-    """The steps that make an operation.
+    """The steps of an operation, in order.
 
-    ``failed`` writes what the failure means for the object. It gets the open writing, the error
-    (JSON-safe), and whether all was undone: it runs in the transaction that finishes the last
-    undo, and before that in the one which gives an undo up for now.
+    ``failed`` writes the failure to the object. It gets the open transaction, the error (JSON-safe)
+    and whether everything was undone. It runs with True in the transaction that ends the last
+    compensation, and with False in one that stops retrying a compensation at the usual pace.
 
-    An operation keeps the version that it was accepted with. Whoever changes a saga's steps adds
-    a version, and keeps the former one for as long as an operation may carry it.
+    An operation keeps the version that it was accepted with. To change a saga's steps, add a
+    version, and keep the old one for as long as an operation may carry it.
     """
 
     name: str
@@ -138,20 +148,20 @@ class Saga:
             raise TypeError(f"saga {self.name} does not say what its failure means")
 
     def step(self, task: str, *, undoing: bool) -> Step | None:
-        """Return the step that a task does, or undoes; None when there is no such task."""
+        """Return the step that a task runs or compensates; None when the saga has no such task."""
         for position, action in self._path(undoing=undoing):
             if action.name == task:
                 return self.steps[position]
         return None
 
     def chain(self, task: str, *, undoing: bool) -> tuple[Action, ...]:
-        """Return the actions from a task to the end, in its direction."""
+        """Return the actions from a task to the end in its direction; empty for an unknown task."""
         actions = [action for _, action in self._path(undoing=undoing)]
         names = [action.name for action in actions]
         return tuple(actions[names.index(task) :]) if task in names else ()
 
     def following(self, task: str, *, undoing: bool) -> tuple[int, Action] | None:
-        """Return the position and the action after a task, in its direction."""
+        """Return the position and the action after a task in its direction; None after the last."""
         path = self._path(undoing=undoing)
         for (_, action), following in itertools.pairwise(path):
             if action.name == task:
@@ -159,7 +169,7 @@ class Saga:
         return None
 
     def previous(self, task: str, *, undoing: bool) -> Action | None:
-        """Return the action before a task, in its direction."""
+        """Return the action before a task in its direction; None before the first."""
         path = self._path(undoing=undoing)
         for (_, previous), (_, action) in itertools.pairwise(path):
             if action.name == task:
@@ -167,12 +177,12 @@ class Saga:
         return None
 
     def actions(self) -> tuple[Action, ...]:
-        """Every action that may be done for this saga."""
+        """Return every action and compensation of this saga."""
         both = self._path(undoing=False) + self._path(undoing=True)
         return tuple(action for _, action in both)
 
     def _path(self, *, undoing: bool) -> list[tuple[int, Action]]:
-        """The actions of one direction in their order, each with its step's position."""
+        """Return the actions of one direction in order, each with its step's position."""
         if not undoing:
             return [(position, step.do) for position, step in enumerate(self.steps)]
         return [
@@ -183,7 +193,7 @@ class Saga:
 
 
 class Sagas:
-    """Every version of every saga that an operation may carry."""
+    """All versions of all sagas that an operation may carry."""
 
     def __init__(self, sagas: Iterable[Saga]) -> None:
         self._known: dict[tuple[str, int], Saga] = {}
@@ -207,19 +217,19 @@ class Sagas:
         return iter(self._known.values())
 
     def newest(self, name: str) -> Saga:
-        """Return the version that new operations get."""
+        """Return the version of a saga that new operations get."""
         return self._newest[name]
 
     def find(self, name: str, version: int) -> Saga | None:
-        """Return the version that an operation carries; None when this release has it not."""
+        """Return a version of a saga; None when this release does not know it."""
         return self._known.get((name, version))
 
     @property
     def versions(self) -> list[tuple[str, int]]:
-        """The name and version of each."""
+        """The names and versions of all sagas."""
         return list(self._known)
 
     @property
     def actions(self) -> Mapping[str, Action]:
-        """Every action by its name."""
+        """All actions by name."""
         return self._actions

@@ -1,7 +1,7 @@
-"""End a process whose work does not come back, so that its supervisor starts another one.
+"""End a process that hangs, so that its supervisor starts a new one.
 
-A call may wait for ever for a peer that fell silent: the connection is there, and nobody answers.
-Whatever the process held is taken up again, as after any other death.
+A call may wait forever for a peer that no longer answers although the connection is open. The
+process's unfinished steps are run again, as after a crash.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from typing import Any, Final
 from celery import Celery, bootsteps
 
 EXIT_CODE: Final = 70
-"""How a process ends that its watchdog ended: an internal error of the software."""
+"""The exit code of a process that its watchdog ended: EX_SOFTWARE of sysexits.h."""
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class Watchdog:
-    """Ends this process when ``beat`` is not called for ``seconds``, once it was called.
+    """Ends this process when ``seconds`` pass after a call of ``beat`` without another one.
 
-    It counts its own ticks, not time: a process that was stopped for a while is not at fault.
+    It counts its own ticks instead of reading a clock, so that a process that was stopped (SIGSTOP)
+    is not ended when it continues.
     """
 
     what: str
@@ -33,18 +34,18 @@ class Watchdog:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def beat(self) -> None:
-        """Note that the work has come back."""
+        """Restart the countdown, and the thread if it does not run yet."""
         self._left = self.seconds
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
             self._thread.start()
 
     def suspend(self) -> None:
-        """Wait for nothing until the next beat."""
+        """Stop the countdown until the next call of ``beat``."""
         self._left = None
 
     def stop(self) -> None:
-        """End the thread."""
+        """Stop the thread."""
         self._stopped.set()
 
     def _run(self) -> None:
@@ -67,10 +68,10 @@ class Watchdog:
 
 
 def watch_main_loop(app: Celery, watchdog: Watchdog) -> None:
-    """Let the main loop of this app's workers beat while it is connected to the broker."""
+    """Call ``beat`` from the main loop of the app's workers while it is connected to the broker."""
 
     class Beat(bootsteps.StartStopStep):  # type: ignore[misc] # celery ships no types
-        """Beats by the main loop's own timer; looking for a broker that is away is no fault."""
+        """Beats from the main loop's timer, and suspends the watchdog without a broker."""
 
         def start(self, consumer: Any) -> None:
             consumer.timer.call_repeatedly(min(1.0, watchdog.seconds / 4), watchdog.beat)
