@@ -16,6 +16,7 @@ from typing import Any, Final
 from tests.crash.matrix.cells import RECONCILER_POINT, Cell
 from tests.crash.matrix.external import Finding
 from tests.crash.matrix.lane import LEASE, LOOK_SECONDS, Lane
+from worker.errors import ErrorCode
 
 HANG_SECONDS: Final = 8.0
 """Longer than a step's timeout, then its lease, then the reconciler's next look."""
@@ -24,6 +25,7 @@ INTAKE_STOP_SECONDS: Final = 3.0
 RESEND_SECONDS: Final = 2.0
 HARM_SECONDS: Final = 0.5
 """What a process that was continued still wants to do, it does in this time."""
+_RESULT_KEY: Final = "celery-task-meta-"
 _LIVE: Final = {"pending", "running", "undoing"}
 _OWN_TOKENS: Final = {
     "kill": "kill",
@@ -80,7 +82,11 @@ class Run:
             # An operation that failed is in the journal by now, and is seen at the second look.
             await asyncio.sleep(LOOK_SECONDS * 3 if refusal else LOOK_SECONDS)
             if refusal and refusal["status"] == "FAILURE" and operation_id not in self.operations:
-                raise Broken("lost", f"{verb} was refused: {refusal['result']}")
+                if refusal["result"]["exc_message"][0] != ErrorCode.INTERNAL:
+                    raise Broken("lost", f"{verb} was refused: {refusal['result']}")
+                # The intake met the fault, changed nothing and said so: the producer sends again.
+                self.lane.results.delete(_RESULT_KEY + operation_id)
+                sent = 0.0
         return operation_id
 
     @property
@@ -205,7 +211,7 @@ class Run:
         return sorted(path.name for path in self.tokens.iterdir())
 
     def _result(self, operation_id: str) -> dict[str, Any] | None:
-        stored = self.lane.results.get(f"celery-task-meta-{operation_id}")
+        stored = self.lane.results.get(_RESULT_KEY + operation_id)
         return json.loads(stored) if isinstance(stored, bytes) else None
 
     def _answered(self, operation_id: str) -> bool:
