@@ -1,7 +1,7 @@
-"""The Celery application and how its processes start.
+"""Create the Celery application, and run workers and the reconciler.
 
-Nothing is made at import: :func:`make_app` takes the configuration, and engines, backends and the
-heartbeat are made on first use, after the fork.
+Importing this module creates nothing. :func:`make_app` takes the configuration; database engines,
+backends and the heartbeat are created on first use, after the fork.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ from worker.tasks.security import check_keys
 
 _log = logging.getLogger(__name__)
 HARD_LIMIT_GRACE: Final = 10
-"""Seconds after a step's timeout at which its process is killed."""
+"""Seconds after a step's timeout after which Celery kills its process."""
 POOLS: Final = ("prefork", "solo")
 
 
 class App(Celery):  # type: ignore[misc] # celery ships no types
-    """Celery's, which publishes through our transport where the broker is Redis."""
+    """Celery's application, publishing through our transport if the broker is Redis."""
 
     def connection_for_write(self, url: str | None = None, **options: Any) -> Any:
-        """Celery's, with our transport's options where none are given."""
+        """Open a connection to publish on, with our transport's options unless others are given."""
         asked = {name: value for name, value in options.items() if value is not None}
         ours = our_transport(url or self.conf.broker_write_url or "")
         if self.conf.broker_use_ssl:
@@ -66,7 +66,7 @@ class App(Celery):  # type: ignore[misc] # celery ships no types
 
 
 def make_app(config: Config) -> Celery:
-    """The application with every step's task; the scheduler adds the requests' tasks."""
+    """Return the application with the tasks of all steps; the scheduler adds those of requests."""
     app = App("sharewright", set_as_current=False)
     app.conf.update(
         broker_url=config.broker.url,
@@ -75,12 +75,13 @@ def make_app(config: Config) -> Celery:
         result_backend=config.broker.result_backend,
         result_expires=config.broker.result_expires,
         result_serializer="json",
-        # A result that cannot be stored at once is stored by the reconciler: nobody waits here.
+        # The reconciler stores a result that cannot be stored at once; a worker does not wait.
         result_backend_transport_options={"retry_policy": {"max_retries": 1, "timeout": 2.0}},
         task_serializer="json",
         accept_content=["json"],
         task_acks_late=True,
-        # A step's own death is the reconciler's business: its message would come too early.
+        # The reconciler publishes the step of a killed process again, once its lease has run out.
+        # A rejected message would come back before that.
         task_reject_on_worker_lost=False,
         task_ignore_result=True,
         task_store_errors_even_if_ignored=False,
@@ -140,7 +141,7 @@ def _register_periodic(
     limit: float,
     runtime_of: Callable[[], Runtime],
 ) -> None:
-    """Register what the reconciler asks the workers for: it names backends or share servers."""
+    """Register a task of the reconciler; its argument is a list of backends or share servers."""
 
     def periodic(names: list[str]) -> None:
         work(runtime_of(), names)
@@ -149,7 +150,7 @@ def _register_periodic(
 
 
 def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
-    """This process's runtime; a child makes its own."""
+    """Return this process's runtime, creating it after a fork."""
     found = made.get(os.getpid())
     if found is not None:
         return found
@@ -174,13 +175,20 @@ def _runtime(app: Celery, config: Config, made: dict[int, Runtime]) -> Runtime:
 
 
 def backend_here(config: Config, name: str) -> Backend:
-    """Put a backend together on this host; ConfigurationError when it cannot work here."""
+    """Assemble a backend on this host.
+
+    Raises :class:`~worker.errors.ConfigurationError` when the backend cannot work here.
+    """
     addresses = DatabaseAddressStore(config.database.url, rest=config.engine.address_rest)
     return assemble(config, name, addresses)
 
 
 def run_reconciler(config: Config, stopped: threading.Event) -> None:
-    """Run a reconciler until told to stop."""
+    """Run a reconciler until ``stopped`` is set.
+
+    Raises :class:`~worker.errors.ConfigurationError` before the first pass when the
+    database's settings are unsuitable or the configuration lacks a backend that is in use.
+    """
     check_settings(config.database.url)
     check_configured(config.database.url, config.backends)
     app = make_app(config)
@@ -232,7 +240,10 @@ def run_reconciler(config: Config, stopped: threading.Event) -> None:
 
 
 def check_pool(pool: str) -> None:
-    """Leases are renewed by one thread a process: only one step a process at a time will do."""
+    """Refuse a pool that runs several steps in one process, because a process renews one lease.
+
+    Raises :class:`~worker.errors.ConfigurationError`.
+    """
     if pool not in POOLS:
         raise ConfigurationError(
             f"The pool {pool!r} cannot be used: steps are leased one a process; "
@@ -241,7 +252,7 @@ def check_pool(pool: str) -> None:
 
 
 def check_times(config: Config) -> None:
-    """Refuse times that let a worker which was stopped act on what is another's by then.
+    """Refuse times so short that a stopped worker could continue on objects it no longer owns.
 
     Raises :class:`~worker.errors.ConfigurationError`.
     """
@@ -249,9 +260,9 @@ def check_times(config: Config) -> None:
     longest = max(ACTIONS.values(), key=lambda action: action.timeout)
     least = engine.lease + longest.timeout + HARD_LIMIT_GRACE
     reasons = {
-        "address_rest": "a freed address would be given out again while a worker that was stopped "
-        "may still use it",
-        "audit_grace": "an audit would remove what a worker that was stopped is still making",
+        "address_rest": "a freed address could be allocated again while a worker that was stopped "
+        "still uses it",
+        "audit_grace": "an audit could remove what a worker that was stopped is still creating",
     }
     for option, reason in reasons.items():
         if getattr(engine, option) < least:
@@ -265,10 +276,10 @@ def check_times(config: Config) -> None:
 def run_worker(
     config: Config, group: str, *, concurrency: int = 2, pool: str = "prefork", name: str = ""
 ) -> int:
-    """Run the worker of a group until it is told to stop; returns its exit code.
+    """Run the worker of a group until it is told to stop; return its exit code.
 
-    Raises :class:`~worker.errors.ConfigurationError` before anything is consumed when a backend
-    of the group cannot work here.
+    Raises :class:`~worker.errors.ConfigurationError` before the first message is consumed when a
+    backend of the group cannot work on this host.
     """
     check_pool(pool)
     check_times(config)
@@ -310,14 +321,15 @@ def run_worker(
 
 
 _names_taken: Final[list[socket.socket]] = []
-"""Held open for as long as this process lives."""
+"""The sockets that reserve this process's names; open until it ends."""
 
 
 def own_name(name: str, broker_url: str) -> str:
-    """Return a name that no other process of this broker has on this host.
+    """Return a worker name that no other process on this host uses with this broker.
 
-    The first has the name itself, the second ``<name>-2``. A name is taken by an abstract socket,
-    which the kernel gives back whatever a process dies of; a restart so gets the same name.
+    The first process gets ``name`` itself, the second ``<name>-2``. An abstract Unix socket
+    reserves the name. The kernel frees it however the process ends, so a restarted process gets
+    the same name.
     """
     service = hashlib.sha256(broker_url.encode()).hexdigest()[:16]
     for number in itertools.count(1):
@@ -334,7 +346,10 @@ def own_name(name: str, broker_url: str) -> str:
 
 
 def check_state_dir(config: Config) -> None:
-    """Refuse a state directory in which backends of this host could not keep their files."""
+    """Refuse a state directory that this process cannot create or write to.
+
+    Raises :class:`~worker.errors.ConfigurationError`.
+    """
     directory = config.state_dir
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -358,10 +373,10 @@ def start(
     name: str,
     longest_task: float = 0.0,
 ) -> int:
-    """Run one Celery worker in this process.
+    """Run one Celery worker in this process until it is told to stop; return its exit code.
 
-    In the pool ``solo`` the main loop does the tasks itself, ``longest_task`` seconds at most
-    where that is more than the watchdog waits for.
+    In the pool ``solo`` the main loop runs the tasks itself, so the watchdog waits
+    ``longest_task`` seconds longer.
     """
     blocked = longest_task if pool == "solo" else 0.0
     watch_main_loop(app, Watchdog(f"The main loop of {name}", config.engine.watchdog + blocked))
@@ -373,9 +388,9 @@ def start(
     our_logging()
     _log.info("%s takes from %s; process %d", name, ", ".join(queues), os.getpid())
     if config.log.format == "json":
-        # Celery tells of its shutdown there, past all logging.
+        # Celery writes about its shutdown to standard output, bypassing the log.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-    # It warns of root, which share servers need, and of what unpickling could do: nothing does.
+    # Celery warns about root, which share servers need, and about pickle, which is not accepted.
     warnings.simplefilter("ignore", SecurityWarning)
     worker = app.Worker(
         quiet=True,

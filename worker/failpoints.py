@@ -1,24 +1,29 @@
-"""Named places between every outside effect and every commit, where tests let a process die.
+"""Fail or end the process at named places between external effects and commits, for tests.
 
-Free when off: :func:`failpoint` is then a function that tests one module variable. Switched on by
-the environment::
+Failpoints cost almost nothing when they are off: :func:`failpoint` then tests two module variables.
+The environment switches them on::
 
     SHAREWRIGHT_FAILPOINTS="create_share.after_effect=kill;get_share_server.before=stop"
 
-Every act passes ``before``, ``after_effect``, ``before_commit``, ``after_commit`` and
-``after_publish``; acts with several effects have more of their own.
+Every action of a step passes ``before``, ``after_effect``, ``before_commit``, ``after_commit`` and
+``after_publish``; an action with several effects has additional ones.
 
-Actions: ``kill`` (SIGKILL to this process, the pool child), ``kill_main`` (SIGKILL to its parent),
-``raise`` (a retryable failure), ``fatal`` (a failure for good), ``lost`` (the effect is done and
-its reply is lost: as ``raise``), ``hang 4.5`` (do nothing for so many seconds; without a number:
-past any lease), ``hold /a/file`` (do nothing while the file exists), ``stop /a/file`` (write the
-process id into the file and SIGSTOP; the test continues it).
+What a failpoint can do:
 
-``SHAREWRIGHT_FAILPOINT_TOKENS`` names a directory: each firing takes one file away whose name
-begins with the failpoint's, and without one left nothing happens. So a test says "ten times, in
-whichever process comes first", and counts what is left. A file that is not empty says the action
-itself, and one in a directory named like a project is for that project's operations alone: with
-those, any place can be switched on while everything runs.
+- ``kill``: send SIGKILL to this process, the pool's child.
+- ``kill_main``: send SIGKILL to its parent.
+- ``raise``: raise :class:`~worker.errors.Retryable`.
+- ``fatal``: raise :class:`~worker.errors.Fatal`.
+- ``lost``: the same as ``raise``, for a place where the effect is done and its reply is lost.
+- ``hang 4.5``: sleep for that many seconds; without a number, for longer than any lease.
+- ``hold /a/file``: sleep while the file exists.
+- ``stop /a/file``: write the process id to the file and stop (SIGSTOP); the test continues it.
+
+``SHAREWRIGHT_FAILPOINT_TOKENS`` names a directory of token files, ``<failpoint>@<anything>``. A
+failpoint then fires only if it can remove one of its tokens. So a test can ask for ten failures in
+whichever processes come first, and count the tokens that are left. A token that is not empty
+contains what to do, and replaces the setting above. A token in a subdirectory that is named after a
+project applies to that project's operations only. Tokens can be added while processes run.
 """
 
 from __future__ import annotations
@@ -48,7 +53,11 @@ _tokens = TOKENS_VARIABLE in os.environ
 
 
 def failpoint(name: str) -> None:
-    """Die here, or worse, if a test wants it."""
+    """Do what a test has set for the failpoint ``name``; nothing by default.
+
+    May raise :class:`~worker.errors.Retryable` or :class:`~worker.errors.Fatal`, sleep, or stop or
+    kill a process.
+    """
     if (_armed or _tokens) and (action := _wanted(name)):
         _act(name, action)
 
@@ -75,7 +84,7 @@ def _act(name: str, wanted: str) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
     elif action == "kill_main":
         os.kill(os.getppid(), signal.SIGKILL)
-        time.sleep(HANG_SECONDS)  # until the pool's own end of us arrives
+        time.sleep(HANG_SECONDS)  # until the pool ends this process too
     elif action == "stop":
         if argument:
             Path(argument).write_text(str(os.getpid()))

@@ -1,4 +1,4 @@
-"""The log's format: lines of text or JSON, with the ids of operation, request and project."""
+"""Set up logging: lines of text or JSON, with the ids of operation, request and project."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _TEXT = "%(asctime)s %(levelname)-7s %(processName)s %(name)s: %(message)s"
 
 @contextmanager
 def about(**ids: str) -> Iterator[None]:
-    """Put ``operation``, ``request`` and ``project`` on every record that is logged inside."""
+    """Add the ids ``operation``, ``request`` and ``project`` to all records logged in the block."""
     token = _about.set(ids)
     try:
         yield
@@ -43,12 +43,12 @@ def about(**ids: str) -> Iterator[None]:
 
 
 def subject(name: str) -> str:
-    """The id under ``name`` that is put on records here and now; empty without one."""
+    """Return the current ``operation``, ``request`` or ``project`` id; empty if there is none."""
     return _about.get().get(name, "")
 
 
 class _Ids(logging.Filter):
-    """Put the ids of the current step on each record."""
+    """Add the current ids to each record."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         ids = _about.get()
@@ -58,7 +58,7 @@ class _Ids(logging.Filter):
 
 
 class _Times(logging.Formatter):
-    """Writes times as ISO 8601, with the zone."""
+    """Formats times as ISO 8601, with the time zone."""
 
     def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:  # noqa: N802 - logging's own name
         del datefmt
@@ -66,14 +66,14 @@ class _Times(logging.Formatter):
 
 
 class _Json(_Times, JsonFormatter):
-    """Writes the documented fields, whatever else a library attaches to its records."""
+    """Writes the documented fields only, not those that a library adds to its records."""
 
     def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
         return {name: log_data[name] for name in FIELDS if name in log_data}
 
 
 def set_up_logging(settings: LogSettings) -> None:
-    """Send everything to standard error, in the configured format and from the level up."""
+    """Send log records from the configured level up to standard error, in the configured format."""
     handler = logging.StreamHandler(sys.stderr)
     if settings.format == "json":
         handler.setFormatter(
@@ -90,10 +90,10 @@ def set_up_logging(settings: LogSettings) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.level.upper())
     logging.captureWarnings(True)
-    # Celery's are two lines a message, without the operation's id: the engine writes one a step,
-    # with it. Alembic's are ten before anything has begun.
+    # Celery logs two lines per message, without the operation's id; the engine logs one line per
+    # step, with it. Alembic logs ten lines at every start.
     for name in ("celery.worker.strategy", "celery.app.trace", "alembic"):
         quiet = root.level > logging.DEBUG
         logging.getLogger(name).setLevel(max(root.level, logging.WARNING) if quiet else 0)
-    # At DEBUG it logs the first 1,024 characters of a message, in which the payload may begin.
+    # At DEBUG this logger shows the first 1,024 characters of a message, and so parts of payloads.
     logging.getLogger("celery.pool").setLevel(max(root.level, logging.INFO))

@@ -117,7 +117,7 @@ class Heartbeat:
     def start(self) -> None:
         """Start the thread unless it has been started."""
         if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
             self._thread.start()
 
     def stop(self) -> None:

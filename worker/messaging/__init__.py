@@ -1,1 +1,1 @@
-"""Queues, brokers and results: all that speaks to Celery and kombu."""
+"""Queues, brokers and results: everything that depends on how Celery and kombu send messages."""

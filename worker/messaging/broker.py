@@ -1,4 +1,4 @@
-"""The differences between brokers: options, priorities, queue depths."""
+"""Handle the differences between brokers: options, priorities, queue depths."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from worker.config import BrokerSettings
 
 UNREACHABLE: Final = (OSError, OperationalError, RedisError)
-"""The errors of publishing, storing a result or asking for a depth during an outage."""
+"""What publishing, storing a result or reading a queue's depth raises during an outage."""
 
 _REDIS_SCHEMES: Final = frozenset({"redis", "rediss", "redis+socket"})
 _TRANSPORT: Final = "worker.messaging.redis_transport:Transport"
@@ -22,20 +22,19 @@ _NOT_FOUND: Final = "404"  # AMQP's reply code; kombu's Redis transport gives it
 
 @dataclass(frozen=True, slots=True)
 class Priorities:
-    """The message priorities of an operation's first step and of those that follow.
+    """The message priorities of an operation's first step and of its later steps.
 
-    What was begun goes ahead of what was not: otherwise, in a backlog, all first steps run before
-    any second one.
+    Later steps go first: otherwise all first steps of a backlog would run before any second one.
     """
 
     first_step: int
     next_step: int
     strict: bool
-    """Whether the lower priority waits for as long as there is anything of the higher one."""
+    """Whether a message waits until no message of a higher priority is left."""
 
 
 def is_redis(url: str) -> bool:
-    """Return whether kombu's Redis transport serves this broker URL; Sentinel has its own."""
+    """Return whether kombu's Redis transport serves this broker URL; Sentinel's is another one."""
     return urlsplit(url).scheme in _REDIS_SCHEMES
 
 
@@ -53,8 +52,8 @@ def priorities(url: str) -> Priorities:
 def transport_options(config: BrokerSettings) -> dict[str, Any]:
     """Return Celery's ``broker_transport_options`` for the configured broker.
 
-    By default kombu looks for unacknowledged messages every 100 s only; 2 s makes the visibility
-    timeout mean what it says.
+    By default kombu looks for unacknowledged messages every 100 s only. With 2 s they come back
+    soon after the visibility timeout.
     """
     if not is_redis(config.url):
         return {"confirm_publish": True}
@@ -74,8 +73,8 @@ def transport_options(config: BrokerSettings) -> dict[str, Any]:
 def request_transport_options(config: BrokerSettings) -> dict[str, Any]:
     """Return Celery's ``broker_transport_options`` for a process that consumes requests.
 
-    Kombu keeps a Redis list a priority, and the producer's own ``priority_steps`` decide which
-    lists that are: whatever a producer has set, its list is read.
+    Kombu uses one Redis list per priority, and the producer's own ``priority_steps`` decide which.
+    This reads the lists of all priorities, whatever a producer has set.
     """
     options = transport_options(config)
     if "priority_steps" in options:
@@ -98,9 +97,9 @@ def queue_depth(connection: Any, queue: str) -> int:
 
 
 def our_transport(url: str) -> dict[str, Any]:
-    """Return the arguments with which ``app.connection_for_read`` and ``_for_write`` use ours.
+    """Return the arguments of ``app.connection_for_read`` and ``_for_write`` for our transport.
 
-    Empty for other brokers.
+    Empty unless the broker is Redis.
     """
     match urlsplit(url).scheme:
         case "redis":

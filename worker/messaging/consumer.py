@@ -1,7 +1,7 @@
-"""The consumer of our workers: Celery's, which looks at each message before Celery acts on it.
+"""Consume messages as Celery does, but check each one before Celery handles it.
 
-A message that no task can be run for becomes a dead letter, and is acknowledged only when the
-dead letter is kept.
+A message that no task can be run for becomes a dead letter. It is acknowledged only when the dead
+letter has been stored, or when its queue has used up its hourly limit of them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from worker.messaging.dead_letters import describe_message, queue_of
 from worker.messaging.task_messages import fault, unreadable
 
 RETRY_PAUSE: Final = 5.0
-"""Seconds until a dead letter that could not be kept is tried again."""
+"""Seconds after which storing a dead letter is tried again."""
 
 EVENTS_SECONDS: Final = 0.1
-"""Seconds for which task events are gathered: each publication costs as much as a task's own."""
+"""Seconds for which task events are buffered: publishing them costs as much as a task message."""
 
 REQUEST_TASKS: Final = "sharewright.request."
 
@@ -35,33 +35,33 @@ log = logging.getLogger(__name__)
 
 HOUR: Final = 3600.0
 COUNT_PAUSE: Final = 5.0
-"""Seconds for which dropped messages are gathered before their number is stored."""
+"""Seconds for which dropped messages are counted before their number is stored."""
 
 
 class DeadLetterStore(Protocol):
-    """Where dead letters go.
+    """Stores dead letters.
 
-    The event loop of the worker's main process waits for each call: it must be quick and have a
-    timeout.
+    The event loop of the worker's main process waits for each call, so a call must be quick and
+    have a timeout.
     """
 
     def keep(self, dead_letter: DeadLetter) -> None:
-        """Store a dead letter, or raise."""
+        """Store a dead letter; any exception means that it was not stored."""
 
     def count_dropped(self, queue: str, number: int) -> None:
-        """Add to the number of messages that were dropped unkept, or raise."""
+        """Add to the number of dropped messages; any exception means that it was not stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a consumer accepts: the size of a message, and dead letters an hour and queue."""
+    """The largest message that a consumer accepts, and its dead letters per hour and queue."""
 
     max_message_bytes: int
     dead_letters_per_hour: int
 
 
 class HourlyLimit:
-    """How many more dead letters of each queue are kept within this hour."""
+    """Counts the dead letters of each queue within the current hour against a limit."""
 
     def __init__(self, most: int, now: Callable[[], float] = time.monotonic) -> None:
         self._most = most
@@ -70,7 +70,7 @@ class HourlyLimit:
         self._ends = now() + HOUR
 
     def allows(self, queue: str) -> bool:
-        """Take one of the queue's allowance; False when there is none left."""
+        """Count one dead letter of a queue; return whether it is within the limit."""
         if self._now() >= self._ends:
             self._ends = self._now() + HOUR
             self._kept.clear()
@@ -91,11 +91,11 @@ def install(app: Celery, store: DeadLetterStore, limits: Limits) -> None:
 
 
 def _override_headers(message: Any) -> None:
-    """Replace the headers of a producer with which Celery would do what we must not.
+    """Override headers that would store a result too early or show a payload in events.
 
     A result is stored once, when the operation ends. Celery 5.1 to 5.6 send ``ignore_result:
     false`` with every task, which takes precedence over the task's own setting: each producer
-    would be told SUCCESS as soon as its request is taken in. Events show no payload.
+    would get SUCCESS as soon as its request is accepted.
     """
     message.headers["ignore_result"] = True
     if str(message.headers["task"]).startswith(REQUEST_TASKS):
@@ -103,11 +103,11 @@ def _override_headers(message: Any) -> None:
 
 
 def note_queue(message: Any, tags: Mapping[str, str]) -> None:
-    """Write the queue that a message was consumed from where Celery keeps its routing key.
+    """Set a message's routing key to the queue that it was consumed from.
 
-    With AMQP the routing key is the producer's word: whoever binds ``requests`` to an exchange of
-    his own can give any. A broker's permissions are on the queue. ``tags`` are the consumer's
-    tags by queue. (Our Redis transport has written the queue there already.)
+    With AMQP the producer chooses the routing key: one that binds ``requests`` to an exchange of
+    its own can send any. The broker's permissions apply to the queue. ``tags`` maps queues to the
+    consumer's tags. (Our Redis transport has set the queue already.)
     """
     tag = message.delivery_info.get("consumer_tag")
     for queue, known in tags.items():
@@ -116,7 +116,7 @@ def note_queue(message: Any, tags: Mapping[str, str]) -> None:
 
 
 class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
-    """Celery's consumer, which checks each message before Celery acts on it."""
+    """Celery's consumer, which checks each message before Celery handles it."""
 
     def __init__(self, *args: Any, store: DeadLetterStore, limits: Limits, **kwargs: Any) -> None:
         self._store = store
@@ -127,18 +127,18 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
         super().__init__(*args, **kwargs)
 
     def connection_for_read(self, heartbeat: float | None = None) -> Any:
-        """Open Celery's connection, through our transport where the broker is Redis."""
+        """Open Celery's connection, through our transport if the broker is Redis."""
         options = our_transport(self.app.conf.broker_read_url or "")
         if self.app.conf.broker_use_ssl:
             options.pop("ssl", None)
         return self.ensure_connected(self.app.connection_for_read(heartbeat=heartbeat, **options))
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Callable[[Any], Any]:
-        """Return Celery's handler behind the check of each message."""
+        """Return a handler that checks each message and then calls Celery's handler."""
         handle = super().create_task_handler(*args, **kwargs)
 
         def on_task_received(message: Any) -> Any:
-            note_queue(message, self.task_consumer._active_tags)  # noqa: SLF001 - told nowhere else
+            note_queue(message, self.task_consumer._active_tags)  # noqa: SLF001 - kombu has no public way
             reason = fault(message, self.app.tasks, self._max_message_bytes)
             if reason is not None:
                 return self._set_aside(message, reason)
@@ -148,7 +148,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
         return on_task_received
 
     def on_send_event_buffered(self) -> None:
-        """Send buffered events later: Celery would send them in the event loop's next turn."""
+        """Send buffered events after a delay; Celery would send them in the next loop iteration."""
         now = time.monotonic()
         if now >= self._flushed_by:
             self._flushed_by = now + EVENTS_SECONDS
@@ -178,7 +178,7 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
             for queue in sorted(dropped):
                 self._store.count_dropped(queue, dropped[queue])
                 dropped[queue] = 0
-        # As below: the numbers stay, and are stored with the next ones.
+        # As below: the numbers are kept, and stored with the next ones.
         except Exception:
             log.exception("The number of dropped messages could not be stored; it is tried again.")
             self._dropped.update(dropped)
@@ -187,8 +187,8 @@ class Consumer(consumer.Consumer):  # type: ignore[misc] # celery ships no types
     def _keep(self, message: Any, dead_letter: DeadLetter) -> None:
         try:
             self._store.keep(dead_letter)
-        # Whatever the database meets, the message stays unacknowledged and is tried again; the
-        # worker has other work.
+        # Whatever the error, the message stays unacknowledged and is tried again, and the worker
+        # continues with other messages.
         except Exception:
             log.exception(
                 "A message of queue %s that no task can be run for could not be set aside; it "

@@ -1,4 +1,4 @@
-"""Dead letters: what is kept of a message that no task can be run for, and its replay."""
+"""Turn messages that no task can be run for into dead letters, and replay them."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from worker.messaging.redis_transport import FAULT_HEADER, KEPT_BODY_BYTES, SIZE
 from worker.messaging.task_messages import body_of, size_of
 
 KEPT_HEADERS: Final = 32
-"""How many headers of a message are kept, each up to :data:`KEPT_HEADER_CHARACTERS`."""
+"""The number of headers that a dead letter keeps, each cut to :data:`KEPT_HEADER_CHARACTERS`."""
 
 KEPT_HEADER_CHARACTERS: Final = 512
 
 KEPT_WHOLE: Final = 4 * KEPT_BODY_BYTES
-"""How long a message may be, as JSON with its body in Base64, to be kept for a replay."""
+"""The longest message that is kept for a replay, in characters of JSON with a Base64 body."""
 
 _REPLAYED: Final = {"correlation_id": str, "reply_to": str, "priority": int}
 
 WITHHELD: Final = "(not kept: it contains the word password)"
-"""Stands instead of a body or a header that does."""
+"""Replaces a body or header that contains the word."""
 
-# Also in base64, where the word may begin at any byte of three.
+# The word itself, and in Base64, where it may begin at any of three bytes.
 _NAMES_A_PASSWORD: Final = re.compile(r"password|cGFzc3dvcm|Bhc3N3b3Jk|wYXNzd29yZ", re.IGNORECASE)
 
 
@@ -38,7 +38,7 @@ def queue_of(message: Any) -> str:
 
 
 def describe_message(message: Any, reason: str) -> DeadLetter:
-    """Return what is kept of a kombu message."""
+    """Return a kombu message as a dead letter, with the reason why no task can be run for it."""
     body = body_of(message)
     queue = queue_of(message)
     headers = {
@@ -46,14 +46,14 @@ def describe_message(message: Any, reason: str) -> DeadLetter:
         for name, value in list(message.headers.items())[:KEPT_HEADERS]
         if name not in {FAULT_HEADER, SIZE_HEADER, "redelivered"}
     }
-    # On Redis the tag stays with the message; on AMQP it is a number of the channel's own.
+    # On Redis the tag stays with the message; on AMQP it is a number that the channel assigns.
     tag = message.delivery_tag if isinstance(message.delivery_tag, str) else ""
     seen = repr((queue, tag, sorted(headers.items()))).encode() + body
     return DeadLetter(
         fingerprint=hashlib.sha256(seen).hexdigest(),
         queue=queue,
         reason=reason,
-        # PostgreSQL's text cannot hold the one character that JSON's can.
+        # PostgreSQL's text type cannot store the character NUL.
         body=_without_password(body[:KEPT_BODY_BYTES].decode(errors="backslashreplace")).replace(
             "\0", "\\x00"
         ),
@@ -65,7 +65,11 @@ def describe_message(message: Any, reason: str) -> DeadLetter:
 
 
 def _whole(message: Any, body: bytes) -> str | None:
-    """Return the message as :func:`publish_again` takes it; None where it is not kept whole."""
+    """Return the message as JSON for :func:`publish_again`; None if it cannot be kept whole.
+
+    Not kept whole are messages that are too long, contain the word "password" or cannot be written
+    as JSON.
+    """
     types = (message.content_type, message.content_encoding)
     if (
         FAULT_HEADER in message.headers
@@ -95,9 +99,10 @@ def _whole(message: Any, body: bytes) -> str | None:
 
 
 def publish_again(app: Celery, queue: str, whole: str) -> None:
-    """Publish a message that was kept whole to its queue, as it came.
+    """Publish a message that was kept whole to its queue, unchanged.
 
-    Raises what :data:`worker.messaging.broker.UNREACHABLE` lists.
+    ``whole`` is :attr:`~worker.db.dead_letters.DeadLetter.message`. Raises what
+    :data:`worker.messaging.broker.UNREACHABLE` lists.
     """
     document = json.loads(whole)
     with app.connection_for_write() as connection:

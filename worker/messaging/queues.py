@@ -1,4 +1,4 @@
-"""Names of queues. Backends are hashed onto their worker group's queues."""
+"""Name the queues. A hash assigns each backend to one of its worker group's queues."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from worker.config import Config
 REQUESTS: Final = "requests"
 ADMIN_REQUESTS: Final = "requests.admin"
 READ_REQUESTS: Final = "requests.read"
-"""Reads have a queue of their own, so that they do not wait behind changes, nor changes behind
-them. They are answered from the other two as well."""
+"""The queue of reads, so that reads do not wait behind changes, nor changes behind reads. Reads
+that arrive in the other two queues are answered as well."""
 
 _READ_PREFIXES: Final = ("list_", "show_")
 
@@ -39,7 +39,9 @@ def queues_of(config: Config, group: str) -> list[str]:
 
 
 def queue_for(config: Config, backend: str) -> str:
-    """Return the queue that a backend's steps go to; the same as long as the group's size is.
+    """Return the queue of a backend's steps.
+
+    It changes only when the backend's group or the group's number of queues does.
 
     Raises :class:`~worker.errors.ConfigurationError` for a backend that was renamed or removed.
     """

@@ -1,8 +1,8 @@
-"""Read a Redis list without trusting what lies in it.
+"""Consume messages from Redis without trusting their format.
 
-Kombu's own Redis transport takes an item off its list before it looks at it; an item that is not a
-message ends the worker, and the item is gone. :class:`Transport` hands every item on as a message,
-invalid ones with their fault in a header, for :mod:`worker.messaging.dead_letters` to keep.
+Kombu's own Redis transport removes an item from its list before checking it: an item that is not a
+message crashes the worker and is lost. :class:`Transport` passes on every item as a message. An
+invalid item has its fault in a header, and :mod:`worker.messaging.dead_letters` keeps it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from worker.config import describe
 
 KEPT_BODY_BYTES: Final = 16384
-"""How much of a dead letter's body is kept."""
+"""Bytes of a dead letter's body that are kept."""
 
 FAULT_HEADER: Final = "sharewright-fault"
 SIZE_HEADER: Final = "sharewright-size"
@@ -60,7 +60,7 @@ class _Envelope(_Lax):
 
 
 def _fault(item: bytes, longest: int) -> str | None:
-    """Return why kombu could not read an item of a Redis list; None when it can."""
+    """Return the reason why kombu could not read an item of a Redis list; None if it can."""
     if len(item) > longest:
         return f"it is {len(item)} bytes long"
     try:
@@ -70,7 +70,7 @@ def _fault(item: bytes, longest: int) -> str | None:
             base64.b64decode(envelope.body)
     except ValidationError as error:
         return f"its envelope is not kombu's: {'; '.join(describe(error)[:3])}"
-    # Kombu's JSON decoder may raise anything, RecursionError included. The item is at fault, and
+    # Kombu's JSON decoder may raise any exception, even RecursionError. The item is at fault, and
     # its dead letter says so.
     except Exception as error:  # noqa: BLE001 - see above
         return f"it cannot be read as a message: {type(error).__name__}: {str(error)[:200]}"
@@ -78,9 +78,9 @@ def _fault(item: bytes, longest: int) -> str | None:
 
 
 class Channel(redis.Channel):
-    """Kombu's channel, which reads any item of a list as a message and keeps its client.
+    """Kombu's channel, which reads any item of a list as a message and reuses its client.
 
-    Kombu makes a client for every command, which takes as long as the command itself.
+    Kombu creates a client for every command, which takes as long as the command itself.
     """
 
     max_message_bytes = 262144
@@ -104,7 +104,7 @@ class Channel(redis.Channel):
         if not response:
             return None
         key, item = response
-        # Base64 and the envelope come on top of the body that the limit is meant for.
+        # The limit is for the body; Base64 and the envelope add to it.
         fault = _fault(item, 2 * self.max_message_bytes)
         if fault is None:
             return key, item
@@ -135,8 +135,8 @@ class Transport(redis.Transport):
     Channel = Channel
 
     def _deliver(self, message: dict[str, Any], queue: str) -> None:
-        # The queue that a message names is its producer's choice; the broker's permissions are on
-        # the one that it was taken from.
+        # The producer chooses the queue that a message names; the broker's permissions apply to the
+        # queue that it was read from.
         message["properties"]["delivery_info"].update(exchange="", routing_key=queue)
         super()._deliver(message, queue)  # type: ignore[no-untyped-call] # kombu's, half typed
 

@@ -1,7 +1,7 @@
-"""Results: one an operation, under the id that its producer chose.
+"""Store the results of operations under the ids that their producers chose.
 
-Every task of ours ignores its own result. What is stored is the object, or an exception of
-JSON-safe parts that a producer without this package can rebuild.
+Our tasks ignore their own results. An operation's result is its object, or an exception with
+JSON-safe arguments that a producer can rebuild without this package.
 """
 
 from __future__ import annotations
@@ -17,17 +17,18 @@ from celery.states import FAILURE, SUCCESS
 from worker.errors import RequestFailed
 
 ACCEPTED: Final = "ACCEPTED"
-"""State of a request whose operation is committed; stored when the message asks for it."""
+"""The result state of a committed but unfinished operation; stored if the message asks for it."""
 ACKNOWLEDGE_HEADER: Final = "sharewright-acknowledge"
-"""The message header with which a producer asks to be told of the acceptance."""
+"""The message header with which a producer asks for the state ``ACCEPTED``."""
 
 StoreResult = Callable[[str, Mapping[str, Any] | None, Mapping[str, str] | None], None]
 
 
 def storer(app: Celery, *, expires: int | None = None) -> StoreResult:
-    """Return the function that stores how a request ended: its object or its error.
+    """Return the function that stores a request's result: its object or its error.
 
-    What it stores can be fetched for ``expires`` seconds, or as long as all other results.
+    Results expire after ``expires`` seconds; by default, after the configured time. The function
+    raises what :data:`worker.messaging.broker.UNREACHABLE` lists.
     """
 
     @functools.cache
@@ -50,6 +51,6 @@ def storer(app: Celery, *, expires: int | None = None) -> StoreResult:
 
 
 def acknowledge(app: Celery, request_id: str) -> None:
-    """Tell a waiting producer that its operation is committed, unless it has ended already."""
+    """Store the state ``ACCEPTED`` for a request, unless its operation has already ended."""
     if app.backend.get_state(request_id) not in {SUCCESS, FAILURE}:
         app.backend.store_result(request_id, {"id": request_id}, ACCEPTED)

@@ -1,6 +1,7 @@
-"""Check a task message before Celery acts on it.
+"""Check task messages before Celery handles them.
 
-Celery drops some messages that it cannot read, and others end the worker, again and again.
+Celery drops some of the messages that it cannot read. Others crash the worker each time that they
+are delivered.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ class _Headers(_Lax):
 
 
 def _signature(document: dict[str, Any]) -> dict[str, Any]:
-    # The main process reads signatures too, and an incomplete one would end it.
+    # The main process reads signatures too, and an incomplete one would crash it.
     parts = {"task": str, "args": list, "kwargs": dict, "options": dict}
     wrong = [part for part, kind in parts.items() if not isinstance(document.get(part), kind)]
     if wrong:
@@ -81,7 +82,7 @@ _BODY: Final = TypeAdapter(tuple[list[Any], dict[str, Any], _Embed])
 
 
 def fault(message: Any, tasks: Mapping[str, Any], max_message_bytes: int) -> str | None:
-    """Return why no task can be run for a kombu message; None when one can.
+    """Return the reason why no task can be run for a kombu message; None if one can.
 
     The body is decoded here, and kombu keeps the result: Celery does not decode it again.
     """
@@ -101,7 +102,7 @@ def fault(message: Any, tasks: Mapping[str, Any], max_message_bytes: int) -> str
         return f"its content encoding is {message.content_encoding!r:.100}, not UTF-8 or binary"
     try:
         payload = message.payload
-    # A serializer may raise anything on what a stranger wrote; the message is at fault.
+    # A deserializer may raise any exception on untrusted input; the message is at fault.
     except Exception as error:  # noqa: BLE001 - see above
         return unreadable(error)
     try:
@@ -132,7 +133,7 @@ def body_of(message: Any) -> bytes:
 
 
 def size_of(message: Any) -> int:
-    """Return a message's whole size in bytes, headers included."""
+    """Return a message's size in bytes, including its headers and properties."""
     if FAULT_HEADER in message.headers and isinstance(message.headers.get(SIZE_HEADER), int):
         return int(message.headers[SIZE_HEADER])
     return len(body_of(message)) + len(repr(message.headers)) + len(repr(message.properties))
