@@ -1,4 +1,4 @@
-"""What every driver and helper has in common: its options, and what it is told of its backend."""
+"""What drivers and helpers have in common: options, the backend's context, shared capabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from worker.model import DriverMode, OwnedResource, RequestContext, ServerStatus
 
 
 class Options(BaseModel):
-    """Base of each plug-in's own validated options; an unknown option stops the worker at start.
+    """Base class of a plug-in's options. An unknown option stops the worker at start.
 
     Every field carries a ``description``: the operator's guide is generated from them.
     """
@@ -23,63 +23,65 @@ class Options(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class BackendContext:
-    """What a plug-in is told about its backend: its name, its mode, its state directory.
+    """What a plug-in is told about its backend: name, mode and state directory.
 
-    ``state_dir`` is a directory of the backend's own on this host for what must outlive the
-    worker (records of daemons, images). Whoever first writes to it creates it. It is the same
-    after a restart, and other backends do not use it.
+    ``state_dir`` is a directory on this host, used by this backend only and the same after a
+    restart. A plug-in keeps files there that must outlive the worker (records of daemons,
+    images), and creates the directory when it first writes to it.
     """
 
     name: str
     mode: DriverMode
     state_dir: Path
     share_network_addresses: bool = False
-    """Whether a flat backend uses the addresses that a share network brings."""
+    """Whether a flat backend uses the addresses named on a share network."""
     servers_elsewhere: bool = False
-    """Whether share servers are machines of their own, so that what they need lies on them."""
+    """Whether share servers are separate machines, with storage and NFS server on them."""
 
 
 class Checked(ABC):
-    """Capability of a plug-in that checks, when a worker starts, whether its options can work."""
+    """Capability of a plug-in that checks its options against the external system at start."""
 
     @abstractmethod
     def check(self) -> None:
-        """Look for what the options name, when a worker starts; nothing is changed.
+        """Check that every object named in the options exists, without changing anything.
 
-        Raises :class:`~worker.errors.Fatal` when it is not there or not unambiguous: the worker
-        then does not start; :class:`~worker.errors.Retryable` when the outside cannot be asked.
+        Called when a worker starts. Raises :class:`~worker.errors.Fatal` when an object is missing
+        or ambiguous: the worker then does not start. Raises :class:`~worker.errors.Retryable` when
+        the external system cannot be asked: the worker starts and logs a warning.
         """
 
 
 class Audit(ABC):
-    """Capability of a plug-in that lists what it has made in the external system, row by row.
+    """Capability of a plug-in that lists and removes the resources it created.
 
-    Both calls find their way without the database: by names and tags that contain a row's id.
-    What bears no such mark is somebody else's and is neither listed nor touched. A driver lists
-    at least one thing for every share and snapshot that exists, a helper for every share server.
+    Both methods work without the database: resources are recognized by names and tags that contain
+    a row's id. A resource without such a mark belongs to somebody else and is neither listed nor
+    touched. A driver lists at least one resource for every existing share and snapshot, a helper
+    at least one for every share server.
     """
 
     @abstractmethod
     def owned(self, context: RequestContext) -> Iterable[OwnedResource]:
-        """List what there is, of live rows and of others; nothing is changed.
+        """List every marked resource, whether its row still exists or not. Changes nothing.
 
-        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` when it cannot
-        be listed whole: half a list would look as if the other half were gone.
+        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` when the list
+        would be incomplete: the audit would report the missing resources as lost.
         """
 
     @abstractmethod
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
-        """Remove a thing that :meth:`owned` has listed and whose row is no more; gone is fine.
+        """Remove a resource listed by :meth:`owned` after its row was deleted.
 
-        ``context.guard()`` comes before every changing call. Raises
-        :class:`~worker.errors.Fatal`, :class:`~worker.errors.Retryable` or
+        Succeeds when the resource is gone already. ``context.guard()`` is called before every
+        changing call. Raises :class:`~worker.errors.Fatal`, :class:`~worker.errors.Retryable` or
         :class:`~worker.errors.NotReady`; a later audit tries again.
         """
 
 
 def placeholder_server(backend: BackendContext, owned: OwnedResource) -> ShareServer:
-    """Return the share server that an orphan was made for, as far as it is known: its id.
+    """Return a share server of which only the id is known: the owner of an orphan.
 
-    For a helper whose own way to delete or deallocate finds everything by that.
+    A helper passes it to its own delete or deallocate method, which needs only the id.
     """
     return ShareServer(owned.owner_id, "", backend.name, None, ServerStatus.DELETING)

@@ -1,7 +1,7 @@
-"""The share driver's interface: storage only (docs/explanation/architecture.md).
+"""The interface of a share driver: storage only (docs/explanation/architecture.md).
 
-Optional capabilities are small ABCs of their own (mixin interfaces). The scheduler refuses a
-request that needs one which the backend's driver lacks.
+Optional capabilities are separate small ABCs (mixin interfaces). The scheduler refuses a request
+that needs a capability that the backend's driver lacks.
 """
 
 from __future__ import annotations
@@ -26,22 +26,23 @@ from worker.systems.shell.base import ShellFor
 
 
 class ShareDriver(ABC):
-    """Makes, exports and removes shares on one storage system.
+    """Creates, exports and deletes shares on one storage system.
 
-    Every call may be repeated with the same arguments after any crash. Outside names contain the
-    row's own id; deleting what is gone is fine. ``server`` is None in ``single_svm`` mode.
-    ``context.guard()`` comes before every changing call outside.
+    Every method may be called again with the same arguments after a crash at any point. Names in
+    the storage system contain the row's id. Deleting an object that is gone succeeds. ``server``
+    is None in ``single_svm`` mode. ``context.guard()`` is called before every changing call to the
+    external system.
     """
 
     OptionsModel: ClassVar[type[Options]] = Options
     modes: ClassVar[frozenset[DriverMode]]
     protocols: ClassVar[frozenset[str]] = frozenset({"NFS"})
     host_bound: ClassVar[bool] = False
-    """Whether the storage is the local disk of the host that its backend names."""
+    """Whether the storage is a local disk, so that the backend must name its host."""
     needs_shell: ClassVar[bool] = False
-    """Whether it works through a shell on the share server; in ``single_svm`` that is the host."""
+    """Whether the driver runs commands on the share server (in ``single_svm``: on this host)."""
     ports_per_server: ClassVar[int] = 1
-    """How many addresses it wants a server to have; the larger of helper's and driver's wins."""
+    """Number of addresses a server needs; the larger of the driver's and the helper's is used."""
 
     def __init__(self, backend: BackendContext, options: Options, shell_for: ShellFor) -> None:
         self.backend = backend
@@ -52,31 +53,31 @@ class ShareDriver(ABC):
     def create_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """Make an empty share that nobody has access to yet, and say where clients find it."""
+        """Create an empty share of ``share.size`` GiB without access rules; return its exports."""
 
     @abstractmethod
     def create_share_from_snapshot(
         self, context: RequestContext, share: Share, snapshot: Snapshot, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """Make a share with the snapshot's content and ``share.size`` as its limit."""
+        """Create a share of ``share.size`` GiB with the snapshot's content; return its exports."""
 
     @abstractmethod
     def delete_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> None:
-        """Remove the share and its export; gone is fine."""
+        """Delete the share and its export; succeed when they are gone."""
 
     @abstractmethod
     def create_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """Keep the share's present content under the snapshot's id."""
+        """Create a snapshot of the share's present content under the snapshot's id."""
 
     @abstractmethod
     def delete_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """Remove the snapshot; gone is fine."""
+        """Delete the snapshot; succeed when it is gone."""
 
     @abstractmethod
     def update_access(
@@ -87,80 +88,81 @@ class ShareDriver(ABC):
         rules: Sequence[AccessRule],
         generation: int,
     ) -> None:
-        """Enforce exactly these rules.
+        """Replace the share's access rules by exactly these.
 
-        ``generation`` grows with every change of the share's rules. A driver remembers the newest
-        it has enforced beside the export and ignores an older one, so the last word wins
-        whatever was lost or repeated in between.
+        ``generation`` grows with every change of the share's rules. A driver stores the newest
+        generation that it has enforced with the export and ignores an older one, so the newest
+        rules stay in force although messages are lost or repeated.
         """
 
     @abstractmethod
     def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
-        """What the backend can still hold."""
+        """Return the backend's pools with their total and free capacity in GiB."""
 
 
 class Resize(ABC):
-    """Capability of a driver that makes shares larger."""
+    """Capability of a driver that can enlarge shares."""
 
     @abstractmethod
     def extend_share(
         self, context: RequestContext, share: Share, new_size: int, server: ShareServer | None
     ) -> None:
-        """Raise the share's limit to ``new_size`` GiB; being there already is fine.
+        """Raise the share's limit to ``new_size`` GiB; succeed when it has that limit already.
 
-        Raises :class:`~worker.errors.Fatal` for a size below the present limit, which stays.
+        Raises :class:`~worker.errors.Fatal` for a size below the present limit, which is kept.
         """
 
     @abstractmethod
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
-        """Read the real limit back, in GiB (after an extend that failed)."""
+        """Return the share's actual limit in GiB; called after a failed extend."""
 
 
 class AuditOnServers(ABC):
-    """As :class:`~worker.plugin.Audit`, for what a driver keeps on share servers.
+    """Capability of a driver that lists and removes the resources it created on share servers.
 
-    It is asked once for every share server of the backend that serves.
+    Like :class:`~worker.plugin.Audit`, but called once for every active share server of the
+    backend.
     """
 
     @abstractmethod
     def owned_on(self, context: RequestContext, server: ShareServer) -> Iterable[OwnedResource]:
-        """List what there is on a share server, as :meth:`~worker.plugin.Audit.owned`."""
+        """List the marked resources on a share server, like :meth:`~worker.plugin.Audit.owned`."""
 
     @abstractmethod
     def remove_orphan_on(
         self, context: RequestContext, server: ShareServer, owned: OwnedResource
     ) -> None:
-        """Remove it there, as :meth:`~worker.plugin.Audit.remove_orphan`."""
+        """Remove a resource there, like :meth:`~worker.plugin.Audit.remove_orphan`."""
 
 
 class Ensure(ABC):
-    """Capability of a driver that serves again what a reboot or a person took away.
+    """Capability of a driver that restores mounts and exports lost in a reboot or by hand.
 
-    Drivers whose storage system keeps its own exports do without.
+    A driver for a storage system that keeps its own exports does not need it.
     """
 
     @abstractmethod
     def ensure_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """Serve a share that was created before, with the content that it has.
+        """Restore the export of an existing share, with its content; return its exports.
 
-        What is served already is left alone. Rules may be missing afterwards: ``update_access``
-        follows. Raises :class:`~worker.errors.Fatal` when the share's data is not there; it is
-        never made anew.
+        An export that works is not changed. Access rules may be missing afterwards: the engine
+        calls ``update_access`` next. Raises :class:`~worker.errors.Fatal` when the share's data is
+        missing; a driver never creates an empty share in its place.
         """
 
     @abstractmethod
     def serves(self, context: RequestContext) -> bool:
-        """``single_svm``: whether the predefined server's file server runs, where it should."""
+        """Return whether the predefined server has a running file server, if it needs one."""
 
 
 class Decommission(ABC):
-    """Capability of a driver that leaves the host as it was before the driver came."""
+    """Capability of a driver that can remove its own set-up from the host."""
 
     @abstractmethod
     def decommission(self, context: RequestContext) -> None:
-        """Remove what the driver keeps besides shares (daemons, mounts, images, records).
+        """Remove the driver's own set-up: daemons, mounts, images and records.
 
         Raises :class:`~worker.errors.Conflict` while shares or snapshots exist.
         """

@@ -31,7 +31,7 @@ from worker.systems.fake_world import Change, Fake, FakeOptions
 from worker.systems.shell.base import ShellFor
 
 SINGLE_SERVER_ADDRESS: Final = "192.0.2.10"
-"""Where shares of ``single_svm`` are exported; the network is reserved for documentation."""
+"""Address in the export locations of ``single_svm`` shares (a documentation address)."""
 
 
 class FakeDriverOptions(FakeOptions):
@@ -57,10 +57,10 @@ class FakeDriverOptions(FakeOptions):
 
 
 class FakeDriverAudit(Audit):
-    """Shares and snapshots of the world."""
+    """Lists and removes the shares and snapshots in the fake world."""
 
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
-        """List the backend's shares, and the snapshots of all."""
+        """List the backend's shares, and the snapshots of all backends."""
         with self.world.call(
             "owned_by_driver", self.backend.name, context, code=ErrorCode.STORAGE_FAILED
         ) as change:
@@ -75,7 +75,7 @@ class FakeDriverAudit(Audit):
         ]
 
     def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
-        """Remove it, and give its capacity back."""
+        """Remove the share or snapshot, and free its capacity."""
         with self.world.call(
             "remove_orphan", owned.id, context, code=ErrorCode.STORAGE_FAILED
         ) as change:
@@ -91,7 +91,7 @@ class FakeDriverAudit(Audit):
 
 
 class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
-    """Shares that are rows; refuses what a real system would refuse."""
+    """Keeps shares as rows of the fake world, and refuses what a real system would refuse."""
 
     OptionsModel: ClassVar[type[Options]] = FakeDriverOptions
     modes: ClassVar[frozenset[DriverMode]] = frozenset(DriverMode)
@@ -107,14 +107,14 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     def create_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """Make an empty share."""
+        """Create an empty share."""
         with self._call("create_share", share, context, server) as change:
             return self._create(change, share, server, origin="", content="", used=0)
 
     def create_share_from_snapshot(
         self, context: RequestContext, share: Share, snapshot: Snapshot, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """Make a share with the snapshot's content."""
+        """Create a share with the snapshot's content."""
         with self._call("create_share_from_snapshot", share, context, server) as change:
             kept = change.one("SELECT * FROM snapshots WHERE id = ?", snapshot.id)
             if kept is None:
@@ -137,7 +137,10 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         return locations
 
     def _copy(self, change: Change, share: Share) -> None:
-        """Start the copy, or look how far it is: it goes on while nobody waits for it."""
+        """Start the copy, or check its progress; it continues between calls.
+
+        Raises :class:`~worker.errors.NotReady` while it runs.
+        """
         if not self.options.copy_seconds:
             return
         copy = change.one("SELECT done_at FROM copies WHERE share = ?", share.id)
@@ -155,7 +158,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     def delete_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> None:
-        """Remove the share."""
+        """Delete the share."""
         with self._call("delete_share", share, context, server) as change:
             found = change.one("SELECT * FROM shares WHERE id = ?", share.id)
             if found is not None:
@@ -167,7 +170,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     def create_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """Keep the share's content."""
+        """Create a snapshot of the share's content."""
         with self._call("create_snapshot", snapshot, context, server, share.id) as change:
             kept = change.one("SELECT * FROM snapshots WHERE id = ?", snapshot.id)
             if kept is not None:
@@ -188,7 +191,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
     def delete_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """Remove the snapshot."""
+        """Delete the snapshot."""
         with self._call("delete_snapshot", snapshot, context, server, share.id) as change:
             change.write("DELETE FROM snapshots WHERE id = ?", snapshot.id)
 
@@ -234,7 +237,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
                 change.write("UPDATE shares SET size = ? WHERE id = ?", new_size, share.id)
 
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
-        """Read the limit back."""
+        """Return the share's limit in GiB."""
         with self._call("share_size", share, context, server) as change:
             return int(self._existing(change, share)["size"])
 
@@ -249,7 +252,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             return _locations(share, address)
 
     def serves(self, context: RequestContext) -> bool:
-        """Look whether anything of the predefined server's is not exported."""
+        """Return whether every share of the predefined server is exported."""
         with self.world.call(
             "serves", self.backend.name, context, code=ErrorCode.STORAGE_FAILED
         ) as change:
@@ -260,7 +263,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
             return lost is None
 
     def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
-        """Report each pool, less what its shares take."""
+        """Return each pool with its free capacity, in GiB."""
         with self.world.call(
             "storage_pools",
             self.backend.name,
@@ -337,7 +340,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         return _locations(share, address)
 
     def _address(self, change: Change, share: Share, server: ShareServer | None) -> str:
-        """Return where the share's server is reached; refuse one that does not serve."""
+        """Return the address of the share's server; refuse a server that does not serve."""
         if share.share_proto not in self.protocols:
             raise _refused(
                 f"Share {share.id} asks for {share.share_proto}; there are NFS and CIFS.",
@@ -367,7 +370,7 @@ class FakeShareDriver(FakeDriverAudit, ShareDriver, Resize, Ensure):
         return found
 
     def _take_capacity(self, change: Change, pool: str, gib: int) -> None:
-        """Count what a pool's shares take (a negative number gives back); refuse too much."""
+        """Reserve GiB of a pool (a negative number frees them); refuse more than it has."""
         total = self.options.pools.get(pool, 0)
         if gib > 0 and not total:
             raise _refused(

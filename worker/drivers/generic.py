@@ -1,14 +1,14 @@
 """Shares on a machine's own disk, served over NFS by nfs-ganesha.
 
 Storage (:mod:`worker.systems.storage`) and export (:mod:`worker.systems.exports.ganesha`) are
-separate: in ``single_svm`` the predefined server is an address of this host and its daemon is this
-driver's; with share servers it is the compute helper's, which says in the server's attribute
-``ganesha`` where it lives. After a reboot :meth:`GenericShareDriver.ensure_share` brings mount and
-export back, and leaves content and rules alone.
+separate. In ``single_svm`` the predefined server is an address of this host, and the driver runs
+its NFS daemon. With share servers the compute helper runs the daemon and names its directory in the
+server's attribute ``ganesha``. After a reboot :meth:`GenericShareDriver.ensure_share` restores
+mount and export, and does not change content or rules.
 
-The storage is this host's, also for servers that are part of it (namespaces). Servers that are
-machines of their own have storage of their own, in the directory that their attribute ``storage``
-names; a snapshot then lies on one server, and so do the shares that are made from it.
+Servers that are namespaces of this host use this host's storage. Servers that are separate machines
+have their own storage, in the directory named by their attribute ``storage``; a snapshot and the
+shares created from it are then on the same server.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ from worker.systems.storage.btrfs import BtrfsStorage
 from worker.systems.storage.images import ImageStorage
 
 GANESHA_ATTRIBUTE: Final = "ganesha"
-"""The share server attribute that names the directory of its NFS server."""
+"""The share server attribute with the directory of its NFS server."""
 STORAGE_ATTRIBUTE: Final = "storage"
-"""The attribute of a server that is a machine of its own: the directory for its storage."""
+"""The attribute of a server that is a separate machine: the directory for its storage."""
 _PREDEFINED: Final = "predefined"
 _FOUND: Final = {
     "shares": "share",
@@ -55,9 +55,9 @@ _FOUND: Final = {
     "mounts": "mount",
     "loops": "loop device",
 }
-"""What the storage calls its things, and what an audit does."""
+"""Kinds of resource in an audit, by the storage's names for them."""
 _ELSEWHERE: Final = "servers"
-"""The one pool of all servers that are machines of their own."""
+"""Name of the one pool that all servers on separate machines share."""
 
 _BTRFS_POSSIBLE: Final = """
 command -v mkfs.btrfs >/dev/null || exit 1
@@ -136,7 +136,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     def create_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """As :meth:`ShareDriver.create_share`."""
+        """Implement :meth:`ShareDriver.create_share`."""
         storage = self._storage(context, server)
         storage.create(share.id, share.size)
         failpoint("create_share.after_storage")
@@ -145,7 +145,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     def create_share_from_snapshot(
         self, context: RequestContext, share: Share, snapshot: Snapshot, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """As :meth:`ShareDriver.create_share_from_snapshot`."""
+        """Implement :meth:`ShareDriver.create_share_from_snapshot`."""
         if share.size < snapshot.size:
             raise Fatal(
                 f"Share {share.id} of {share.size} GiB cannot hold snapshot {snapshot.id} of "
@@ -164,7 +164,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     def delete_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> None:
-        """As :meth:`ShareDriver.delete_share`."""
+        """Implement :meth:`ShareDriver.delete_share`."""
         built = server is not None and server.details is not None
         if self.backend.mode is DriverMode.SINGLE_SVM or built:
             self._unexport(self._ganesha(context, server), share.id)
@@ -174,14 +174,14 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     def create_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """As :meth:`ShareDriver.create_snapshot`."""
+        """Implement :meth:`ShareDriver.create_snapshot`."""
         # What clients have written is in the file system already.
         self._storage(context, server).snapshot(snapshot.id, share.id)
 
     def delete_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """As :meth:`ShareDriver.delete_snapshot`."""
+        """Implement :meth:`ShareDriver.delete_snapshot`."""
         del share
         self._storage(context, server).delete_snapshot(snapshot.id)
 
@@ -193,14 +193,14 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         rules: Sequence[AccessRule],
         generation: int,
     ) -> None:
-        """As :meth:`ShareDriver.update_access`."""
+        """Implement :meth:`ShareDriver.update_access`."""
         path = self._storage(context, server).path(share.id)
         self._serving(context, server).set_rules(share.id, path, rules, generation)
 
     def extend_share(
         self, context: RequestContext, share: Share, new_size: int, server: ShareServer | None
     ) -> None:
-        """As :meth:`Resize.extend_share`; never lowers a limit, whatever is used."""
+        """Implement :meth:`Resize.extend_share`; never lowers a limit, whatever is used."""
         storage = self._storage(context, server)
         limit = storage.limit(share.id)
         if new_size * GIB < limit:
@@ -214,13 +214,13 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         storage.grow(share.id, new_size)
 
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
-        """As :meth:`Resize.share_size`."""
+        """Implement :meth:`Resize.share_size`."""
         return self._storage(context, server).limit(share.id) // GIB
 
     def ensure_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """As :meth:`Ensure.ensure_share`."""
+        """Implement :meth:`Ensure.ensure_share`."""
         storage = self._storage(context, server)
         storage.restore(share.id)
         if server is None and self._hangs():
@@ -228,15 +228,15 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         return self._exported(context, share, server, storage)
 
     def serves(self, context: RequestContext) -> bool:
-        """As :meth:`Ensure.serves`; one that was never set up has nothing to serve."""
+        """Implement :meth:`Ensure.serves`; a server that was never set up counts as serving."""
         ganesha = self._ganesha(context, None)
         return not ganesha.exists() or (ganesha.running() and not self._hangs())
 
     def storage_pools(self, context: RequestContext) -> tuple[StoragePool, ...]:
-        """As :meth:`ShareDriver.storage_pools`; one pool, named as the kind of storage.
+        """Implement :meth:`ShareDriver.storage_pools`: one pool, named after the kind of storage.
 
-        Servers elsewhere are one pool of the configured capacity, all of it free: placement
-        subtracts what it has promised.
+        Servers on separate machines are one pool of the configured capacity, reported as entirely
+        free: placement subtracts the sizes of existing shares.
         """
         if self.options.capacity is not None:
             return (_pool(_ELSEWHERE, self.options.storage, *2 * [self.options.capacity]),)
@@ -245,7 +245,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         return (_pool(storage.kind, storage.kind, capacity.total // GIB, capacity.free // GIB),)
 
     def decommission(self, context: RequestContext) -> None:
-        """As :meth:`Decommission.decommission`; storage elsewhere goes with its servers."""
+        """Implement :meth:`Decommission.decommission`; storage on servers is deleted with them."""
         if self.backend.servers_elsewhere:
             return
         shell = self._shell(context, None)
@@ -267,20 +267,20 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         shell.remove_file(record)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:
-        """As :meth:`Audit.owned`: what the storage has, and what the predefined server exports."""
+        """Implement :meth:`Audit.owned`: stored data, and the predefined server's exports."""
         if not self.backend.servers_elsewhere:
             yield from _stored(self._storage(context, None))
         if self.backend.mode is DriverMode.SINGLE_SVM:
             yield from _exported(self._ganesha(context, None))
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
-        """As :meth:`Audit.remove_orphan`: all of the share, or the snapshot."""
+        """Implement :meth:`Audit.remove_orphan`: remove the whole share or snapshot."""
         if self.backend.mode is DriverMode.SINGLE_SVM and owned.owner_kind is OwnerKind.SHARE:
             self._unexport(self._ganesha(context, None), owned.owner_id)
         _remove_stored(self._storage(context, None), owned)
 
     def owned_on(self, context: RequestContext, server: ShareServer) -> Iterator[OwnedResource]:
-        """As :meth:`AuditOnServers.owned_on`: exports, and storage that lies on the server."""
+        """Implement :meth:`AuditOnServers.owned_on`: exports, and storage on the server itself."""
         if self.backend.servers_elsewhere:
             yield from _stored(self._storage(context, server))
         yield from _exported(self._ganesha(context, server))
@@ -288,7 +288,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
     def remove_orphan_on(
         self, context: RequestContext, server: ShareServer, owned: OwnedResource
     ) -> None:
-        """As :meth:`AuditOnServers.remove_orphan_on`."""
+        """Implement :meth:`AuditOnServers.remove_orphan_on`."""
         if owned.owner_kind is OwnerKind.SHARE:
             self._unexport(self._ganesha(context, server), owned.owner_id)
         if self.backend.servers_elsewhere:
@@ -296,7 +296,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
 
     @staticmethod
     def _record(base: str) -> str:
-        """Where it is kept which kind of storage ``auto`` decided for."""
+        """The file that records which kind of storage ``auto`` chose."""
         return f"{base}/storage.kind"
 
     def _exported(
@@ -335,7 +335,7 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         return Ganesha(self._shell(context, server), directory, bind)
 
     def _hangs(self) -> bool:
-        """Whether the predefined server's NFS server gives no answer."""
+        """Return whether the predefined server's NFS server does not answer."""
         namespace = self.options.service_namespace or ""
         return bool(hanging({"": NfsServer(namespace, str(self.options.service_address))}))
 
@@ -365,13 +365,13 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
         return Guarded(self.shell_for(server), context.guard)
 
     def _base(self, server: ShareServer | None) -> str:
-        """The directory, on the machine that has the storage, of all that belongs to it."""
+        """Return the storage's directory on the machine that has the storage."""
         if self.backend.servers_elsewhere:
             return self._attribute(server, STORAGE_ATTRIBUTE, "directory for storage")
         return str(self.backend.state_dir)
 
     def _storage(self, context: RequestContext, server: ShareServer | None) -> Storage:
-        """Return the storage, opened: the server's own, or this host's for any server on it."""
+        """Return the opened storage: the server's own on a separate machine, else this host's."""
         shell = self._shell(context, server if self.backend.servers_elsewhere else None)
         base = self._base(server)
         kind = shell.read_file(self._record(base))
@@ -407,7 +407,10 @@ class GenericShareDriver(ShareDriver, Resize, Ensure, Decommission, Audit, Audit
 
 
 def _check_here(storage: Storage, share: Share, snapshot: Snapshot) -> None:
-    """Refuse a snapshot of another server; once the share is there, the snapshot may be gone."""
+    """Refuse a snapshot on another server, unless the share exists already.
+
+    A repeated call may come after the snapshot was deleted.
+    """
     if not {snapshot.id, share.id} & set(storage.contents()):
         raise Fatal(
             f"Snapshot {snapshot.id} is not on share server {share.share_server_id}, which has "

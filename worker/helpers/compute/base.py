@@ -1,4 +1,4 @@
-"""The compute helper's interface (docs/explanation/architecture.md)."""
+"""The interface of a compute helper (docs/explanation/architecture.md)."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from worker.systems.shell.base import Shell
 
 
 class ComputeHelper(ABC):
-    """Supplies share servers: makes one, or finds what an earlier attempt made."""
+    """Creates and deletes share servers, and finds those that an earlier attempt created."""
 
     OptionsModel: ClassVar[type[Options]] = Options
     modes: ClassVar[frozenset[DriverMode]] = frozenset(
         {DriverMode.FLAT_MULTI_SVM, DriverMode.MANAGED_MULTI_SVM}
     )
     host_bound: ClassVar[bool] = False
-    """Whether its servers live on the host that its backend names."""
+    """Whether the servers run on one host, so that the backend must name it."""
     ports_per_server: ClassVar[int] = 1
-    """How many addresses a server of this kind needs at least."""
+    """Least number of addresses that a server of this kind needs."""
     needs_ports: ClassVar[bool] = False
-    """Whether its servers are attached to Neutron's ports, not only given addresses."""
+    """Whether the servers are attached to Neutron ports, so that addresses alone are not enough."""
 
     def __init__(self, backend: BackendContext, options: Options) -> None:
         self.backend = backend
@@ -47,39 +47,42 @@ class ComputeHelper(ABC):
         network_info: NetworkInfo,
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
-        """Make the share server or find it, and return it once it serves.
+        """Create the share server, or find it, and return it once it serves.
 
-        Raises :class:`~worker.errors.NotReady` while it comes up, and
+        Raises :class:`~worker.errors.NotReady` while the server starts, and
         :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable` with
-        ``share_server_id`` set to what exists outside, so that the undo can find it.
+        ``share_server_id`` set to the external id of a server that exists, so that the undo can
+        find it.
         """
 
     @abstractmethod
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Delete it by its recorded id or by the name made of its row's id; gone is fine.
+        """Delete the share server, found by its recorded id or by its name; succeed when gone.
 
-        Raises :class:`~worker.errors.NotReady` while it goes: its addresses are released next.
+        Raises :class:`~worker.errors.NotReady` while the deletion is under way. It must be
+        complete when the method returns, because the server's addresses are released next.
         """
 
 
 class Watched(ABC):
-    """Capability of a compute helper that tells which of its servers do not serve any more.
+    """Capability of a compute helper that detects servers that have stopped serving.
 
-    It is asked every few seconds by workers of its backend's host.
+    Workers on the backend's host call it every few seconds.
     """
 
     @abstractmethod
     def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
-        """Return what active servers lack, by their ids; those that serve are left out.
+        """Return the outage of each active server that does not serve, by the server's id.
 
-        Cheap while all is well, however many they are. What is found is mended by
-        ``get_share_server``. Raises :class:`~worker.errors.Retryable` when it cannot be told.
+        Must be cheap for many servers while all of them serve. The engine repairs an outage with
+        ``get_share_server``. Raises :class:`~worker.errors.Retryable` when the state of the
+        servers is unknown.
         """
 
 
 class Reachable(ABC):
-    """Capability of a compute helper whose servers take commands."""
+    """Capability of a compute helper that can run commands on its servers."""
 
     @abstractmethod
     def shell(self, share_server: ShareServer) -> Shell:
-        """Return a shell on the server; reaching it is tried when a command is run."""
+        """Return a shell on the server; it connects only when a command is run."""

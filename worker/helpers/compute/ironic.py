@@ -133,7 +133,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         network_info: NetworkInfo,
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
-        """As :meth:`ComputeHelper.get_share_server`."""
+        """Implement :meth:`ComputeHelper.get_share_server`."""
         del share_network, security_services  # its ports say where; its driver asks directories
         work = _Work(self._ironic, context, share_server)
         node = work.node_of(self._allocation(work))
@@ -152,7 +152,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         )
 
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
-        """As :meth:`ComputeHelper.delete_share_server`.
+        """Implement :meth:`ComputeHelper.delete_share_server`.
 
         Raises :class:`~worker.errors.NotReady` while the node is undeployed.
         """
@@ -166,7 +166,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             self._release_reference(work, allocation)
 
     def shell(self, share_server: ShareServer) -> Shell:
-        """As :meth:`Reachable.shell`."""
+        """Implement :meth:`Reachable.shell`."""
         return ssh_shell(self.options, share_server)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads

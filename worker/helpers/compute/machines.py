@@ -1,7 +1,7 @@
-"""What compute helpers whose servers are machines behind SSH have in common.
+"""Shared parts of compute helpers that create machines reached over SSH.
 
-Such a helper boots a machine with :func:`boot_data`, waits with :func:`check_reachable`, answers
-:func:`ssh_attributes` and hands out :func:`ssh_shell`. Storage and NFS server lie on the machine.
+Such a helper boots a machine with :func:`boot_data`, waits with :func:`check_reachable`, returns
+:func:`ssh_attributes` and :func:`ssh_shell`. Storage and NFS server are on the machine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ command -v ganesha.nfsd >/dev/null || exit 66
 
 
 class SshOptions(Options):
-    """Options of helpers whose servers are reached over SSH."""
+    """Options of compute helpers that reach their servers over SSH."""
 
     ssh_private_key_file: Path = Field(
         description="The private key, without a passphrase, that share servers are reached with. "
@@ -63,7 +63,7 @@ class SshOptions(Options):
 
 
 def boot_data(options: SshOptions, share_server_id: str) -> str:
-    """Return the user data to boot the server's machine with; it contains a private key."""
+    """Return the user data for the machine's first boot. It contains a private key."""
     return user_data(
         options.ssh_private_key_file,
         share_server_id,
@@ -76,10 +76,10 @@ def boot_data(options: SshOptions, share_server_id: str) -> str:
 def ssh_attributes(
     options: SshOptions, share_server_id: str, *, address: str, bind: str | None = None
 ) -> dict[str, str]:
-    """Return what goes into the server's attributes, for the shell and for the share driver.
+    """Return the server's attributes, for the shell and for the share driver.
 
     ``address`` is where workers reach sshd. ``bind`` is the address that the NFS server listens
-    on, by default all of the machine's.
+    on; by default it listens on all addresses of the machine.
     """
     return {
         "ssh_address": address,
@@ -93,7 +93,7 @@ def ssh_attributes(
 
 
 def ssh_shell(options: SshOptions, share_server: ShareServer) -> Shell:
-    """Return a shell on a server that was built; the capability ``Reachable`` of such a helper."""
+    """Return a shell on a server that is built, to implement the capability ``Reachable``."""
     if share_server.details is None or "ssh_address" not in share_server.details.attributes:
         raise Fatal(
             f"Share server {share_server.id} is not built, so it takes no commands.",
@@ -111,12 +111,12 @@ def check_reachable(
     *,
     server_id: str,
 ) -> None:
-    """Return when the machine answers, proves its host key and has its software.
+    """Check that the machine answers, proves its host key and has its software.
 
-    ``attributes`` are those of :func:`ssh_attributes`, ``server_id`` the machine's outside id.
-    Raises :class:`~worker.errors.NotReady` while it boots, and :class:`~worker.errors.Fatal` when
-    it is another machine, or is through with its first boot and lacks the software. Changes
-    nothing. Returns at once where ``wait_for_ssh`` is off.
+    ``attributes`` are those of :func:`ssh_attributes`, ``server_id`` the machine's external id.
+    Raises :class:`~worker.errors.NotReady` while the machine boots, and
+    :class:`~worker.errors.Fatal` when another machine answers, or the software is missing after
+    the first boot. Changes nothing. Returns at once when ``wait_for_ssh`` is off.
     """
     if not options.wait_for_ssh:
         return

@@ -131,7 +131,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         network_info: NetworkInfo,
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
-        """As :meth:`ComputeHelper.get_share_server`; repeated, it repairs what a reboot took."""
+        """Implement :meth:`ComputeHelper.get_share_server`; repairs the server after a reboot."""
         del security_services  # NFS with AUTH_SYS asks nobody
         namespace = namespace_name(share_server.id)
         bridge = self.options.bridge or bridge_name(share_network.id)
@@ -169,7 +169,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         )
 
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
-        """As :meth:`ComputeHelper.delete_share_server`."""
+        """Implement :meth:`ComputeHelper.delete_share_server`."""
         host = Guarded(_host(), context.guard)
         namespace = namespace_name(share_server.id)
         owner = "" if self.options.bridge else share_server.share_network_id or ""
@@ -187,7 +187,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         host.run(["rm", "-rf", "--one-file-system", self._directory(share_server.id)])
 
     def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
-        """As :meth:`Watched.outages`."""
+        """Implement :meth:`Watched.outages`."""
         serving = serving_below(_host(), self._directories)
         found: dict[str, Outage] = {}
         for server in share_servers:
@@ -208,7 +208,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         return True
 
     def shell(self, share_server: ShareServer) -> Shell:
-        """As :meth:`Reachable.shell`."""
+        """Implement :meth:`Reachable.shell`."""
         return LocalShell(namespace_name(share_server.id))
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads

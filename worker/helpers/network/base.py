@@ -1,4 +1,4 @@
-"""The network helper's interface (docs/explanation/architecture.md)."""
+"""The interface of a network helper (docs/explanation/architecture.md)."""
 
 from __future__ import annotations
 
@@ -21,100 +21,101 @@ from worker.model import (
 from worker.plugin import BackendContext, Options
 
 NETWORK_DOMAIN: Final = "share_network:"
-"""With a share network's id: the domain of addresses that it names itself. Deleting the share
-network forgets it."""
+"""Prefix of the domain of addresses that a share network names itself; the share network's id
+follows. Deleting the share network deletes the domain's rows."""
 
 
 class SegmentStore(Protocol):
-    """Which share network has which segment, and which share servers are on it.
+    """Store of segments: which share network has which, and which share servers use it.
 
-    A share network has one segment in a domain for as long as a share server holds it. A segment
-    that nobody holds rests as addresses do; meanwhile its share network may have it back. The
-    uniqueness of ids and of chosen subnets is a database constraint. Every call is a transaction
-    of its own.
+    A share network has one segment in a domain for as long as a share server holds it. A released
+    segment rests, like a released address, before another share network can get it; its own share
+    network may take it back at once. A database constraint keeps ids and chosen subnets unique.
+    Every call is a separate transaction.
     """
 
     def take(
         self, source: SegmentSource, share_network_id: str, server_id: str, cidr: str | None
     ) -> Segment:
-        """Put the server on its share network's segment, which is given one if it has none.
+        """Assign the server to its share network's segment; allocate one if there is none.
 
-        ``cidr`` is the subnet that the share network names, if it does. Repeating the call returns
-        the same. Raises :class:`~worker.errors.Fatal` (``network_failed``) when no id or subnet is
-        left, and :class:`~worker.errors.NotReady` while another server is closing the segment.
+        ``cidr`` is the subnet that the share network names, or None. A repeated call returns the
+        same segment. Raises :class:`~worker.errors.Fatal` (``network_failed``) when no id or
+        subnet is free, and :class:`~worker.errors.NotReady` while another server is closing the
+        segment.
         """
 
     def held(self, server_id: str) -> Segment | None:
-        """Return the segment that the server is on."""
+        """Return the server's segment, or None."""
 
     def close(self, server_id: str) -> Segment | None:
-        """Return the server's segment if nobody else is on it; then nobody else gets on any more.
+        """Return the server's segment if no other server uses it, and keep other servers out.
 
-        For helpers that dismantle something outside before they release the segment.
+        For helpers that delete an external network before they release the segment.
         """
 
     def release(self, server_id: str) -> None:
-        """Take the server off its segment, which rests if it was the last; none is fine."""
+        """Release the server's segment, if any; the segment rests once no server uses it."""
 
     def holdings(self) -> Sequence[Holding]:
-        """Return who is on which segment, of all domains."""
+        """Return every server's segment, in all domains."""
 
 
 class LeaseStore(Protocol):
-    """Which share server has which address from which DHCP server.
+    """Store of DHCP leases: which share server has which address from which DHCP server.
 
-    Rows come first: an address is written down before the DHCP server is asked to lease it, so
-    that whoever comes after a crash knows what to release. (Endpoint, address) is unique by a
-    database constraint. Every call is a transaction of its own.
+    An address is recorded before the DHCP server is asked to lease it, so that the addresses to
+    release are known after a crash. A database constraint keeps (endpoint, address) unique. Every
+    call is a separate transaction.
     """
 
     def held(self, server_id: str) -> tuple[DhcpLease, ...]:
-        """Return what the share server has, or may have, by ordinal."""
+        """Return the leases that the share server has or may have, by ordinal."""
 
     def offered(self, lease: DhcpLease) -> bool:
-        """Write down what is going to be asked for, in place of an earlier row of that ordinal.
+        """Record an address about to be requested, replacing the earlier row of that ordinal.
 
-        False, and nothing is written, when another share server has the address.
+        Returns False and records nothing when another share server has the address.
         """
 
     def acknowledged(
         self, server_id: str, ordinal: int, *, seconds: float | None, renew_after: float | None
     ) -> None:
-        """The DHCP server gave it, for so many seconds from now; None is for ever."""
+        """Record that the DHCP server granted the lease, for so many seconds (None: for ever)."""
 
     def close(self, server_id: str) -> tuple[DhcpLease, ...]:
-        """As :meth:`held`, and from now on nobody renews them.
+        """Return the leases as :meth:`held` does, and prevent further renewals of them.
 
         Raises :class:`~worker.errors.NotReady` while a renewal is under way.
         """
 
     def release_failed(self, server_id: str) -> int:
-        """Count an attempt to release that failed; return how many there were."""
+        """Count a failed attempt to release the leases; return the number of such attempts."""
 
     def remove(self, server_id: str) -> None:
-        """Forget all that the share server had; nothing is fine."""
+        """Delete the records of all the share server's leases, if any."""
 
     def all(self) -> Sequence[DhcpLease]:
-        """Return everybody's."""
+        """Return the leases of all share servers."""
 
 
 class AddressStore(Protocol):
-    """Who holds which address: rows in the database, handed to helpers that need them.
+    """Store of addresses: which share server holds which, as rows in the database.
 
-    Uniqueness of (domain, address) is a database constraint. A domain is the flat network that
-    addresses must be unique on. Every call is a transaction of its own.
+    A domain is the network on which addresses must be unique; a database constraint keeps
+    (domain, address) unique. Every call is a separate transaction.
     """
 
     @property
     def segments(self) -> SegmentStore:
-        """The part about segments."""
+        """The store of segments."""
 
     @property
     def leases(self) -> LeaseStore:
-        """The part about addresses of DHCP servers."""
+        """The store of DHCP leases."""
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
-        """Return the addresses that the share server holds, in the order they were taken."""
+        """Return the addresses that the share server holds, in the order of allocation."""
 
     def take(
         self,
@@ -124,59 +125,61 @@ class AddressStore(Protocol):
         server_id: str,
         count: int,
     ) -> tuple[str, ...]:
-        """Bring what the server holds up to ``count`` addresses and return all of them.
+        """Allocate addresses until the server holds ``count``, and return all of them.
 
-        ``ranges`` are inclusive (first, last) integers that may be given out, in order. Repeating
-        the call returns the same addresses. Costs the same however full the ranges are.
+        ``ranges`` are the allocatable addresses: inclusive (first, last) integers in ascending
+        order. A repeated call returns the same addresses. The cost does not depend on how many
+        addresses are in use.
 
-        Raises :class:`~worker.errors.Fatal` (``addresses_exhausted``) when there are not enough,
-        and :class:`~worker.errors.NotReady` when some rest and become free shortly; in both cases
-        nothing was taken.
+        Raises :class:`~worker.errors.Fatal` (``addresses_exhausted``) when too few are free, and
+        :class:`~worker.errors.NotReady` when resting addresses become free shortly; in both cases
+        nothing is allocated.
         """
 
     def release(self, server_id: str) -> None:
-        """Give back all that the server holds in any domain; holding nothing is fine.
+        """Release all addresses that the server holds, in every domain; none is fine.
 
-        A released address rests longer than a lease and the longest step before it is given out
-        again, so that a worker that was stopped cannot use it beside its next holder.
+        A released address rests longer than a lease and the longest step before it is allocated
+        again, so that a worker that was suspended cannot use it at the same time as its next
+        holder.
         """
 
     def holdings(self) -> Sequence[Holding]:
-        """Return who holds which address, of all domains."""
+        """Return every server's addresses, in all domains."""
 
 
 class Renewing(ABC):
-    """Capability of a network helper whose allocations run out unless they are renewed."""
+    """Capability of a network helper that must renew its allocations before they expire."""
 
     @abstractmethod
     def renew_network(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Renew all that the share server holds; holding nothing is fine.
+        """Renew all allocations of the share server, if any.
 
-        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable`; it is called
-        again either way.
+        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable`; the engine calls
+        it again in both cases.
         """
 
 
 class NetworkHelper(ABC):
-    """Allocates and releases what a share server is reached by.
+    """Allocates and releases the network addresses (and ports, networks) of share servers.
 
-    Both calls may be repeated with the same arguments after any crash, and a thing that a dead
-    attempt made is found and used, not made again. ``context.guard()`` comes before every
-    changing call outside.
+    Both methods may be called again with the same arguments after a crash at any point. What an
+    earlier attempt created is found and used, not created again. ``context.guard()`` is called
+    before every changing call to the external system.
     """
 
     OptionsModel: ClassVar[type[Options]] = Options
     kinds: ClassVar[frozenset[NetworkKind]]
-    """The share network kinds that it serves from the share network's own options."""
+    """The kinds of share network that the helper serves from the share network's own options."""
     modes: ClassVar[frozenset[DriverMode]]
-    """The driver modes that it can be configured in."""
+    """The driver modes in which the helper can be used."""
     has_own_addresses: bool = True
-    """Whether the backend's options give it addresses, whatever the share network says. A flat
-    backend serves share networks whose options it ignores from these."""
+    """Whether the backend's options provide addresses. A flat backend uses these for the share
+    networks whose own options it ignores."""
     host_bound: ClassVar[bool] = False
-    """Whether it works only on the host that its backend names."""
+    """Whether the helper works only on one host, so that the backend must name it."""
     gives_ports: ClassVar[bool] = False
-    """Whether what it allocates are ports of Neutron, with their ids."""
+    """Whether the helper allocates Neutron ports and returns their ids."""
 
     def __init__(self, backend: BackendContext, options: Options, addresses: AddressStore) -> None:
         self.backend = backend
@@ -193,18 +196,18 @@ class NetworkHelper(ABC):
     ) -> NetworkInfo:
         """Allocate ``amount_of_ports`` addresses of one subnet for the share server.
 
-        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable`; what was made
-        by then is found again by the next attempt or by :meth:`deallocate_network`.
+        Raises :class:`~worker.errors.Fatal` or :class:`~worker.errors.Retryable`; the next attempt
+        or :meth:`deallocate_network` finds what was allocated before the error.
         """
 
     @abstractmethod
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Release all that the share server holds; holding nothing is fine."""
+        """Release all allocations of the share server, if any."""
 
 
 class AddressPools(ABC):
-    """Capability of a network helper that knows how many addresses its backend's own pools have."""
+    """Capability of a network helper that knows the size of its backend's address pools."""
 
     @abstractmethod
     def address_pools(self) -> Mapping[str, int]:
-        """Return how many addresses may be given out in all, by address book domain."""
+        """Return the number of allocatable addresses of each domain, free or in use."""

@@ -75,7 +75,7 @@ class Guarded:
 
     @property
     def failure(self) -> ErrorCode:
-        """As :attr:`Shell.failure`."""
+        """Implement :attr:`Shell.failure`."""
         return self.shell.failure
 
     def run(
@@ -86,21 +86,21 @@ class Guarded:
         timeout: float = 30.0,
         check: bool = True,
     ) -> Completed:
-        """As :meth:`Shell.run`."""
+        """Implement :meth:`Shell.run`."""
         self.guard()
         return self.shell.run(argv, stdin=stdin, timeout=timeout, check=check)
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
-        """As :meth:`Shell.write_file`."""
+        """Implement :meth:`Shell.write_file`."""
         self.guard()
         self.shell.write_file(path, content, mode=mode)
 
     def read_file(self, path: str) -> str | None:
-        """As :meth:`Shell.read_file`."""
+        """Implement :meth:`Shell.read_file`."""
         return self.shell.read_file(path)
 
     def remove_file(self, path: str) -> None:
-        """As :meth:`Shell.remove_file`."""
+        """Implement :meth:`Shell.remove_file`."""
         self.guard()
         self.shell.remove_file(path)
 

@@ -44,7 +44,7 @@ class LocalShell:
         timeout: float = 30.0,
         check: bool = True,
     ) -> Completed:
-        """As :meth:`~worker.systems.shell.base.Shell.run`."""
+        """Implement :meth:`Shell.run`."""
         command = (*self._prefix(), *argv)
         environment = {"PATH": _search_path(), "LC_ALL": "C", "HOME": "/root"}
         # nsenter's own failure would look like the command's, hence both checks beforehand.
@@ -71,7 +71,7 @@ class LocalShell:
         return checked(done, self._where(), self.failure) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
-        """As :meth:`~worker.systems.shell.base.Shell.write_file`; makes missing directories."""
+        """Implement :meth:`Shell.write_file`; makes missing directories."""
         target = Path(path)
         half = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
@@ -90,7 +90,7 @@ class LocalShell:
             raise self._file_error("write", path, error) from error
 
     def read_file(self, path: str) -> str | None:
-        """As :meth:`~worker.systems.shell.base.Shell.read_file`."""
+        """Implement :meth:`Shell.read_file`."""
         try:
             return Path(path).read_bytes().decode()
         except FileNotFoundError:
@@ -99,7 +99,7 @@ class LocalShell:
             raise self._file_error("read", path, error) from error
 
     def remove_file(self, path: str) -> None:
-        """As :meth:`~worker.systems.shell.base.Shell.remove_file`."""
+        """Implement :meth:`Shell.remove_file`."""
         try:
             Path(path).unlink(missing_ok=True)
         except NotADirectoryError:

@@ -105,7 +105,7 @@ class SshShell:
         timeout: float = 30.0,
         check: bool = True,
     ) -> Completed:
-        """As :meth:`~worker.systems.shell.base.Shell.run`."""
+        """Implement :meth:`Shell.run`."""
         ended = self._wait(self._line(argv, timeout), argv, stdin, timeout)
         if ended.status in _OVERRAN and ended.seconds >= timeout:
             raise overran(argv, timeout, self.name)
@@ -115,14 +115,14 @@ class SshShell:
         return checked(done, self.name, self.failure) if check else done
 
     def write_file(self, path: str, content: str, *, mode: int = 0o644) -> None:
-        """As :meth:`~worker.systems.shell.base.Shell.write_file`; makes missing directories."""
+        """Implement :meth:`Shell.write_file`; makes missing directories."""
         size = str(len(content.encode()))
         done = self._script(_WRITE, path, f"{mode:o}", size, stdin=content)
         if done.exit_code != 0:
             raise self._file_error("write", path, done)
 
     def read_file(self, path: str) -> str | None:
-        """As :meth:`~worker.systems.shell.base.Shell.read_file`."""
+        """Implement :meth:`Shell.read_file`."""
         done = self._script(_READ, path)
         if done.exit_code == _NO_FILE:
             return None
@@ -131,7 +131,7 @@ class SshShell:
         return done.stdout
 
     def remove_file(self, path: str) -> None:
-        """As :meth:`~worker.systems.shell.base.Shell.remove_file`."""
+        """Implement :meth:`Shell.remove_file`."""
         done = self.run(["rm", "-f", "--", path], check=False)
         if done.exit_code != 0:
             raise self._file_error("remove", path, done)

@@ -104,7 +104,7 @@ class BtrfsStorage(Storage):
         return f"{self.root}/pool"
 
     def open(self) -> None:
-        """As :meth:`Storage.open`."""
+        """Implement :meth:`Storage.open`."""
         self.command("mkdir", "-p", self.root, doing=f"make {self.root}")
         if self.mount is not None:
             self.script(_OPEN_MOUNT, self.mount, self.data, doing=f"use {self.mount} for shares")
@@ -115,31 +115,31 @@ class BtrfsStorage(Storage):
         )
 
     def create(self, share_id: str, size: int) -> None:
-        """As :meth:`Storage.create`."""
+        """Implement :meth:`Storage.create`."""
         self._make(share_id, size, "")
 
     def create_from_snapshot(self, share_id: str, snapshot_id: str, size: int) -> None:
-        """As :meth:`Storage.create_from_snapshot`."""
+        """Implement :meth:`Storage.create_from_snapshot`."""
         self._make(share_id, size, self._snapshot(snapshot_id))
 
     def held_in(self, share_id: str) -> str:
-        """As :meth:`Storage.held_in`: the subvolume."""
+        """Implement :meth:`Storage.held_in`: the subvolume."""
         return f"{self.data}/shares/{share_id}"
 
     def attach(self, share_id: str) -> None:
-        """As :meth:`Storage.attach`."""
+        """Implement :meth:`Storage.attach`."""
         point = self.mount_point(share_id)
         self.script(
             _MOUNT, self.held_in(share_id), point, MOUNT_OPTIONS, doing=f"mount share {share_id}"
         )
 
     def delete(self, share_id: str) -> None:
-        """As :meth:`Storage.delete`."""
+        """Implement :meth:`Storage.delete`."""
         self.unmount(share_id)
         self.script(_DELETE, self.held_in(share_id), doing=f"delete share {share_id}")
 
     def snapshot(self, snapshot_id: str, share_id: str) -> None:
-        """As :meth:`Storage.snapshot`; takes milliseconds whatever the size."""
+        """Implement :meth:`Storage.snapshot`; takes milliseconds whatever the size."""
         self.script(
             _SNAPSHOT,
             self.held_in(share_id),
@@ -148,26 +148,26 @@ class BtrfsStorage(Storage):
         )
 
     def delete_snapshot(self, snapshot_id: str) -> None:
-        """As :meth:`Storage.delete_snapshot`."""
+        """Implement :meth:`Storage.delete_snapshot`."""
         self.script(_DELETE, self._snapshot(snapshot_id), doing=f"delete snapshot {snapshot_id}")
 
     def grow(self, share_id: str, size: int) -> None:
-        """As :meth:`Storage.grow`."""
+        """Implement :meth:`Storage.grow`."""
         self.script(
             _LIMIT, str(size * GIB), self.held_in(share_id), doing=f"extend share {share_id}"
         )
 
     def limit(self, share_id: str) -> int:
-        """As :meth:`Storage.limit`; a share that has no limit yet has one of 0."""
+        """Implement :meth:`Storage.limit`; a share that has no limit yet has one of 0."""
         limit = self._qgroup(share_id)[3]
         return 0 if limit == "none" else int(limit)
 
     def used(self, share_id: str) -> int:
-        """As :meth:`Storage.used`."""
+        """Implement :meth:`Storage.used`."""
         return int(self._qgroup(share_id)[1])
 
     def capacity(self) -> Capacity:
-        """As :meth:`Storage.capacity`; a sparse image cannot take more than the disk below it."""
+        """Implement :meth:`Storage.capacity`: the image's capacity, limited by the disk below it."""
         where = [self.data] if self.mount is not None else [self.data, self.root]
         done = self.command("df", "-B1", "--output=size,avail", *where, doing="measure the pool")
         (total, free), *below = [
@@ -177,7 +177,7 @@ class BtrfsStorage(Storage):
         return Capacity(total, min([free, *(available for _, available in below)]))
 
     def close(self) -> None:
-        """As :meth:`Storage.close`; an operator's file system stays mounted."""
+        """Implement :meth:`Storage.close`; an operator's file system stays mounted."""
         if self.mount is None:
             self.script(_CLOSE, self.data, doing="unmount the btrfs pool")
         else:

@@ -133,19 +133,19 @@ class ImageStorage(Storage):
     kind: ClassVar[str] = "images"
 
     def open(self) -> None:
-        """As :meth:`Storage.open`."""
+        """Implement :meth:`Storage.open`."""
         parts = [f"{self.root}/shares", f"{self.root}/snapshots"]
         self.command("mkdir", "-p", *parts, doing=f"make {self.root}")
 
     def create(self, share_id: str, size: int) -> None:
-        """As :meth:`Storage.create`."""
+        """Implement :meth:`Storage.create`."""
         share = self._directory("shares", share_id)
         self.command("mkdir", "-p", share, doing=f"make {share}")
         self._on(share, _CREATE, str(size * GIB), doing=f"create share {share_id}")
         self.attach(share_id)
 
     def create_from_snapshot(self, share_id: str, snapshot_id: str, size: int) -> None:
-        """As :meth:`Storage.create_from_snapshot`."""
+        """Implement :meth:`Storage.create_from_snapshot`."""
         share = self._directory("shares", share_id)
         origin = self._directory("snapshots", snapshot_id)
         self.command("mkdir", "-p", share, doing=f"make {share}")
@@ -154,11 +154,11 @@ class ImageStorage(Storage):
         self.grow(share_id, size)
 
     def held_in(self, share_id: str) -> str:
-        """As :meth:`Storage.held_in`: the image."""
+        """Implement :meth:`Storage.held_in`: the image."""
         return f"{self._directory('shares', share_id)}/image"
 
     def attach(self, share_id: str) -> None:
-        """As :meth:`Storage.attach`."""
+        """Implement :meth:`Storage.attach`."""
         self._on(
             self._directory("shares", share_id),
             _MOUNT,
@@ -168,14 +168,14 @@ class ImageStorage(Storage):
         )
 
     def delete(self, share_id: str) -> None:
-        """As :meth:`Storage.delete`."""
+        """Implement :meth:`Storage.delete`."""
         share = self._directory("shares", share_id)
         self.command("mkdir", "-p", share, doing=f"make {share}")
         self.unmount(share_id, lock=share)
         self._remove("shares", share_id)
 
     def snapshot(self, snapshot_id: str, share_id: str) -> None:
-        """As :meth:`Storage.snapshot`."""
+        """Implement :meth:`Storage.snapshot`."""
         self.attach(share_id)
         snapshot = self._directory("snapshots", snapshot_id)
         self.command("mkdir", "-p", snapshot, doing=f"make {snapshot}")
@@ -187,11 +187,11 @@ class ImageStorage(Storage):
         )
 
     def delete_snapshot(self, snapshot_id: str) -> None:
-        """As :meth:`Storage.delete_snapshot`."""
+        """Implement :meth:`Storage.delete_snapshot`."""
         self._remove("snapshots", snapshot_id)
 
     def grow(self, share_id: str, size: int) -> None:
-        """As :meth:`Storage.grow`, while the share is in use."""
+        """Implement :meth:`Storage.grow`, while the share is in use."""
         self._on(
             self._directory("shares", share_id),
             _GROW,
@@ -202,21 +202,21 @@ class ImageStorage(Storage):
         )
 
     def limit(self, share_id: str) -> int:
-        """As :meth:`Storage.limit`: the file system's size, not that of its image."""
+        """Implement :meth:`Storage.limit`: the file system's size, not that of its image."""
         return self._sizes(share_id)[0]
 
     def used(self, share_id: str) -> int:
-        """As :meth:`Storage.used`."""
+        """Implement :meth:`Storage.used`."""
         return self._sizes(share_id)[1]
 
     def capacity(self) -> Capacity:
-        """As :meth:`Storage.capacity`."""
+        """Implement :meth:`Storage.capacity`."""
         done = self.command("df", "-B1", "--output=size,avail", self.root, doing="measure the disk")
         total, free = done.stdout.splitlines()[-1].split()
         return Capacity(int(total), int(free))
 
     def close(self) -> None:
-        """As :meth:`Storage.close`."""
+        """Implement :meth:`Storage.close`."""
         self.command("rm", "-rf", "--one-file-system", self.root, doing=f"remove {self.root}")
 
     def _sizes(self, share_id: str) -> tuple[int, int]:

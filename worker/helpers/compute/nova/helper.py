@@ -91,7 +91,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         network_info: NetworkInfo,
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
-        """As :meth:`ComputeHelper.get_share_server`."""
+        """Implement :meth:`ComputeHelper.get_share_server`."""
         del share_network, security_services  # the addresses say where; the driver joins domains
         work = _Work(self._nova, context, share_server)
         machine = self._machine(work, network_info)
@@ -106,7 +106,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         return ShareServerDetails(machine.id, network_info.addresses, attributes)
 
     def delete_share_server(self, context: RequestContext, share_server: ShareServer) -> None:
-        """As :meth:`ComputeHelper.delete_share_server`."""
+        """Implement :meth:`ComputeHelper.delete_share_server`."""
         work = _Work(self._nova, context, share_server)
         machines = work.machines()
         for machine in machines:
@@ -116,7 +116,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             raise self._not_yet(work, machines[0], "is being deleted")
 
     def shell(self, share_server: ShareServer) -> Shell:
-        """As :meth:`Reachable.shell`."""
+        """Implement :meth:`Reachable.shell`."""
         return ssh_shell(self.options, share_server)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads

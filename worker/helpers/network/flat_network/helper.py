@@ -138,7 +138,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         return network_info(pool, taken, attributes={"domain": domain})
 
     def address_pools(self) -> Mapping[str, int]:
-        """As :meth:`AddressPools.address_pools`; share networks' own pools are not counted."""
+        """Implement :meth:`AddressPools.address_pools`, without the pools of share networks."""
         return {} if self._pool is None else {self._domain: self._pool.size}
 
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
