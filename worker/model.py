@@ -1,11 +1,11 @@
-"""The words of the system as values: statuses, their transitions, and frozen dataclasses.
+"""The domain model: statuses, their allowed transitions, and frozen dataclasses.
 
-Nothing here knows the database, Celery or an outside system. Drivers and helpers are handed these
-values and return them; no dictionary of "model updates" crosses that border.
+This module knows neither the database nor Celery nor an external system. Drivers and helpers
+receive and return these values, never dictionaries of "model updates".
 
 Sizes are whole GiB unless a name says otherwise. Times are seconds since the epoch, on the
-database's clock. Identifiers are UUID strings and are never reused, which is why outside names
-are made of them.
+database's clock. Identifiers are UUID strings and are never reused, so names in external systems
+contain them.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from types import MappingProxyType
 from typing import Any, Final
 
 ID_LENGTH: Final = 64
-"""At most; also of the names that stand for ids, as backends' do."""
+"""Maximum length of an identifier, and of a name that is used as one, such as a backend's."""
 _EMPTY: Mapping[str, str] = MappingProxyType({})
 
 
 class DriverMode(StrEnum):
-    """Who makes share servers, and who makes networks (the Kilo network specification)."""
+    """Who creates share servers, and who creates networks (the Kilo network specification)."""
 
     SINGLE_SVM = "single_svm"
     """One share server, configured in advance; no network work at all."""
     FLAT_MULTI_SVM = "flat_multi_svm"
     """A share server per project and share network, on a flat network that exists already."""
     MANAGED_MULTI_SVM = "managed_multi_svm"
-    """As flat, and the network helper makes networks, routes and segments too."""
+    """As flat, and the network helper also creates networks, routes and segments."""
 
     @property
     def has_share_servers(self) -> bool:
-        """Whether shares of this mode live on share servers that are made for them."""
+        """Whether backends of this mode create share servers for their shares."""
         return self is not DriverMode.SINGLE_SVM
 
 
@@ -41,47 +41,47 @@ class NetworkKind(StrEnum):
     """Where a share network's addresses come from; derived from its options."""
 
     NEUTRON = "neutron"
-    """A Neutron network and subnet of the tenant's."""
+    """A Neutron network and subnet of the tenant."""
     NOVA = "nova"
     """A nova-network network."""
     FLAT_POOL = "flat_pool"
     """Addresses named on the share network itself."""
     DHCP = "dhcp"
-    """A DHCP server that is asked for addresses."""
+    """Addresses leased from a DHCP server."""
     MANAGED = "managed"
-    """A network that the backend's helper makes."""
+    """A network that the backend's network helper creates."""
     NONE = "none"
-    """No network: asks for a ``single_svm`` backend."""
+    """No network; needs a ``single_svm`` backend."""
 
 
 class SecurityServiceType(StrEnum):
-    """What a security service is; a share network has at most one of each type."""
+    """Type of a security service; a share network has at most one of each type."""
 
     ACTIVE_DIRECTORY = "active_directory"
     """A domain that share servers join."""
     LDAP = "ldap"
     """A directory of users and groups."""
     KERBEROS = "kerberos"
-    """A realm whose tickets share servers accept."""
+    """A Kerberos realm; share servers accept its tickets."""
 
 
 class QuotaResource(StrEnum):
-    """What a project's quota limits."""
+    """Resource limited by a project's quota."""
 
     SHARES = "shares"
-    """How many shares, also those in error."""
+    """Number of shares, including those in error."""
     GIGABYTES = "gigabytes"
-    """The sizes of shares together, in GiB."""
+    """Total size of the shares, in GiB."""
     SNAPSHOTS = "snapshots"
-    """How many snapshots."""
+    """Number of snapshots."""
     SNAPSHOT_GIGABYTES = "snapshot_gigabytes"
-    """The sizes of snapshots together, in GiB."""
+    """Total size of the snapshots, in GiB."""
     SHARE_NETWORKS = "share_networks"
-    """How many share networks."""
+    """Number of share networks."""
 
 
 class ShareStatus(StrEnum):
-    """Life of a share, in Manila's words."""
+    """Status of a share, with Manila's names."""
 
     CREATING = "creating"
     AVAILABLE = "available"
@@ -92,7 +92,7 @@ class ShareStatus(StrEnum):
 
 
 class SnapshotStatus(StrEnum):
-    """Life of a snapshot."""
+    """Status of a snapshot."""
 
     CREATING = "creating"
     AVAILABLE = "available"
@@ -102,42 +102,42 @@ class SnapshotStatus(StrEnum):
 
 
 class AccessState(StrEnum):
-    """Life of an access rule."""
+    """State of an access rule."""
 
     QUEUED_TO_APPLY = "queued_to_apply"
-    """Accepted; the driver has not been handed it yet."""
+    """Accepted, and not yet passed to the driver."""
     APPLYING = "applying"
-    """Part of a set that the driver is being handed."""
+    """Part of the set of rules that is being passed to the driver."""
     ACTIVE = "active"
     """The driver enforces it."""
     QUEUED_TO_DENY = "queued_to_deny"
-    """To be withdrawn; the driver may still enforce it."""
+    """To be removed; the driver may still enforce it."""
     DENYING = "denying"
-    """Left out of a set that the driver is being handed."""
+    """Left out of the set of rules that is being passed to the driver."""
     ERROR = "error"
-    """The driver did not accept the set; the share's operations say why."""
+    """The driver refused the set of rules; the share's operations say why."""
 
 
 class ServerStatus(StrEnum):
-    """Life of a share server."""
+    """Status of a share server."""
 
     NEW = "new"
-    """The row exists; its builder has done nothing outside yet."""
+    """The row exists; nothing has been created in an external system yet."""
     BUILDING = "building"
-    """Its builder holds addresses or is making the server."""
+    """Its addresses are allocated and the server is being created."""
     ACTIVE = "active"
-    """It serves."""
+    """The server serves shares."""
     DELETING = "deleting"
-    """One operation is deleting it; it cannot be joined and never goes back."""
+    """An operation is deleting it; it takes no new shares and never becomes active again."""
     ERROR = "error"
-    """Its build failed; kept to be seen, with the reason. Nothing of it is left outside, unless
-    removing that failed too: then it is tried on."""
+    """Its build failed; the row is kept to show the reason. Nothing of it is left in the external
+    systems, unless the removal failed too: then the removal is retried."""
     ERROR_DELETING = "error_deleting"
-    """Its deletion failed; it is tried again and kept visible."""
+    """Its deletion failed; the deletion is retried and the row is kept."""
 
 
 class OwnerKind(StrEnum):
-    """What a thing outside was made for; names the table of its row."""
+    """Kind of the row that an external resource was created for; also the name of its table."""
 
     SHARE = "share"
     SNAPSHOT = "snapshot"
@@ -146,55 +146,55 @@ class OwnerKind(StrEnum):
 
 
 class Outage(StrEnum):
-    """What an active share server was found to lack."""
+    """Outage of an active share server."""
 
     FILE_SERVER = "file_server"
-    """The server is there, and nothing serves its shares."""
+    """The server exists, but its file server does not answer."""
     SERVER = "server"
     """The server itself is gone, as after a reboot of its host."""
 
 
 class OperationState(StrEnum):
-    """How far an operation is."""
+    """State of an operation."""
 
     PENDING = "pending"
-    """Accepted, behind another operation on the same object."""
+    """Accepted, and queued behind another operation on the same object."""
     RUNNING = "running"
-    """Its steps are being done."""
+    """Its steps are being carried out."""
     UNDOING = "undoing"
-    """A step failed for good, or it was cancelled; what was done is being undone."""
+    """A step failed permanently, or the operation was cancelled; its steps are being undone."""
     SUCCEEDED = "succeeded"
-    """Every step is done."""
+    """Every step succeeded."""
     FAILED = "failed"
-    """A step failed for good and everything was undone."""
+    """A step failed permanently, and everything was undone."""
     CANCELLED = "cancelled"
-    """Cancelled on the way, and undone."""
+    """Cancelled while it ran, and undone."""
     SUPERSEDED = "superseded"
-    """Overtaken by a delete before it began."""
+    """Replaced by a delete before it began."""
     COMPENSATION_FAILED = "compensation_failed"
-    """Something could not be undone (or deleted) in time; it is tried again, slowly."""
+    """Something could not be undone or deleted in time; it is retried at a slow pace."""
     GIVEN_UP = "given_up"
-    """An operator ended what could not be undone; the audit removes what is left outside."""
+    """An operator ended the attempts to undo it; the audit removes what is left."""
 
     @property
     def has_ended(self) -> bool:
-        """Whether a result stands (``compensation_failed`` has one and is still tried)."""
+        """Whether the result is final (``compensation_failed`` has one and is still retried)."""
         return self not in {self.PENDING, self.RUNNING, self.UNDOING}
 
 
 LIVE_STATES = frozenset({OperationState.RUNNING, OperationState.UNDOING})
-"""The states under the constraint "one live operation an object"."""
+"""States to which the constraint "one live operation per object" applies."""
 
 
 class Phase(StrEnum):
-    """What a live operation's deadline means (docs/explanation/engine.md, rules 3, 4 and 7)."""
+    """Meaning of a live operation's deadline (docs/explanation/engine.md, rules 3, 4 and 7)."""
 
     QUEUED = "queued"
-    """A message should be on its way; overdue means it was lost or its queue is slow."""
+    """A message is queued; past the deadline, it was lost or its queue is slow."""
     LEASED = "leased"
-    """A worker is on it; overdue means that worker is gone."""
+    """A worker is running the step; past the deadline, that worker is gone."""
     WAITING = "waiting"
-    """Nothing to do before the deadline, or before what it waits for happens."""
+    """The step waits until the deadline, or until the event it waits for."""
 
 
 _S = ShareStatus
@@ -256,16 +256,16 @@ SERVER_TRANSITIONS: dict[tuple[_V, _V], str] = {
 
 
 def sources(transitions: Mapping[tuple[Any, Any], str], status: StrEnum) -> list[str]:
-    """The statuses that an object may come from to be ``status``, which it may have already."""
+    """Return the statuses from which an object may change to ``status``, and ``status`` itself."""
     return [str(old) for old, new in transitions if new == status] + [str(status)]
 
 
 @dataclass(frozen=True, slots=True)
 class RequestContext:
-    """On whose behalf, for which operation, and whether this worker may still act.
+    """Context of one call to a plug-in: project, user, operation, and the lease's guard.
 
-    ``guard()`` is called before every changing call to the outside; it raises
-    :class:`~worker.errors.LeaseLost` once the step's lease is lost or used up.
+    ``guard()`` must be called before every changing call to an external system; it raises
+    :class:`~worker.errors.LeaseLost` once the step's lease is lost or has expired.
     """
 
     project_id: str
@@ -278,7 +278,7 @@ class RequestContext:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A route that a share server needs besides its gateway."""
+    """A route of a share server besides its default route."""
 
     destination: str
     nexthop: str
@@ -286,11 +286,12 @@ class Route:
 
 @dataclass(frozen=True, slots=True)
 class NetworkInfo:
-    """What a network helper answers: the flat part always, the segment in managed mode.
+    """Network of a share server, as its network helper allocated it.
 
-    ``addresses`` are the share server's own, all from ``cidr``; ``ports`` are the outside ids of
-    the allocations in the same order (empty where the network has none). ``broadcast`` is None
-    for IPv6 and for /31, /32; ``gateway`` is None where there is none.
+    ``addresses`` are the share server's, all in ``cidr``. ``ports`` are the external ids of the
+    allocations in the same order, empty when the network has none. ``broadcast`` is None for IPv6
+    and for /31 and /32; ``gateway`` is None when there is none. The segment's fields are set in
+    managed mode only.
     """
 
     cidr: str
@@ -311,7 +312,7 @@ class NetworkInfo:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What keeps a share network apart from others: a VNI or VLAN id, and its subnet."""
+    """Segment that isolates a share network: a VXLAN or VLAN id, and its subnet."""
 
     domain: str
     segmentation_id: int
@@ -321,10 +322,10 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class SegmentSource:
-    """Where segments come from.
+    """Pool of segments.
 
-    Segment ids are unique in a domain. ``ids`` are the first and last that may be given out;
-    ``subnets`` is cut into subnets of ``prefix_length`` for share networks that name none.
+    Segment ids are unique in a domain. ``ids`` are the first and the last that may be allocated.
+    ``subnets`` is divided into subnets of ``prefix_length`` for share networks that name none.
     """
 
     domain: str
@@ -335,7 +336,7 @@ class SegmentSource:
 
 @dataclass(frozen=True, slots=True)
 class Holding:
-    """What a share server has in the address book: an address or a segment's id in a domain."""
+    """Allocation of a share server in a domain: an address, or the id of a segment."""
 
     share_server_id: str
     domain: str
@@ -344,10 +345,10 @@ class Holding:
 
 @dataclass(frozen=True, slots=True)
 class DhcpLease:
-    """An address that a share server has, or is about to take, from a DHCP server.
+    """An address that a share server has leased, or is about to lease, from a DHCP server.
 
-    ``endpoint`` is the DHCP server as host:port, ``dhcp_server`` the name (an address) that it
-    gives itself. ``ordinal`` is which of the share server's addresses it is.
+    ``endpoint`` is the DHCP server as host:port, ``dhcp_server`` the address by which it identifies
+    itself. ``ordinal`` is the address's index among those of the share server.
     """
 
     share_server_id: str
@@ -360,7 +361,7 @@ class DhcpLease:
 
 @dataclass(frozen=True, slots=True)
 class ShareNetwork:
-    """Where a project's share servers get their addresses from."""
+    """A project's share network: the source of its share servers' addresses."""
 
     id: str
     project_id: str
@@ -377,14 +378,14 @@ class ShareNetwork:
     cidr: str | None = None
     is_public: bool = False
     security_key: str = ""
-    """Which set of security services its new share servers get; empty without any."""
+    """Id of the set of security services that new share servers use; empty without any."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecurityService:
-    """A directory that share servers authenticate users against; the password is never shown.
+    """A directory that share servers authenticate users against.
 
-    ``dns_ip`` and ``server`` may be several, with commas between them.
+    ``dns_ip`` and ``server`` may be several, separated by commas. The password is never shown.
     """
 
     id: str
@@ -399,10 +400,10 @@ class SecurityService:
 
 @dataclass(frozen=True, slots=True)
 class ShareServerDetails:
-    """What a compute helper answers about a server that serves.
+    """A serving share server, as its compute helper created it.
 
-    ``server_id`` is the outside's own id or name of it. ``attributes`` is for the driver that
-    works on the server (a namespace's name, a vserver's name); string to string, JSON-safe.
+    ``server_id`` is its id or name in the external system. ``attributes`` are strings for the
+    driver that works on the server, such as the name of a namespace or vserver.
     """
 
     server_id: str
@@ -412,7 +413,7 @@ class ShareServerDetails:
 
 @dataclass(frozen=True, slots=True)
 class ShareServer:
-    """A tenant's file server: our row, and what is known of the outside so far."""
+    """A tenant's file server: its row, and its details once the external system has it."""
 
     id: str
     project_id: str
@@ -422,16 +423,16 @@ class ShareServer:
     network_info: NetworkInfo | None = None
     details: ShareServerDetails | None = None
     server_id: str | None = None
-    """The outside id even where the build failed, if one is known."""
+    """The external id, if known; set even when the build failed."""
     security_key: str = ""
-    """Which set of security services it is made for; empty without any."""
+    """Id of the set of security services that the server uses; empty without any."""
     security_services: tuple[SecurityService, ...] = ()
-    """For drivers that log in to them; filled in just before a driver is called."""
+    """The security services for a driver to log in to; set only for calls of a driver."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExportLocation:
-    """One place where clients find a share, as they would mount it."""
+    """One location from which clients can mount a share."""
 
     path: str
     preferred: bool = True
@@ -464,7 +465,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class AccessRule:
-    """One client (an address or CIDR) and what it may do (``ro`` or ``rw``)."""
+    """Access of one client (an address or CIDR) to a share, at level ``ro`` or ``rw``."""
 
     id: str
     access_type: str
@@ -474,11 +475,12 @@ class AccessRule:
 
 @dataclass(frozen=True, slots=True)
 class OwnedResource:
-    """A thing outside that bears our mark, as an audit finds it.
+    """A resource in an external system that carries our mark, as listed for an audit.
 
-    ``kind`` is the outside's word for it (``port``, ``namespace``), ``id`` its own id or name
-    there, unique among its kind. ``owner_kind`` and ``owner_id`` are the row that it was made
-    for, read from its name or tag. ``created_at`` is by the outside's clock, where it says.
+    ``kind`` is the external system's term for it (``port``, ``namespace``), ``id`` its id or name
+    there, unique within its kind. ``owner_kind`` and ``owner_id`` identify the row that it was
+    created for, read from its name or tag. ``created_at`` is by the external system's clock, None
+    where unknown.
     """
 
     kind: str
@@ -490,7 +492,7 @@ class OwnedResource:
 
 @dataclass(frozen=True, slots=True)
 class StoragePool:
-    """What a backend can still hold, in whole GiB, and what it is capable of."""
+    """A backend's storage pool: its capacity in whole GiB, and its capabilities."""
 
     name: str
     total_gib: int

@@ -167,7 +167,7 @@ class BtrfsStorage(Storage):
         return int(self._qgroup(share_id)[1])
 
     def capacity(self) -> Capacity:
-        """Implement :meth:`Storage.capacity`: the image's capacity, limited by the disk below it."""
+        """Implement :meth:`Storage.capacity`: a sparse image holds what the disk below it can."""
         where = [self.data] if self.mount is not None else [self.data, self.root]
         done = self.command("df", "-B1", "--output=size,avail", *where, doing="measure the pool")
         (total, free), *below = [
