@@ -1,1 +1,1 @@
-"""The truth: tables, sessions, and the plain functions that read and write them."""
+"""The database: tables, transactions, and the functions that read and write the rows."""

@@ -1,4 +1,4 @@
-"""Access rules and the generations in which a share's whole set is handed to its driver."""
+"""Access rules. A share's whole set goes to the driver at once; a generation numbers each set."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _UNWANTED: Final = (AccessState.QUEUED_TO_DENY.value, AccessState.DENYING.value)
 def begin_access(
     connection: Connection, share_id: str, *, up_to: int | None = None
 ) -> tuple[list[AccessRule], int]:
-    """Mark what is queued as being handed over; return the wanted set and its generation.
+    """Mark queued rules as being applied or denied; return the rules to enforce, and a generation.
 
-    A rule in error is left out: it would make every later set fail with it. With ``up_to``, what
-    was asked for after that generation is left out too.
+    Rules in error are left out, because they would make every later set fail. With ``up_to``,
+    rules requested after that generation are left out too.
     """
     newest = connection.execute(
         select(shares.c.access_generation).where(shares.c.id == share_id).with_for_update()
@@ -51,14 +51,14 @@ def begin_access(
 
 
 def active_access(connection: Connection, share_id: str) -> list[AccessRule]:
-    """Return the rules that the driver was told to enforce and accepted."""
+    """Return the rules that the driver enforces, oldest first."""
     return _rules(connection, share_id, access_rules.c.state == AccessState.ACTIVE.value)
 
 
 def _rules(
     connection: Connection, share_id: str, *conditions: ColumnElement[bool]
 ) -> list[AccessRule]:
-    """The share's rules that meet the conditions, the oldest first."""
+    """Return the share's rules that meet the conditions, oldest first."""
     rule = access_rules.c
     rows = connection.execute(
         select(rule.id, rule.access_type, rule.access_to, rule.access_level)
@@ -69,9 +69,9 @@ def _rules(
 
 
 def next_generation(connection: Connection, share_id: str) -> int:
-    """Return a generation to hand over a set that is not the newest one.
+    """Return an unused generation for handing the driver a set other than the newest one.
 
-    It is newer than any that the driver may have had, and older than the next to be handed over.
+    It is higher than every generation that the driver may have seen, and lower than the next one.
     """
     share = shares.c
     generation: int = connection.execute(
@@ -84,7 +84,7 @@ def next_generation(connection: Connection, share_id: str) -> int:
 
 
 def end_access(connection: Connection, share_id: str, generation: int) -> None:
-    """Mark the rules of a generation active, and delete denied ones: the driver enforces it."""
+    """Record that the driver enforces a generation: mark its rules active, delete denied ones."""
     rule = access_rules.c
     done = and_(rule.share_id == share_id, rule.generation <= generation)
     connection.execute(
@@ -101,7 +101,7 @@ def end_access(connection: Connection, share_id: str, generation: int) -> None:
 
 
 def access_failed(connection: Connection, share_id: str, generation: int) -> None:
-    """Put the new rules of a generation in error: the driver refused it."""
+    """Record that the driver refused a generation: put its new rules in error."""
     rule = access_rules.c
     connection.execute(
         update(access_rules)
@@ -115,10 +115,10 @@ def access_failed(connection: Connection, share_id: str, generation: int) -> Non
 
 
 def access_row(connection: Connection, rule_id: str) -> Row[Any] | None:
-    """Return an access rule's row, if it is still there."""
+    """Return an access rule's row, or None when it no longer exists."""
     return connection.execute(select(access_rules).where(access_rules.c.id == rule_id)).first()
 
 
 def remove_access(connection: Connection, rule_id: str) -> None:
-    """Delete an access rule, whose deny may have failed before."""
+    """Delete an access rule, even if an earlier attempt to deny it failed."""
     connection.execute(delete(access_rules).where(access_rules.c.id == rule_id))

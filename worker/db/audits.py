@@ -1,7 +1,8 @@
-"""What audits found, and what they may touch.
+"""Findings of audits, and the rows that decide what an audit may remove.
 
-A row that goes leaves a tombstone: only what was made for a row that this database has had, and
-which is no more, is an orphan. Ids are never used again, so an orphan never becomes anything else.
+Deleting a row leaves a tombstone. An object on a backend is an orphan only if its row was in this
+database and has been deleted, which the tombstone proves. Ids are never reused, so an orphan
+stays an orphan.
 """
 
 from __future__ import annotations
@@ -51,34 +52,35 @@ _f = audit_findings.c
 _t = tombstones.c
 _KEY: Final = (_f.backend, _f.part, _f.problem, _f.kind, _f.thing)
 _AT_ONCE: Final = 1000
-"""Ids in one statement; SQLite takes 32,766 values."""
+"""Number of ids in one statement; SQLite accepts at most 32,766 values."""
 
 
 class Problem(StrEnum):
-    """What is wrong with a thing."""
+    """How the database and a backend differ about one object."""
 
     ORPHAN = "orphan"
-    """It exists outside, and the row that it was made for is no more."""
+    """The object exists on the backend, and its row has been deleted."""
     MISSING = "missing"
-    """A row says that it exists, and it does not."""
+    """The object has a row, and does not exist on the backend."""
     UNKNOWN = "unknown"
-    """It bears a mark such as ours, with an id that this database does not know: another
-    installation's, or from after the backup that the database was restored from."""
+    """The object carries Sharewright's mark, with an id that this database never had: it belongs
+    to another installation, or was created after the backup that the database was restored
+    from."""
 
 
 class RowState(StrEnum):
-    """What the database says of a row's id."""
+    """State of the row with an id, as far as an audit is concerned."""
 
     LIVE = "live"
     GONE = "gone"
     ELSEWHERE = "elsewhere"
-    """It is gone, and was another backend's."""
+    """The row has been deleted, and belonged to another backend."""
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that is wrong, as an audit saw it just now."""
+    """One difference between the database and a backend, as the current audit sees it."""
 
     part: str
     problem: Problem
@@ -90,7 +92,7 @@ class Finding:
 
 
 def add_tombstone(connection: Connection, kind: OwnerKind, object_id: str) -> None:
-    """Leave a tombstone for a row that is about to be deleted; none is left where there is none."""
+    """Add a tombstone for a row that is about to be deleted; without such a row, add nothing."""
     source: Select[Any]
     match kind:
         case OwnerKind.SHARE:
@@ -117,7 +119,10 @@ def add_tombstone(connection: Connection, kind: OwnerKind, object_id: str) -> No
 
 
 def forget_old(connection: Connection, older_than: float, limit: int) -> int:
-    """Forget tombstones after that many seconds, unless something is left; return how many."""
+    """Delete tombstones older than ``older_than`` seconds that no finding needs; return how many.
+
+    At most ``limit`` are deleted.
+    """
     left = exists().where(_f.owner_id == _t.id)
     old = select(_t.kind, _t.id).where(_t.gone_at < db_now() - older_than, ~left).limit(limit)
     return connection.execute(delete(tombstones).where(tuple_(_t.kind, _t.id).in_(old))).rowcount
@@ -126,11 +131,12 @@ def forget_old(connection: Connection, older_than: float, limit: int) -> int:
 def standings(
     connection: Connection, backend: str, kind: OwnerKind, ids: Iterable[str]
 ) -> dict[str, RowState]:
-    """Say of each id whether its row is live; of one that is gone, whether it was this backend's.
+    """Return the state of each id's row: live, or deleted from this or from another backend.
 
-    A share or snapshot whose create failed and was undone is gone outside, and its row is kept
-    for its owner to read: it is not live; nor is that of a build which failed. A share network's
-    things live as long as a share server on it has a row.
+    The row of a share or snapshot that could not be created, and was undone, is kept for its owner
+    to read. It does not count as live, because nothing exists on the backend; neither does the row
+    of a share server that could not be built. Objects of a share network count as live while a
+    share server on it has a row.
     """
     found: dict[str, RowState] = {}
     wanted = sorted(set(ids))
@@ -151,7 +157,7 @@ def standings(
 
 
 def is_undone() -> ColumnElement[bool]:
-    """A condition: the row of a share server whose build failed, of which nothing else is left."""
+    """Return the condition that a share server could not be built and only its row is left."""
     v = share_servers.c
     return and_(v.status == ServerStatus.ERROR.value, v.deleter_id.is_(None))
 
@@ -188,7 +194,7 @@ def _rows(kind: OwnerKind, ids: Sequence[str]) -> Select[Any]:
 
 
 def expected(connection: Connection, backend: str, kind: OwnerKind) -> set[str]:
-    """Return the rows of a backend for which something must exist outside."""
+    """Return the ids of a backend's rows for which an object must exist on the backend."""
     match kind:
         case OwnerKind.SHARE:
             steady = (ShareStatus.AVAILABLE.value, ShareStatus.EXTENDING.value)
@@ -214,9 +220,9 @@ def expected(connection: Connection, backend: str, kind: OwnerKind) -> set[str]:
 def note(
     connection: Connection, backend: str, audit_targets: Sequence[str], found: Sequence[Finding]
 ) -> None:
-    """Write what an audit found, and forget what it did not find any more.
+    """Store the findings of an audit, and delete earlier ones that it did not repeat.
 
-    ``audited`` are the parts that could be listed; what is known of others stays as it is.
+    ``audit_targets`` are the drivers and helpers that could be listed; findings of others stay.
     """
     for finding in found:
         values = {
@@ -250,7 +256,7 @@ def note(
 
 
 def removable(connection: Connection, backend: str, grace: float) -> list[Row[Any]]:
-    """Return orphans that were seen twice and are older than the grace time."""
+    """Return orphans that at least two audits saw and that are older than ``grace`` seconds."""
     return list(
         connection.execute(
             select(audit_findings)
@@ -266,7 +272,7 @@ def removable(connection: Connection, backend: str, grace: float) -> list[Row[An
 
 
 def has_orphan(connection: Connection, backend: str, part: str, like: Row[Any]) -> bool:
-    """Whether a part is known to have left something of the same owner as another finding."""
+    """Tell whether a driver or helper has an orphan with the same owner as another finding."""
     found = select(_f.thing).where(
         _f.backend == backend,
         _f.part == part,
@@ -278,17 +284,17 @@ def has_orphan(connection: Connection, backend: str, part: str, like: Row[Any]) 
 
 
 def removed(connection: Connection, row: Row[Any]) -> None:
-    """An orphan was removed: should it still be there, it is a new finding."""
+    """Delete the finding of an orphan that was removed; if it still exists, it is found anew."""
     connection.execute(delete(audit_findings).where(_same(row)))
 
 
 def not_removed(connection: Connection, row: Row[Any], reason: str) -> None:
-    """Keep why an orphan could not be removed."""
+    """Store the reason why an orphan could not be removed."""
     connection.execute(update(audit_findings).where(_same(row)).values(error=reason))
 
 
 def counts(connection: Connection, backend: str) -> Mapping[str, int]:
-    """How many findings a backend has, by problem."""
+    """Return the number of a backend's findings, by problem."""
     rows = connection.execute(
         select(_f.problem, func.count().label("number"))
         .where(_f.backend == backend)
@@ -298,9 +304,9 @@ def counts(connection: Connection, backend: str) -> Mapping[str, int]:
 
 
 def due(connection: Connection, interval: float) -> list[str]:
-    """Return backends whose periodic audit is due; each is asked for by one reconciler only.
+    """Return the backends due for their periodic audit, each to one reconciler only.
 
-    A backend that was never seen here is due after one interval, not at once.
+    A backend that this function sees for the first time is due after one interval, not at once.
     """
     b = backends.c
     connection.execute(

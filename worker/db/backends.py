@@ -1,4 +1,4 @@
-"""What the database has of each backend, and its renaming and forgetting."""
+"""Rows that belong to a backend: counting, renaming and deleting them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ and the backend's name."""
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
-    """How much there is of one backend: all rows, and those of them that a start is refused for."""
+    """Number of rows that belong to one backend; ``live``: a start without it is refused."""
 
     shares: int = 0
     servers: int = 0
@@ -43,11 +43,11 @@ class Holdings:
     live: bool = False
 
     def __bool__(self) -> bool:
-        """Whether there is anything."""
+        """Tell whether the backend has any row."""
         return bool(self.shares or self.servers or self.operations)
 
     def __str__(self) -> str:
-        """Say it in words."""
+        """Describe the numbers for an error message."""
         return (
             f"{self.shares} shares, {self.servers} share servers and {self.operations} operations "
             "under way"
@@ -55,7 +55,7 @@ class Holdings:
 
 
 def holdings(connection: Connection) -> dict[str, Holdings]:
-    """Return what there is of each backend that has anything."""
+    """Count the rows of each backend that has any."""
     s, v, o = shares.c, share_servers.c, operations.c
     has_storage = or_(s.status != ShareStatus.ERROR.value, s.allocated_gib > 0)
     may_exist = v.status != ServerStatus.ERROR.value
@@ -78,10 +78,10 @@ def holdings(connection: Connection) -> dict[str, Holdings]:
 
 
 def check_configured(url: str, configured: Collection[str]) -> None:
-    """Refuse, at a process's start, a configuration without a backend that is in use.
+    """Refuse to start with a configuration that lacks a backend in use.
 
-    Raises :class:`~worker.errors.ConfigurationError`. A database that is away, or has no tables
-    yet, is waited for later.
+    Raises :class:`~worker.errors.ConfigurationError`. Does nothing when the database cannot be
+    reached or has no tables yet: the process waits for both later.
     """
     engine = engine_for(url)
     try:
@@ -90,22 +90,22 @@ def check_configured(url: str, configured: Collection[str]) -> None:
     except DBAPIError:
         return
     finally:
-        engine.dispose()  # nothing may be open at a later fork
+        engine.dispose()  # a connection must not be open when the process forks
     for name, held in found.items():
         if held.live and name not in configured:
             raise ConfigurationError(
-                f"The configuration has no backend {name}, which has {held}: nobody could serve "
-                f"them. Bring [backends.{name}] back; or, if it is called otherwise now, run "
-                f"`sharewright backend rename {name} NEW`; or, if it is gone with all that it "
-                f"had, `sharewright backend forget {name} --force`."
+                f"The configuration has no backend {name}, which has {held}, and no worker "
+                f"could serve them. Put [backends.{name}] back; or, if the backend has another "
+                f"name now, run `sharewright backend rename {name} NEW`; or, if it no longer "
+                f"exists, run `sharewright backend forget {name} --force`."
             )
 
 
 def rename(connection: Connection, old: str, new: str, *, rename_domains: bool) -> None:
-    """Write a backend's new name into every row that has the old one.
+    """Replace a backend's name in every row.
 
-    The caller has made sure that nothing else has the new name. What ``new`` has reported already
-    goes.
+    The caller has made sure that no object uses the new name. Pools that were already reported
+    under the new name are deleted.
     """
     for table in (backends, storage_pools):
         connection.execute(delete(table).where(_name(table) == new))
@@ -134,9 +134,9 @@ def _renaming(table: Table, column: Any, old: str, new: str) -> Update:
 
 
 def forget(connection: Connection, name: str) -> list[tuple[OwnerKind, str]]:
-    """Delete all that the database has of a backend; return what it was, leaving tombstones.
+    """Delete all rows of a backend, leaving tombstones; return kind and id of each object.
 
-    The addresses of its share servers stay taken: nobody knows whether these still use them.
+    The addresses of its share servers stay taken, because the servers may still use them.
     """
     server_ids = _ids(connection, select(share_servers.c.id).where(share_servers.c.backend == name))
     share_ids = _ids(connection, select(shares.c.id).where(shares.c.backend == name))

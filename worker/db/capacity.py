@@ -1,4 +1,4 @@
-"""What shares reserve of their storage pool."""
+"""Capacity that shares reserve on their storage pools."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _RETURN_CAPACITY = Prepared(
 
 
 def free_capacity(connection: Connection, share_id: str) -> None:
-    """Give back what is reserved for a share on its pool; nothing reserved is fine."""
+    """Release the capacity reserved for a share on its pool, if there is any."""
     held = connection.execute(
         select(shares.c.backend, shares.c.pool, shares.c.allocated_gib)
         .where(shares.c.id == share_id, shares.c.allocated_gib > 0)
@@ -44,7 +44,7 @@ def free_capacity(connection: Connection, share_id: str) -> None:
 
 
 def reserve_more(connection: Connection, share_id: str, by: int, limit_ratio: float) -> bool:
-    """Reserve further GiB for a share on its pool; False when the pool has not that much."""
+    """Reserve ``by`` more GiB for a share on its pool; False when the pool has too little left."""
     row = connection.execute(
         select(shares.c.backend, shares.c.pool).where(shares.c.id == share_id)
     ).one()
@@ -69,7 +69,7 @@ def reserve_more(connection: Connection, share_id: str, by: int, limit_ratio: fl
 
 
 def return_some(connection: Connection, share_id: str, by: int) -> None:
-    """Undo :func:`reserve_more`."""
+    """Release ``by`` GiB that :func:`reserve_more` reserved."""
     row = connection.execute(
         update(shares)
         .where(shares.c.id == share_id)

@@ -1,4 +1,4 @@
-"""Messages that no task could be run for, kept where an operator can list them."""
+"""Dead letters: messages for which no task could be run, stored for an operator to list."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _m: Final = dead_letters.c
 
 @dataclass(frozen=True, slots=True)
 class DeadLetter:
-    """What is kept of a message that no task could be run for.
+    """Message for which no task could be run, as it is stored.
 
-    ``fingerprint`` is the same when the broker delivers the message again, so it is kept once.
-    ``body`` is cut at its first kilobytes, ``size`` is the message's whole size in bytes, headers
-    included. Body and headers are the producer's own and may contain what it should not have sent:
-    show them to operators only. ``message`` is all that a replay needs; None where not all of it
-    is kept.
+    ``fingerprint`` is the same when the broker delivers the message again, so it is stored once.
+    ``body`` is cut after its first kilobytes; ``size`` is the whole message's size in bytes,
+    headers included. Body and headers come from the producer and may contain secrets: show them to
+    operators only. ``message`` is the document that a replay publishes; None when the message was
+    too large to be stored in full.
     """
 
     fingerprint: str
@@ -38,7 +38,10 @@ class DeadLetter:
 
 
 def keep(connection: Connection, dead_letter: DeadLetter) -> None:
-    """Keep a message; one that was delivered twice is kept once, as if it were new."""
+    """Store a message once, however often it is delivered.
+
+    If it was replayed meanwhile, it may be replayed again.
+    """
     statement = insert_into(connection, dead_letters).values(
         fingerprint=dead_letter.fingerprint,
         queue=dead_letter.queue[:255],
@@ -59,7 +62,7 @@ def keep(connection: Connection, dead_letter: DeadLetter) -> None:
 
 
 def begin_replay(connection: Connection, message_id: int) -> Row[Any] | None:
-    """Note that a message is published again; None when it was already, or cannot be."""
+    """Record that a message is published again; return its row, None if it may not be."""
     return connection.execute(
         update(dead_letters)
         .where(_m.id == message_id, _m.replayed_at.is_(None), _m.message.is_not(None))
@@ -69,26 +72,26 @@ def begin_replay(connection: Connection, message_id: int) -> Row[Any] | None:
 
 
 def replay_failed(connection: Connection, message_id: int) -> None:
-    """Note that the broker did not take a message: it may be published again."""
+    """Record that the broker did not take a message, so that it may be published again."""
     connection.execute(update(dead_letters).where(_m.id == message_id).values(replayed_at=None))
 
 
 def find(connection: Connection, message_id: int) -> Row[Any] | None:
-    """Return a message that was kept aside."""
+    """Return the row of a stored message, or None."""
     return connection.execute(select(dead_letters).where(_m.id == message_id)).first()
 
 
 def drop(connection: Connection, message_id: int) -> bool:
-    """Forget a message; False when there is none."""
+    """Delete a stored message; False when there is none of this id."""
     return connection.execute(delete(dead_letters).where(_m.id == message_id)).rowcount == 1
 
 
 def drop_all(
     connection: Connection, *, queue: str | None = None, older_than: float | None = None
 ) -> int:
-    """Forget the messages of a queue, or of all; return how many there were.
+    """Delete the stored messages of a queue, or of all queues; return how many.
 
-    ``older_than`` is an age in seconds, None for any.
+    ``older_than`` is a minimum age in seconds, None for any.
     """
     statement = delete(dead_letters)
     if queue is not None:
@@ -99,8 +102,8 @@ def drop_all(
 
 
 def purge(connection: Connection, keep_seconds: float, most: int) -> int:
-    """Forget up to ``most`` of the oldest messages, those older than they are kept."""
-    # The oldest have the lowest ids: no scan of all that is to stay.
+    """Delete messages older than ``keep_seconds``, among the ``most`` oldest; return how many."""
+    # The oldest have the lowest ids, so the rows that stay are not scanned.
     oldest = select(_m.id, _m.received_at).order_by(_m.id).limit(most).subquery()
     old = select(oldest.c.id).where(oldest.c.received_at < db_now() - keep_seconds)
     return connection.execute(delete(dead_letters).where(_m.id.in_(old))).rowcount
@@ -108,7 +111,7 @@ def purge(connection: Connection, keep_seconds: float, most: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDeadLetters:
-    """Dead letters of a worker's main process, which keeps its connection between them."""
+    """Store of dead letters for a worker's main process; it keeps its connection open."""
 
     database_url: str
 
@@ -118,7 +121,7 @@ class DatabaseDeadLetters:
             keep(connection, dead_letter)
 
     def count_dropped(self, queue: str, number: int) -> None:
-        """Add to the number of messages that were dropped unkept."""
+        """Add to the number of messages that were dropped without being stored."""
         name = f"dead_letters_dropped_total:{queue}"
         with self._transaction() as connection:
             statement = insert_into(connection, counters).values(name=name, value=number)
@@ -136,7 +139,7 @@ class DatabaseDeadLetters:
             with transaction(engine) as connection:
                 yield connection
         finally:
-            # A connection to SQLite must not be there for a later fork. One to PostgreSQL may: a
-            # child forgets it without closing it.
+            # A connection to SQLite must not be open when the process forks. One to PostgreSQL
+            # may: the child drops it without closing it.
             if engine.dialect.name == "sqlite":
                 engine.dispose()

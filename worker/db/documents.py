@@ -1,4 +1,4 @@
-"""Frozen values to JSON columns and back, and times as producers see them."""
+"""Conversions between frozen values and JSON columns, and of times for producers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from worker.model import ExportLocation, NetworkInfo, Route, ShareServerDetails
 
 
 def network_info(document: Mapping[str, Any] | None) -> NetworkInfo | None:
-    """Rebuild what :func:`plain` made of a network helper's answer."""
+    """Rebuild a network helper's answer from the document that :func:`plain` returned."""
     if document is None:
         return None
     values = dict(document)
@@ -22,19 +22,19 @@ def network_info(document: Mapping[str, Any] | None) -> NetworkInfo | None:
 
 
 def server_details(document: Mapping[str, Any] | None) -> ShareServerDetails | None:
-    """Rebuild what :func:`plain` made of a compute helper's answer."""
+    """Rebuild a compute helper's answer from the document that :func:`plain` returned."""
     if document is None:
         return None
     return ShareServerDetails(**{**document, "addresses": tuple(document["addresses"])})
 
 
 def export_locations(document: list[dict[str, Any]]) -> tuple[ExportLocation, ...]:
-    """Rebuild a share's export locations."""
+    """Rebuild a share's export locations from their JSON column."""
     return tuple(ExportLocation(**location) for location in document)
 
 
 def plain(value: NetworkInfo | ShareServerDetails | ExportLocation) -> dict[str, Any]:
-    """A JSON-safe document of a frozen value."""
+    """Return a frozen value as a document for a JSON column."""
     values = {name: getattr(value, name) for name in value.__dataclass_fields__}
     if "attributes" in values:
         values["attributes"] = dict(values["attributes"])
@@ -44,5 +44,5 @@ def plain(value: NetworkInfo | ShareServerDetails | ExportLocation) -> dict[str,
 
 
 def moment(seconds: float | None) -> str | None:
-    """ISO 8601 in UTC, as producers see times."""
+    """Format seconds since the epoch for producers: ISO 8601, in UTC."""
     return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()

@@ -1,8 +1,9 @@
-"""Limits of projects, and what counts against them.
+"""Limits of projects, and the usage that counts against them.
 
-Use and reservation are not counters that could drift: they are derived from the rows of shares,
-snapshots, share networks and unfinished extends, under one lock a project. It is the first lock
-that a transaction takes, so that it is in no circle with those of objects and operations.
+Usage and reservations are not stored in counters, which could drift: they are derived from the
+rows of shares, snapshots, share networks and unfinished extends, under one lock per project. A
+transaction takes that lock first, so that it causes no deadlock with those on objects and
+operations.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ from worker.model import LIVE_STATES, OperationState, QuotaResource, ShareStatus
 
 UNLIMITED: Final = -1
 WHOLE_PROJECT: Final = ""
-"""Where a share type's id would stand."""
-_LOCK_CLASS: Final = 0x5157  # any number that no other advisory lock of ours has
+"""Stands for a share type's id in limits that are not those of one share type."""
+_LOCK_CLASS: Final = 0x5157  # any number that no other advisory lock of Sharewright uses
 _q = quotas.c
 _LIMITS = Prepared(
     select(_q.share_type_id, _q.resource, _q.maximum).where(_q.project_id == bindparam("project"))
@@ -43,25 +44,25 @@ _LIMITS = Prepared(
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a project has, and what is promised to its requests that have not ended."""
+    """A project's usage of one resource, and what its unfinished operations will add to it."""
 
     in_use: int = 0
     reserved: int = 0
 
     @property
     def total(self) -> int:
-        """What counts against the limit."""
+        """The sum that counts against the limit."""
         return self.in_use + self.reserved
 
 
 Limits = Mapping[tuple[str, QuotaResource], int]
-"""Limits by share type (or :data:`WHOLE_PROJECT`) and resource; what is missing is unlimited."""
+"""Limits by share type (or :data:`WHOLE_PROJECT`) and resource; a missing one is unlimited."""
 
 
 def limits(
     connection: Connection, project_id: str, defaults: Mapping[QuotaResource, int]
 ) -> Limits:
-    """Return the limits of a project that are not unlimited."""
+    """Return a project's limits, without unlimited ones; ``defaults`` where none is set."""
     found = {(WHOLE_PROJECT, resource): maximum for resource, maximum in defaults.items()}
     for row in _LIMITS.all(connection, project=project_id):
         found[row.share_type_id, QuotaResource(row.resource)] = row.maximum
@@ -69,7 +70,7 @@ def limits(
 
 
 def hold(connection: Connection, project_id: str) -> None:
-    """Let nobody else count for this project until the commit (SQLite has one writer anyway)."""
+    """Lock a project's usage until the commit; a no-op on SQLite, which has only one writer."""
     if connection.dialect.name == "postgresql":
         connection.execute(
             sql_text("SELECT pg_advisory_xact_lock(:class, hashtext(:project))"),
@@ -83,7 +84,7 @@ def set_limits(
     share_type_id: str,
     maximums: Mapping[QuotaResource, int],
 ) -> None:
-    """Write limits of a project, or of its objects of one share type."""
+    """Set limits of a project, or of its objects of one share type; others stay."""
     for resource, maximum in maximums.items():
         values = {"maximum": maximum, "updated_at": db_now()}
         connection.execute(
@@ -101,7 +102,7 @@ def set_limits(
 
 
 def unset_limits(connection: Connection, project_id: str, share_type_id: str) -> None:
-    """Give a project (or its objects of one share type) the defaults back."""
+    """Remove the limits of a project (or of its objects of one share type)."""
     connection.execute(
         delete(quotas).where(_q.project_id == project_id, _q.share_type_id == share_type_id)
     )
@@ -115,9 +116,9 @@ def forget_share_type(connection: Connection, share_type_id: str) -> None:
 def usage(
     connection: Connection, project_id: str, share_type_id: str
 ) -> dict[QuotaResource, Usage]:
-    """Count what a project has, in all or of one share type.
+    """Return a project's usage of each resource, in all or of one share type.
 
-    An object counts until its row is gone, also while it is in error or being deleted.
+    An object counts until its row is deleted, even while it is in error or being deleted.
     """
     share = [shares.c.project_id == project_id]
     if share_type_id:
@@ -152,7 +153,7 @@ def document(
     share_type_id: str,
     defaults: Mapping[QuotaResource, int],
 ) -> dict[str, Any]:
-    """Return limit, use and reservation of each resource, as ``show_quota`` answers."""
+    """Return limit, usage and reservation of each resource, as the result of ``show_quota``."""
     found = limits(connection, project_id, defaults)
     return {
         "project_id": project_id,
@@ -169,7 +170,7 @@ def document(
 
 
 def growth_of(connection: Connection, share_id: str) -> int:
-    """Return by how many GiB the extends of a share that have not ended will make it larger."""
+    """Return the number of GiB that the unfinished extends of a share will add to it."""
     return sum(_growth(connection, shares.c.id == share_id).values())
 
 
@@ -188,7 +189,7 @@ def _counts(connection: Connection, objects: Select[Any], coming: str) -> Row[An
 
 
 def _growth(connection: Connection, of: ColumnElement[bool]) -> dict[str, int]:
-    """By how many GiB each share will grow: to the largest size that is asked for."""
+    """Return the number of GiB by which each share will grow to the largest requested size."""
     o = operations.c
     live = [OperationState.PENDING.value, *map(str, LIVE_STATES)]
     rows = connection.execute(

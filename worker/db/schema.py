@@ -1,7 +1,7 @@
-"""The tables as migrations make them: bringing a database up to date, and telling whether it is.
+"""The schema of the database: upgrading it, and checking that it is up to date.
 
 One upgrade runs at a time, however many are started: the second waits for the first one's lock
-(PostgreSQL's advisory lock, SQLite's only writer) and finds nothing left to do.
+(PostgreSQL's advisory lock, SQLite's only writer) and then has nothing to do.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from worker.db.tables.all import metadata
 from worker.errors import ConfigurationError
 
 AWAIT_SECONDS: Final = 2.0
-"""Between two attempts to reach a database at a process's start."""
+"""Seconds between attempts to reach the database when a process starts."""
 VERSION_TABLE: Final = "alembic_version"
 _MIGRATIONS: Final = Path(__file__).parent / "migrations"
-_LOCK_NUMBER: Final = 0x5368_6172_6577  # any number that is ours alone in the database
+_LOCK_NUMBER: Final = 0x5368_6172_6577  # used by no other advisory lock in the database
 _SCRATCH: Final = "sharewright_check"
 _log = logging.getLogger(__name__)
 
@@ -43,7 +43,7 @@ def _alembic() -> AlembicConfig:
 
 
 def head() -> str:
-    """Return the revision that this version's tables have."""
+    """Return the newest revision that this version knows."""
     found = ScriptDirectory.from_config(_alembic()).get_current_head()
     assert found is not None, "the migrations are part of the package"
     return found
@@ -55,11 +55,11 @@ def revision(connection: Connection) -> str | None:
 
 
 def require_revision(url: str) -> None:
-    """Return when a database is at a revision that this version can work with.
+    """Wait for the database, and check that this version can work with its revision.
 
-    A database that cannot be reached is waited for. A revision that this version does not know is
-    a later one, and will do: later migrations only add, so that versions can run side by side.
-    Raises :class:`~worker.errors.ConfigurationError` when the database must be upgraded first.
+    An unknown revision belongs to a later version and is accepted: later migrations only add to
+    the schema, so that versions can run side by side. Raises
+    :class:`~worker.errors.ConfigurationError` when the database must be upgraded first.
     """
     engine = open_engine(make_url(url))
     try:
@@ -97,19 +97,20 @@ def _await_revision(engine: Engine) -> str | None:
 
 
 def upgrade(url: str) -> str:
-    """Bring a database to this version's tables; return its revision.
+    """Upgrade a database to this version's schema; return its revision.
 
-    Harmless when nothing is to be done and when run several times at once. Raises
+    It may be run when nothing is to be done, and several times at once. Raises
     ``sqlalchemy.exc.DBAPIError`` when the database cannot be reached.
     """
     target = make_url(url)
     if target.get_backend_name() == "sqlite" and target.database:
         file = Path(target.database)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(mode=0o600)  # a new one is its owner's; what SQLite lays beside it follows it
+        # Only the owner may read a new file; SQLite gives the files beside it the same mode.
+        file.touch(mode=0o600)
     engine = open_engine(target, limited=False)
     try:
-        # Two processes that both make a new SQLite file may find it locked without being queued.
+        # Of two processes that create a SQLite file at once, one may get "locked" without waiting.
         for attempt in patiently(BUSY_TIMEOUT_SECONDS):
             with attempt:
                 _upgrade(engine)
@@ -128,9 +129,9 @@ def _upgrade(engine: Engine) -> None:
 
 
 def check(engine: Engine) -> list[str]:
-    """Say how a database's tables differ from ``worker/db/tables/main.py``; empty when they do not.
+    """Return the differences between a database and ``worker/db/tables``, one line each.
 
-    Both are compared as the database itself writes them down, so partial indexes, checks and
+    Both are compared as the database itself describes them, so partial indexes, checks and
     defaults count. Changes nothing.
     """
     with engine.connect() as connection, connection.begin() as scratch:
@@ -151,7 +152,7 @@ def check(engine: Engine) -> list[str]:
 
 
 def check_migrations() -> list[str]:
-    """Say how the migrations differ from the models, by means of a database in memory."""
+    """Return the differences between the migrations and the models, using a temporary database."""
     engine = open_engine(make_url("sqlite://"))
     try:
         _upgrade(engine)
@@ -178,8 +179,8 @@ def _sqlite_definitions(connection: Connection) -> set[str]:
         text("SELECT tbl_name, sql FROM sqlite_master WHERE sql IS NOT NULL AND tbl_name <> :own"),
         {"own": VERSION_TABLE},
     )
-    # SQLAlchemy writes each column and constraint on a line of its own; SQLite adds later columns
-    # to the line of the last one.
+    # SQLAlchemy writes each column and constraint on a line of its own; SQLite appends columns
+    # added later to the last line.
     return {
         f"{table}: {' '.join(part.split())}"
         for table, definition in rows

@@ -1,8 +1,8 @@
 """Security services and the share networks that they are added to.
 
-A share network carries a digest of what is added to it. Share servers are made for that digest,
-so another set of services, or a service that was changed, comes to another server. Sealing a
-password anew, for another key, changes nothing for the servers.
+A share network's row has a digest of its security services. A share server is created for one
+digest, so after a change of a service, or of the set, new shares get another server. Sealing a
+password with another key does not change the digest.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LOCK_TABLE: Final = text("LOCK TABLE security_services IN SHARE MODE")
 
 
 def added(connection: Connection, network_id: str) -> Sequence[Row[Any]]:
-    """Return the rows of a share network's security services."""
+    """Return the rows of the security services that are on a share network."""
     return connection.execute(
         select(security_services)
         .join(share_network_security_services, _a.security_service_id == _c.id)
@@ -43,7 +43,7 @@ def key_of(rows: Sequence[Row[Any]]) -> str:
 
 
 def note_key(connection: Connection, network_id: str) -> Row[Any]:
-    """Write what a share network's services come to now; return its row."""
+    """Update the digest of a share network's security services; return the network's row."""
     return connection.execute(
         update(share_networks)
         .where(share_networks.c.id == network_id)
@@ -55,7 +55,7 @@ def note_key(connection: Connection, network_id: str) -> Row[Any]:
 def opened(row: Row[Any], keys: Keys) -> SecurityService:
     """Return a security service with its password in clear: for compute helpers and drivers only.
 
-    Raises :class:`~worker.errors.Fatal` when it cannot be opened, and
+    Raises :class:`~worker.errors.Fatal` when the password cannot be opened, and
     :class:`~worker.errors.ConfigurationError` when its key cannot be read.
     """
     password = None
@@ -84,7 +84,7 @@ def opened(row: Row[Any], keys: Keys) -> SecurityService:
 
 
 def uses(connection: Connection) -> Mapping[str, int]:
-    """Return how many passwords are sealed with each key."""
+    """Return the number of passwords sealed with each key, by key id."""
     rows = connection.execute(
         select(_c.password_key_id, func.count())
         .where(_c.password_key_id.is_not(None))
@@ -94,17 +94,18 @@ def uses(connection: Connection) -> Mapping[str, int]:
 
 
 def settled_uses(connection: Connection) -> Mapping[str, int]:
-    """As :func:`uses`, once whoever is writing such a row by now has committed it."""
+    """Return :func:`uses` after transactions that are now writing such rows have ended."""
     if connection.dialect.name == "postgresql":
-        connection.execute(_LOCK_TABLE)  # on SQLite there is one writer: this transaction
+        connection.execute(_LOCK_TABLE)  # SQLite has only one writer: this transaction
     return uses(connection)
 
 
 def reseal(connection: Connection, keys: Keys, *, after: str, limit: int) -> Mapping[str, bool]:
-    """Seal passwords with the current key instead of older ones: a batch of ids behind ``after``.
+    """Seal a batch of passwords with the current key instead of older ones.
 
-    Return the ids of the batch and whether each is sealed anew; those are not that their key does
-    not open. Raises :class:`~worker.errors.ConfigurationError` when a key cannot be read.
+    The batch is the first ``limit`` services with ids greater than ``after``. Return their ids,
+    each with True if it was sealed anew and False if its key does not open it. Raises
+    :class:`~worker.errors.ConfigurationError` when a key cannot be read.
     """
     current = keys.current()
     assert current is not None, "there are no passwords without a key"

@@ -1,4 +1,4 @@
-"""Share networks: rows to values."""
+"""Share networks: conversion of rows to values."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker.model import (
 
 
 def network_of(row: Row[Any]) -> ShareNetwork:
-    """A share network's row as helpers see it."""
+    """Return the value of a share network's row, as helpers see it."""
     return ShareNetwork(
         id=row.id,
         project_id=row.project_id,
@@ -40,5 +40,5 @@ def network_of(row: Row[Any]) -> ShareNetwork:
 
 
 def network(connection: Connection, network_id: str) -> ShareNetwork:
-    """Return a share network for a step."""
+    """Return a share network for a step; raise when it no longer exists."""
     return network_of(row_of(connection, _NETWORK, network_id, ObjectKind.SHARE_NETWORK))

@@ -1,4 +1,4 @@
-"""Shares: rows to values, and their status changes."""
+"""Shares: conversion of rows to values, and changes of status."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from worker.model import (
 
 
 def share_of(row: Row[Any]) -> Share:
-    """A share's row as drivers see it."""
+    """Return the value of a share's row, as drivers see it."""
     return Share(
         id=row.id,
         project_id=row.project_id,
@@ -62,9 +62,9 @@ _SHARE_AND_SERVER = Prepared(
 
 
 def share_and_server(connection: Connection, share_id: str) -> tuple[Row[Any], ShareServer | None]:
-    """Return a share's row and the server that it lives on (None in ``single_svm``).
+    """Return a share's row and its share server (None in ``single_svm``).
 
-    Raises :class:`~worker.errors.Fatal` when the share is gone.
+    Raises :class:`~worker.errors.Fatal` when the share no longer exists.
     """
     row = _SHARE_AND_SERVER.first(connection, object_id=share_id)
     if row is None:
@@ -73,7 +73,7 @@ def share_and_server(connection: Connection, share_id: str) -> tuple[Row[Any], S
 
 
 def share_row(connection: Connection, share_id: str) -> Row[Any]:
-    """Return a share's row for a step; its absence means the operation's object is gone."""
+    """Return a share's row for a step; raise Fatal when the share no longer exists."""
     return row_of(connection, _SHARE, share_id, ObjectKind.SHARE)
 
 
@@ -83,14 +83,17 @@ _SHARE, _SNAPSHOT, _NETWORK = by_id(shares), by_id(snapshots), by_id(share_netwo
 def set_share(
     connection: Connection, share_id: str, status: ShareStatus, **values: Any
 ) -> Row[Any]:
-    """Move a share to a status along its transitions, with other columns; return its row."""
+    """Change a share's status and other columns; return its row.
+
+    Raises when its transitions do not allow the status.
+    """
     return move(connection, shares, share_id, status, values)
 
 
 def set_share_if_allowed(
     connection: Connection, share_id: str, status: ShareStatus, **values: Any
 ) -> None:
-    """As :func:`set_share`; a share that may not go there any more stays as it is."""
+    """Change a share as :func:`set_share` does, or do nothing when the status is not allowed."""
     moved(connection, shares, share_id, status, values)
 
 
@@ -102,12 +105,12 @@ _ATTACH = Prepared(
 
 
 def attach_server(connection: Connection, share_id: str, server_id: str | None) -> None:
-    """Note on the share which server it lives on."""
+    """Store the id of a share's server on the share."""
     _ATTACH.run(connection, share=share_id, server=server_id)
 
 
 def server_of_snapshot(connection: Connection, snapshot_id: str) -> str | None:
-    """Return the server of the share that a snapshot is of: copies are made there if they can."""
+    """Return the id of the server of a snapshot's share, where copies are created if possible."""
     return connection.execute(
         select(shares.c.share_server_id)
         .join(snapshots, snapshots.c.share_id == shares.c.id)
@@ -116,13 +119,13 @@ def server_of_snapshot(connection: Connection, snapshot_id: str) -> str | None:
 
 
 def has_share(connection: Connection, share_id: str) -> bool:
-    """Whether a share's row is still there."""
+    """Tell whether a share exists."""
     found = connection.execute(select(shares.c.id).where(shares.c.id == share_id))
     return found.first() is not None
 
 
 def hold_share(connection: Connection, share_id: str) -> bool:
-    """Keep a share's row as it is until the commit; False when it is gone."""
+    """Lock a share's row until the commit; False when the share no longer exists."""
     held = connection.execute(select(shares.c.id).where(shares.c.id == share_id).with_for_update())
     return held.first() is not None
 
@@ -130,9 +133,9 @@ def hold_share(connection: Connection, share_id: str) -> bool:
 def share_failed(
     connection: Connection, share_id: str, error: Mapping[str, str], *, undone: bool
 ) -> None:
-    """A create failed: the share is in error, unless its delete was accepted.
+    """Put a share that could not be created in error, unless its delete was accepted.
 
-    While not all is undone, it keeps its server and its reservation.
+    Until all steps are ``undone`` it keeps its server and its reservation.
     """
     released: dict[str, Any] = {"share_server_id": None} if undone else {}
     connection.execute(
@@ -154,7 +157,7 @@ def share_failed(
 
 
 def set_size(connection: Connection, share_id: str, status: ShareStatus, size: int) -> bool:
-    """Write the size that a share was found to have; False when it has left that status."""
+    """Store the size that a share was found to have; False when it no longer has ``status``."""
     changed = connection.execute(
         update(shares)
         .where(shares.c.id == share_id, shares.c.status == status.value)
@@ -170,7 +173,10 @@ def ensured(
     locations: Sequence[Any] | None = None,
     error: Mapping[str, str] | None = None,
 ) -> Row[Any] | None:
-    """Write whether a share is served again; None when something else came of it meanwhile."""
+    """Store the new export locations of a share, or why it is not served; return its row.
+
+    None when another operation has changed its status meanwhile.
+    """
     status = ShareStatus.AVAILABLE if error is None else ShareStatus.ERROR
     exported = {} if locations is None else {"export_locations": list(locations)}
     return connection.execute(
@@ -190,7 +196,7 @@ def ensured(
 
 
 def made_on(connection: Connection, backend: str, server_id: str | None) -> list[str]:
-    """Return the shares of a server (None: the predefined one) that clients may be using."""
+    """Return ids of the exported shares of a server; None stands for the predefined server."""
     rows = connection.execute(
         select(shares.c.id, shares.c.status, shares.c.export_locations)
         .where(
@@ -206,7 +212,7 @@ def made_on(connection: Connection, backend: str, server_id: str | None) -> list
         )
         .order_by(shares.c.created_at, shares.c.id)
     )
-    # One whose create failed was never exported.
+    # A share that could not be created was never exported.
     return [row.id for row in rows if row.export_locations]
 
 
@@ -219,7 +225,7 @@ _REMOVE_SHARE = Prepared(
 
 
 def remove_share(connection: Connection, share_id: str) -> None:
-    """Nothing of the share is left: its row, its rules and its reservation go."""
+    """Delete a share's row, access rules and reservation, after the share itself is deleted."""
     audits.add_tombstone(connection, OwnerKind.SHARE, share_id)
     _REMOVE_RULES.run(connection, share=share_id)
     removed = _REMOVE_SHARE.first(connection, share=share_id)

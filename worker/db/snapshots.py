@@ -1,4 +1,4 @@
-"""Snapshots: rows to values, and their status changes."""
+"""Snapshots: conversion of rows to values, and changes of status."""
 
 from __future__ import annotations
 
@@ -32,30 +32,33 @@ from worker.model import (
 
 
 def snapshot_of(row: Row[Any]) -> Snapshot:
-    """A snapshot's row as drivers see it."""
+    """Return the value of a snapshot's row, as drivers see it."""
     return Snapshot(row.id, row.share_id, row.project_id, row.size)
 
 
 def snapshot_row(connection: Connection, snapshot_id: str) -> Row[Any]:
-    """Return a snapshot's row for a step."""
+    """Return a snapshot's row for a step; raise Fatal when the snapshot no longer exists."""
     return row_of(connection, _SNAPSHOT, snapshot_id, ObjectKind.SNAPSHOT)
 
 
 def set_snapshot(
     connection: Connection, snapshot_id: str, status: SnapshotStatus, **values: Any
 ) -> Row[Any]:
-    """Move a snapshot to a status along its transitions, with other columns; return its row."""
+    """Change a snapshot's status and other columns; return its row.
+
+    Raises when its transitions do not allow the status.
+    """
     return move(connection, snapshots, snapshot_id, status, values)
 
 
 def has_snapshot(connection: Connection, snapshot_id: str) -> bool:
-    """Whether a snapshot's row is still there."""
+    """Tell whether a snapshot exists."""
     found = connection.execute(select(snapshots.c.id).where(snapshots.c.id == snapshot_id))
     return found.first() is not None
 
 
 def snapshot_failed(connection: Connection, snapshot_id: str, error: Mapping[str, str]) -> None:
-    """A snapshot's create failed: it is in error, unless its delete was accepted."""
+    """Put a snapshot that could not be created in error, unless its delete was accepted."""
     connection.execute(
         update(snapshots)
         .where(snapshots.c.id == snapshot_id, snapshots.c.status == SnapshotStatus.CREATING.value)
@@ -64,7 +67,7 @@ def snapshot_failed(connection: Connection, snapshot_id: str, error: Mapping[str
 
 
 def remove_snapshot(connection: Connection, snapshot_id: str) -> None:
-    """Nothing of the snapshot is left: its row goes."""
+    """Delete a snapshot's row, after the snapshot itself is deleted."""
     audits.add_tombstone(connection, OwnerKind.SNAPSHOT, snapshot_id)
     connection.execute(delete(snapshots).where(snapshots.c.id == snapshot_id))
 
@@ -77,6 +80,6 @@ _COUNT_SNAPSHOTS = Prepared(
 
 
 def snapshots_of(connection: Connection, share_id: str) -> int:
-    """How many snapshots a share has."""
+    """Return the number of a share's snapshots."""
     [row] = _COUNT_SNAPSHOTS.all(connection, share=share_id)
     return int(row.number)

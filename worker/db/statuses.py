@@ -1,6 +1,6 @@
-"""Rows by id, and status changes along the transition tables of :mod:`worker.model`.
+"""Rows by id, and changes of status that the transition tables of :mod:`worker.model` allow.
 
-A write that finds another status than it may come from changes nothing and raises.
+A change that is not allowed from the row's present status writes nothing and raises.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def by_id(table: Table) -> Prepared:
 
 
 def row_of(connection: Connection, by_id: Prepared, object_id: str, kind: ObjectKind) -> Row[Any]:
-    """Return a row for a step; raise when the operation's object is gone."""
+    """Return a row for a step; raise Fatal when the operation's object no longer exists."""
     row = by_id.first(connection, object_id=object_id)
     if row is None:
         raise gone(kind, object_id)
@@ -47,7 +47,7 @@ def row_of(connection: Connection, by_id: Prepared, object_id: str, kind: Object
 
 
 def gone(kind: ObjectKind, object_id: str) -> Fatal:
-    """Return the error that an operation's object does not exist any more."""
+    """Return the error for an operation on an object that no longer exists."""
     return Fatal(
         f"The {kind.words} {object_id} does not exist any more.",
         object=kind.ref(object_id),
@@ -85,7 +85,7 @@ def moved(
     status: StrEnum,
     values: Mapping[str, Any],
 ) -> Row[Any] | None:
-    """Move a row to a status along its transitions; None when it may not go there."""
+    """Change a row's status and ``values``; None, writing nothing, if that is not allowed."""
     return _moving(table, status, tuple(values)).first(
         connection,
         object_id=object_id,
@@ -100,7 +100,7 @@ def move(
     status: StrEnum,
     values: Mapping[str, Any],
 ) -> Row[Any]:
-    """Move a row to a status along its transitions, or raise."""
+    """Change a row's status and ``values``; raise, writing nothing, if that is not allowed."""
     row = moved(connection, table, object_id, status, values)
     if row is None:
         kind = ObjectKind(table.name.removesuffix("s"))

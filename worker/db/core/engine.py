@@ -1,11 +1,12 @@
 """Engines, transactions and the database's own clock.
 
-An engine is opened after the fork and belongs to one process. Both drivers are left in autocommit
-mode, and BEGIN is said here: a statement that is a transaction by itself then costs one round trip.
+An engine is opened after the fork and belongs to one process. Both drivers stay in autocommit
+mode, and this module sends BEGIN: a statement that is a transaction by itself then costs one round
+trip.
 SQLite (the embedded default) runs in WAL mode with ``synchronous=FULL``, begins every transaction
 with ``BEGIN IMMEDIATE`` (a read that turns into a write would otherwise fail with "database is
-locked") and waits for its lock. What is PostgreSQL's alone is imported where it is needed: on
-SQLite the command does not wait for psycopg.
+locked") and waits for its lock. The module for PostgreSQL is imported only where it is needed, so
+that commands on SQLite do not spend time on importing psycopg.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ WHERE name = 'default_transaction_read_only' AND setting = 'on'
 
 
 class db_now(FunctionElement[float]):  # noqa: N801 - it reads as the SQL function that it is
-    """Seconds since the epoch on the database's clock, so that hosts' clocks do not matter."""
+    """Seconds since the epoch on the database's clock, which all hosts share."""
 
     type = Float()
     inherit_cache = True
@@ -60,7 +61,7 @@ def engine_for(url: str) -> Engine:
     key = (os.getpid(), url)
     found = _engines.get(key)
     if found is None:
-        # Engines inherited over a fork share sockets with the parent: forget, never dispose.
+        # Engines inherited from the parent share its sockets: drop them without closing.
         for inherited in [known for known in _engines if known[0] != key[0]]:
             del _engines[inherited]
         found = _engines[key] = open_engine(make_url(url))
@@ -70,7 +71,7 @@ def engine_for(url: str) -> Engine:
 def open_engine(url: URL, *, limited: bool = True) -> Engine:
     """Open a new engine; most callers want :func:`engine_for`.
 
-    A migration is not ``limited``: its statements take as long as they take.
+    ``limited``: statements and idle transactions have a time limit; migrations turn it off.
     """
     if url.get_backend_name() == "sqlite":
         engine = create_engine(
@@ -86,10 +87,10 @@ def open_engine(url: URL, *, limited: bool = True) -> Engine:
         pool_size=3,
         max_overflow=2,
         pool_pre_ping=False,
-        pool_use_lifo=True,  # one server process is kept warm, the others are for the heartbeat
+        pool_use_lifo=True,  # reuse one warm server process; the others are for the heartbeat
         isolation_level="AUTOCOMMIT",
-        use_native_hstore=False,  # nothing is asked about a type that no table has
-        hide_parameters=True,  # what was asked for stands in no log
+        use_native_hstore=False,  # no table has that type, so psycopg need not look it up
+        hide_parameters=True,  # parameters may be secret: they appear in no log
     )
 
     @event.listens_for(engine, "do_connect")
@@ -102,13 +103,13 @@ def open_engine(url: URL, *, limited: bool = True) -> Engine:
 
 
 def _replace_unfit(context: ExceptionContext) -> None:
-    """Replace the pool's connections when their server turns out to be of no use."""
+    """Replace the pool's connections when an error shows that their server cannot serve."""
     if is_server_unfit(context.original_exception):
         context.is_disconnect = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _record: Any) -> None:
-    connection.isolation_level = None  # the driver's own BEGIN would come first otherwise
+    connection.isolation_level = None  # otherwise the driver sends a BEGIN of its own first
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
@@ -131,9 +132,10 @@ def _begin(connection: Connection) -> None:
 
 
 def check_settings(url: str) -> None:
-    """Refuse, at a process's start, a database that cannot serve as it is set up.
+    """Refuse to start on a database whose settings make it unusable.
 
-    Raises :class:`~worker.errors.ConfigurationError`. A database that is away is waited for later.
+    Raises :class:`~worker.errors.ConfigurationError`. Does nothing when the database cannot be
+    reached: the process waits for it later.
     """
     target = make_url(url)
     if target.get_backend_name() == "sqlite":
@@ -162,22 +164,23 @@ def check_settings(url: str) -> None:
 
 @contextmanager
 def transaction(engine: Engine) -> Iterator[Connection]:
-    """One transaction: committed at the end, rolled back by an exception."""
+    """Open a transaction; commit it at the end of the block, roll it back on an exception."""
     with engine.begin() as connection:
         yield connection
 
 
 def wait_for_locks(connection: Connection, seconds: float) -> None:
-    """Let this transaction fail when a row that it wants is another's for longer (PostgreSQL)."""
+    """Limit how many seconds this transaction waits for a locked row (PostgreSQL only)."""
     if connection.dialect.name == "postgresql":
         connection.exec_driver_sql(f"SET LOCAL lock_timeout = {int(seconds * 1000)}")
 
 
 @contextmanager
 def statement(engine: Engine) -> Iterator[Connection]:
-    """One statement that is a transaction by itself: PostgreSQL is asked once, not three times.
+    """Open a connection for one statement that is a transaction by itself.
 
-    Not behind a pooler, where the session's settings hold for a transaction only.
+    On PostgreSQL that costs one round trip instead of three. Behind a pooler a transaction is
+    opened all the same, because the session's settings hold for one transaction only.
     """
     with engine.connect() as connection:
         if engine.dialect.name == "sqlite" or _is_pooled(connection):
@@ -196,10 +199,10 @@ def _is_pooled(connection: Connection) -> bool:
 
 @contextmanager
 def reading(engine: Engine) -> Iterator[Connection]:
-    """A look that changes nothing.
+    """Open a connection that only reads.
 
-    On SQLite it sees one state and does not wait for writers; on PostgreSQL each of its
-    statements sees what is committed by then, as in any transaction at READ COMMITTED.
+    On SQLite all its statements see one snapshot and wait for no writer; on PostgreSQL each
+    statement sees what is committed when it starts, as in any transaction at READ COMMITTED.
     """
     if engine.dialect.name == "sqlite":
         with engine.connect().execution_options(read_only=True) as connection, connection.begin():
@@ -213,9 +216,9 @@ INSERTS: Final[Mapping[str, Callable[[Table], postgresql.Insert | sqlite.Insert]
     "postgresql": postgresql.insert,
     "sqlite": sqlite.insert,
 }
-"""Inserts that can say what happens on a conflict, in each database's own dialect."""
+"""Constructors of INSERT with an ON CONFLICT clause, by the dialect's name."""
 
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
-    """An insert that can say what happens on a conflict, in the connection's dialect."""
+    """Return an INSERT that takes an ON CONFLICT clause, in the connection's dialect."""
     return INSERTS[connection.dialect.name](table)

@@ -1,7 +1,7 @@
-"""What a database's error means: an outage that passes, or a defect; and loops that outlast one.
+"""Tell outages of the database from defects, and retry transactions during an outage.
 
-An outage is any error that says nothing against the statement: sent again later, or to the server
-that has taken over, the same statement succeeds.
+An outage is any error that the statement did not cause: the same statement succeeds when it is
+sent again later, or to the server that has taken over.
 """
 
 from __future__ import annotations
@@ -34,32 +34,32 @@ _SERVER_UNFIT: Final = (
     "XX001",  # damaged data or index on this server; its standby may be sound.
     "XX002",
 )
-"""SQLSTATEs (by prefix) after which the connection is replaced: another server may be better.
+"""SQLSTATEs (by prefix) after which the connection is replaced: another server may do better.
 
-Not XX000, "internal error": a statement of ours may cause it every time.
+XX000, "internal error", is not one of them: a statement of ours may cause it every time.
 """
 _RACE_LOST: Final = (
-    "40",  # deadlock, serialization failure: rolled back so that somebody else could go on
+    "40",  # deadlock, serialization failure: rolled back so that another transaction could go on
     "55006",  # the object is in use
-    "55P03",  # a lock was not had in time
+    "55P03",  # a lock was not obtained in time
     "57014",  # the statement took too long, or somebody cancelled it
 )
 """SQLSTATEs after which the same connection may try again."""
 _SQLITE_OUTAGES: Final = {
     *(sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
-    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),  # a full disk may be given room again
+    *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR),  # space may be freed on a full disk
     *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN),  # remounted read-only, or not mounted
 }
 
 
 def is_server_unfit(error: BaseException | None) -> bool:
-    """Whether PostgreSQL's error says that the connection should be replaced by a new one."""
+    """Tell whether PostgreSQL's error asks for a new connection."""
     state = getattr(error, "sqlstate", None)
     return state is not None and state.startswith(_SERVER_UNFIT)
 
 
 def is_passing(error: BaseException) -> bool:
-    """Whether a database error is an outage or a lost race rather than a defect."""
+    """Tell whether a database error is an outage or a lost race rather than a defect."""
     if isinstance(error, NoConnectionLeft):
         return True
     if not isinstance(error, DBAPIError):
@@ -78,10 +78,10 @@ def is_passing(error: BaseException) -> bool:
 
 
 def patiently(seconds: float = RECONNECT_SECONDS) -> Retrying:
-    """Tenacity's loop around one whole transaction, for outages of seconds and lost races.
+    """Return tenacity's loop that retries a whole transaction for ``seconds``.
 
-    There is a second attempt even if the first took longer than that: it may have waited for a
-    server that had gone silent.
+    It retries after outages and lost races. A second attempt is made even if the first one took
+    longer than ``seconds``: it may have waited for a server that no longer answered.
     """
     return Retrying(
         retry=retry_if_exception(is_passing),
@@ -92,7 +92,7 @@ def patiently(seconds: float = RECONNECT_SECONDS) -> Retrying:
 
 
 def racing(seconds: float = RECONNECT_SECONDS) -> Retrying:
-    """As :func:`patiently`, and for races too: what loses to a unique constraint looks again."""
+    """Return a loop as :func:`patiently`, which also retries after a unique constraint failed."""
     return Retrying(
         retry=retry_if_exception(lambda e: isinstance(e, IntegrityError) or is_passing(e)),
         stop=stop_all(stop_after_delay(seconds), stop_after_attempt(2)),

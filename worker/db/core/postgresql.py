@@ -1,10 +1,10 @@
-"""Connections to PostgreSQL that never wait for ever and rely on nobody's settings.
+"""Connections to PostgreSQL with time limits and with settings of their own.
 
-A role, a database or a server may have any default. What the engine relies on is therefore set
-after connecting, in one statement and not as a startup parameter: PgBouncer refuses those, and
-they would replace the ``options`` of the URL. Behind a pooler, which may give each transaction
-another server process, nothing outlives a transaction: there the settings are made at each
-transaction's beginning and no statement is prepared.
+A role, a database or a server may have any default. The settings that the engine relies on are
+therefore made after connecting, in one statement. They are not sent as startup parameters, which
+PgBouncer refuses and which would replace the ``options`` of the URL. A pooler may give each
+transaction another server process; behind one, the settings are made at the beginning of each
+transaction, and no statement is prepared.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from sqlalchemy.exc import DBAPIError
 from worker.db.core.outages import is_server_unfit
 
 IDLE_TRANSACTION_SECONDS: Final = 10
-"""A process that is stopped in a transaction holds its rows no longer than this."""
+"""The server ends a transaction that is idle for longer, as when its process hangs."""
 STATEMENT_SECONDS: Final = 10
-"""The server cancels a statement that takes longer. Ours take milliseconds, or wait for a lock."""
+"""The server cancels a statement that takes longer; usual ones take milliseconds."""
 SILENCE_SECONDS: Final = 12
-"""The client gives a connection up when a statement's answer takes longer.
+"""The client closes a connection when a statement's answer takes longer.
 
-That is longer than the server's own limit, so a server that lives has answered by then. TCP alone
-does not tell: whatever forwards the connection may acknowledge what it never delivers.
+It is longer than the server's own limit, so a working server has answered by then. TCP alone does
+not detect a lost server: a proxy on the way may acknowledge packets that it never delivers.
 """
 _CONNECT_ARGUMENTS: Final[Mapping[str, Any]] = {
     "connect_timeout": 10,
@@ -40,16 +40,17 @@ _CONNECT_ARGUMENTS: Final[Mapping[str, Any]] = {
     "keepalives_count": 3,
     "client_encoding": "utf8",
 }
-"""For what the URL leaves open: a host that vanishes is noticed within about ten seconds."""
+"""Defaults for the URL: the loss of the host is noticed within about ten seconds."""
 _CURSOR = "sharewright.cursor"
 _TRANSACTION_TIMEOUT_SINCE: Final = 170000
 Answer = TypeVar("Answer")
 
 
 class PostgresConnection(psycopg.Connection[Any]):
-    """A connection that breaks when the server is silent for :data:`SILENCE_SECONDS`.
+    """Connection that fails when the server does not answer for :data:`SILENCE_SECONDS`.
 
-    ``is_pooled``: a pooler stands between us and the server. ``begin`` starts a transaction.
+    ``is_pooled``: there is a pooler between this process and the server. ``begin`` is the SQL that
+    starts a transaction.
     """
 
     is_pooled: bool = False
@@ -57,7 +58,7 @@ class PostgresConnection(psycopg.Connection[Any]):
     is_limited: bool = True
 
     def wait(self, gen: PQGen[Answer], *args: Any, **options: Any) -> Answer:
-        """Wait for the server's answer as psycopg does, but not for ever."""
+        """Wait for the server's answer as psycopg does, with a time limit."""
         return super().wait(self._bounded(gen) if self.is_limited else gen, *args, **options)
 
     def _bounded(self, gen: PQGen[Answer]) -> PQGen[Answer]:
@@ -80,11 +81,11 @@ class PostgresConnection(psycopg.Connection[Any]):
 def connect(
     arguments: tuple[Any, ...], options: Mapping[str, Any], *, limited: bool
 ) -> PostgresConnection:
-    """Connect and make the session's settings; without time limits unless ``limited``."""
+    """Connect and apply the session's settings, time limits only if ``limited``."""
     given = {**_CONNECT_ARGUMENTS, **options}
     connection = PostgresConnection.connect(*arguments, autocommit=True, **given)
     try:
-        # A pooler invents a process number for its clients.
+        # A pooler tells its clients a process number of its own making.
         (process,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (None,)
         connection.is_pooled = process != connection.info.backend_pid
         connection.is_limited = limited
@@ -102,13 +103,13 @@ def connect(
 
 
 def _settings(server_version: int, *, limited: bool) -> dict[str, str]:
-    """What every session relies on, in SQL."""
+    """Return the settings of every session, as SQL expressions by name."""
     settings = {
         "statement_timeout": f"'{STATEMENT_SECONDS if limited else 0}s'",
         "lock_timeout": "'0'",
         "idle_in_transaction_session_timeout": f"'{IDLE_TRANSACTION_SECONDS}s'",
         "default_transaction_isolation": "'read committed'",
-        # What is acknowledged must survive the server's crash. Only "off" breaks that.
+        # A committed transaction must survive a crash of the server; only "off" breaks that.
         "synchronous_commit": "CASE current_setting('synchronous_commit') WHEN 'off' THEN 'on' "
         "ELSE current_setting('synchronous_commit') END",
     }
@@ -147,11 +148,11 @@ def send(
         gone = driver.closed or driver.broken or is_server_unfit(error)
         if gone:
             connection.invalidate(error)
-            # The others lead to the same server.
+            # The pool's other connections lead to the same server.
             connection.engine.dispose()
         raise DBAPIError.instance(
             text,
-            None,  # what was asked for stands in no log
+            None,  # parameters may be secret: they appear in no log
             error,
             psycopg.Error,
             connection_invalidated=gone,

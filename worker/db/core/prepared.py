@@ -1,9 +1,9 @@
-"""Statements that are built once, for what every share goes through.
+"""Statements that are built once per process, for the paths that every share takes.
 
-Of the CPU that a small statement takes on PostgreSQL, SQLAlchemy's share is three quarters when it
-is built anew, and half when it is not (docs/explanation/performance.md). A :class:`Prepared` is
-compiled once a process; its text then goes to psycopg itself, which prepares it on the server. On
-SQLite, where a statement costs more than what is around it, SQLAlchemy runs it.
+SQLAlchemy uses three quarters of the CPU time of a small statement on PostgreSQL when the
+statement is built anew, and half when it is not (docs/explanation/performance.md). A
+:class:`Prepared` is compiled once per process; its text then goes to psycopg directly, which
+prepares it on the server. On SQLite, where the statement itself costs most, SQLAlchemy runs it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Compiled:
-    """A statement as psycopg takes it, and what SQLAlchemy's types make of its parameters."""
+    """Statement as psycopg takes it, and the conversion of each parameter by its SQL type."""
 
     text: str
     convert: Mapping[str, Callable[[Any], Any]]
@@ -34,10 +34,10 @@ class _Compiled:
 
 
 class Prepared:
-    """A statement whose parameters are named by ``bindparam``.
+    """Statement with parameters named by ``bindparam``.
 
-    What differs between the databases is given as a function of the dialect's name; it is built
-    when it is first run.
+    A statement that differs between the databases is given as a function of the dialect's name,
+    which is called on first use.
     """
 
     def __init__(self, build: Executable | Callable[[str], Executable]) -> None:
@@ -46,28 +46,28 @@ class Prepared:
         self._compiled: _Compiled | None = None
 
     def first(self, connection: Connection, **values: Any) -> Row[Any] | None:
-        """Run it; return the first row."""
+        """Run the statement; return its first row, or None."""
         if connection.dialect.name == "sqlite":
             return connection.execute(self.statement("sqlite"), values).first()
-        # A named tuple of psycopg's has all that is asked of a row: names, and _asdict.
+        # psycopg's named tuple has all that callers use of a row: the names, and _asdict.
         return cast("Row[Any] | None", self._send(connection, values).fetchone())
 
     def all(self, connection: Connection, **values: Any) -> Sequence[Row[Any]]:
-        """Run it; return all rows."""
+        """Run the statement; return all its rows."""
         if connection.dialect.name == "sqlite":
             return connection.execute(self.statement("sqlite"), values).all()
         return cast("Sequence[Row[Any]]", self._send(connection, values).fetchall())
 
     def run(self, connection: Connection, **values: Any) -> int:
-        """Run it; return how many rows it changed, if it returns none."""
+        """Run a statement that returns no rows; return how many rows it changed."""
         if connection.dialect.name == "sqlite":
             return connection.execute(self.statement("sqlite"), values).rowcount
         return self._send(connection, values).rowcount
 
     def statement(self, dialect: str) -> Any:
-        """The statement for a dialect, its constants written out.
+        """Return the statement for a dialect, with its constants as literals.
 
-        A plan that serves every value of a parameter cannot use a partial index.
+        As parameters they would keep PostgreSQL's generic plan from using partial indexes.
         """
         if dialect not in self._built:
             built = self._build(dialect) if callable(self._build) else self._build

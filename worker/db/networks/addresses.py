@@ -1,9 +1,9 @@
-"""The address book: which share server holds which address of a flat network.
+"""The address store: which share server holds which address of a flat network.
 
-Addresses that may be given out get rows a few at a time, behind a cursor over the ranges; a taker
-picks free rows, longest-rested first. So a take costs the same however full the ranges are,
-concurrent takers on PostgreSQL pick different rows without waiting for each other, and an IPv6 /64
-has about as many rows as it had servers at once.
+A cursor moves over the ranges and adds rows for a few addresses at a time. Taking an address picks
+free rows, those released longest ago first. The cost of a take therefore does not depend on how
+full the ranges are, concurrent transactions on PostgreSQL pick different rows without waiting for
+each other, and an IPv6 /64 has about as many rows as it ever had servers at once.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.model import Holding
 
 ROWS_AT_ONCE: Final = 64
-"""Addresses that get a row in one go; with fewer the cursor is contended."""
+"""Number of addresses that get rows in one transaction; with fewer, many wait for the cursor."""
 ROWS_AT_ONCE_MAX: Final = 4096
-"""As many when the first were in use already, because the ranges were edited."""
+"""The same number when the first addresses have rows already, because the ranges were edited."""
 WORTH_WAITING: Final = 60.0
-"""Seconds: a rest that ends sooner is waited for, with a longer one the pool is exhausted."""
+"""Longest rest, in seconds, that a take waits for; otherwise the pool counts as exhausted."""
 SHORTEST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class _Taking:
-    """One call of take; ``ranges`` are sorted."""
+    """Arguments of one call of ``take``; ``ranges`` are sorted."""
 
     domain: str
     ranges: tuple[tuple[int, int], ...]
@@ -55,7 +55,7 @@ class _Taking:
 
     @property
     def free(self) -> ColumnElement[bool]:
-        """Rows that nobody holds and that the present ranges contain."""
+        """Condition for rows that no server holds and that lie in the configured ranges."""
         return and_(
             addresses.c.domain == self.domain,
             addresses.c.share_server_id.is_(None),
@@ -65,15 +65,15 @@ class _Taking:
         )
 
     def after(self, number: int) -> Iterator[int]:
-        """Addresses of the ranges above ``number``, lowest first."""
+        """Return the addresses of the ranges above ``number``, lowest first."""
         for low, high in self.ranges:
             yield from range(max(low, number + 1), high + 1)
 
 
 class DatabaseAddressStore:
-    """Implements :class:`~worker.helpers.network.base.AddressBook` on PostgreSQL and SQLite.
+    """:class:`~worker.helpers.network.base.AddressStore` on PostgreSQL and SQLite.
 
-    ``rest`` is how many seconds a released address rests.
+    ``rest`` is the number of seconds for which a released address is not given out again.
     """
 
     def __init__(self, url: str, *, rest: float) -> None:
@@ -83,7 +83,7 @@ class DatabaseAddressStore:
         self.leases = DatabaseLeaseStore(url)
 
     def held(self, domain: str, server_id: str) -> tuple[str, ...]:
-        """Return the addresses that the share server holds, in the order they were taken."""
+        """Return the addresses that the share server holds, in the order in which it took them."""
         with reading(engine_for(self._url)) as connection:
             return _held(connection, domain, server_id)
 
@@ -95,20 +95,20 @@ class DatabaseAddressStore:
         server_id: str,
         count: int,
     ) -> tuple[str, ...]:
-        """Bring what the server holds up to ``count`` addresses and return all of them.
+        """Take addresses until the server holds ``count`` of them; return all that it holds.
 
-        Raises :class:`~worker.errors.Fatal` and :class:`~worker.errors.NotReady` as the Protocol
-        promises.
+        Raises :class:`~worker.errors.Fatal` when the pool is exhausted, and
+        :class:`~worker.errors.NotReady` when enough addresses become free soon.
         """
         taking = _Taking(domain, tuple(sorted(ranges)), ip_version, server_id, count)
         return racing()(self._take, taking)
 
     def release(self, server_id: str) -> None:
-        """Give back all that the server holds in any domain; it rests from now on."""
+        """Release all addresses that the server holds, in every domain; their rest begins now."""
         racing()(self._release, server_id)
 
     def holdings(self) -> list[Holding]:
-        """Return who holds which address."""
+        """Return every address that is held, with its share server."""
         a = addresses.c
         with reading(engine_for(self._url)) as connection:
             rows = connection.execute(
@@ -122,11 +122,11 @@ class DatabaseAddressStore:
             taken = _from_free_rows(connection, taking)
         if taken is not None:
             return taken
-        # In a transaction of its own: whoever holds the cursor waits for locked rows, so nobody
-        # may hold rows while waiting for the cursor.
+        # A transaction of its own: the one that holds the cursor waits for locked rows, so none
+        # may hold locked rows while it waits for the cursor.
         with transaction(engine) as connection:
             taken = _behind_the_cursor(connection, taking)
-            # The cursor's way is committed either way, so that the next refusal is as cheap.
+            # The cursor's progress is committed even then, so that the next refusal is cheap.
             refusal = None if taken is not None else _refusal(connection, taking)
         if taken is not None:
             return taken
@@ -143,7 +143,7 @@ class DatabaseAddressStore:
 
 
 def _from_free_rows(connection: Connection, taking: _Taking) -> tuple[str, ...] | None:
-    """Take rows that are free this moment; None (and nothing taken) when they are too few."""
+    """Take rows that are free now; take none and return None when they are too few."""
     held = _held(connection, taking.domain, taking.server_id)
     wanted = taking.count - len(held)
     if wanted <= 0:
@@ -153,7 +153,7 @@ def _from_free_rows(connection: Connection, taking: _Taking) -> tuple[str, ...] 
 
 
 def _behind_the_cursor(connection: Connection, taking: _Taking) -> tuple[str, ...] | None:
-    """Move the cursor until enough rows are free; None (and nothing taken) at the ranges' end."""
+    """Advance the cursor until enough rows are free; return None at the end of the ranges."""
     connection.execute(
         insert_into(connection, address_cursors)
         .values(domain=taking.domain, ranges=taking.digest, last_number="")
@@ -203,7 +203,7 @@ def _held(connection: Connection, domain: str, server_id: str) -> tuple[str, ...
 def _rested(
     connection: Connection, taking: _Taking, wanted: int, *, wait: bool
 ) -> list[tuple[str, str]]:
-    """Lock up to ``wanted`` rows that may be given out; ``wait`` for those that others lock."""
+    """Lock up to ``wanted`` free rows; those locked by others are skipped unless ``wait``."""
     rows = connection.execute(
         select(addresses.c.number, addresses.c.address)
         .where(taking.free, addresses.c.rests_until <= db_now())
@@ -217,7 +217,7 @@ def _rested(
 def _mark(
     connection: Connection, taking: _Taking, ordinal: int, found: list[tuple[str, str]]
 ) -> tuple[str, ...]:
-    """Make the share server the holder of rows that are locked."""
+    """Make the share server the holder of the locked rows; return the addresses."""
     for offset, (number, _) in enumerate(found):
         connection.execute(
             update(addresses)
@@ -228,7 +228,7 @@ def _mark(
 
 
 def _refusal(connection: Connection, taking: _Taking) -> Fatal | NotReady:
-    """Say why there are not enough, and when there will be if that is soon."""
+    """Return the error when too few addresses are free: NotReady if enough will be soon."""
     now = db_now()
     missing = taking.count - len(_held(connection, taking.domain, taking.server_id))
     remaining: float | None = connection.execute(
@@ -257,8 +257,8 @@ def _refusal(connection: Connection, taking: _Taking) -> Fatal | NotReady:
     )
     return Fatal(
         f"Share server {taking.server_id} needs {missing} more addresses of {taking.domain}, and "
-        f"of the {sum(high - low + 1 for low, high in taking.ranges)} there not enough are free "
-        f"({rest}); add addresses to the pool or delete shares.",
+        f"too few of its {sum(high - low + 1 for low, high in taking.ranges)} are free ({rest}); "
+        f"add addresses to the pool or delete shares.",
         object=about,
         code=ErrorCode.ADDRESSES_EXHAUSTED,
     )
@@ -273,6 +273,6 @@ def _hex(number: int) -> str:
 
 
 def forget(connection: Connection, domain: str) -> None:
-    """Forget a flat network that is no more; its name is never used again."""
+    """Delete the rows of a flat network that was deleted; its name is never reused."""
     connection.execute(delete(addresses).where(addresses.c.domain == domain))
     connection.execute(delete(address_cursors).where(address_cursors.c.domain == domain))

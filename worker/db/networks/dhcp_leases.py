@@ -1,7 +1,8 @@
-"""Leases of DHCP servers: which share server has which, and when each is to be renewed.
+"""DHCP leases: which share server holds which, and when each is due for renewal.
 
-The reconcilers ask for the renewal of what is due, a worker claims a share server's leases and
-renews them; each of the two is one conditional update, so any number of either may run.
+A reconciler publishes a renewal for each share server with due leases; a worker claims the
+server's leases and renews them. Each of the two is one conditional update, so any number of
+reconcilers and workers may run at once.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from worker.errors import NotReady
 from worker.model import DhcpLease
 
 CLOSING_PAUSE: Final = 1.0
-"""Seconds until a look whether a renewal that was under way has ended."""
+"""Seconds after which ``close`` is tried again while a renewal is under way."""
 SHORTEST_PAUSE: Final = 10.0
-"""Seconds between attempts to renew a lease that is about to run out."""
+"""Least number of seconds between attempts to renew a lease that is about to expire."""
 
 _l = dhcp_leases.c
 _Answer = TypeVar("_Answer")
@@ -41,18 +42,18 @@ _FIELDS: Final = tuple(DhcpLease.__dataclass_fields__)
 
 
 class DatabaseLeaseStore:
-    """Implements :class:`~worker.helpers.network.base.LeaseBook` on PostgreSQL and SQLite."""
+    """:class:`~worker.helpers.network.base.LeaseStore` on PostgreSQL and SQLite."""
 
     def __init__(self, url: str) -> None:
         self._url = url
 
     def held(self, server_id: str) -> tuple[DhcpLease, ...]:
-        """Return what the share server has, or may have, by ordinal."""
+        """Return the leases that the share server has or may have, by ordinal."""
         with reading(engine_for(self._url)) as connection:
             return _held(connection, server_id)
 
     def offered(self, lease: DhcpLease) -> bool:
-        """Write down what is going to be asked for; False when another server has the address."""
+        """Store a lease before requesting it; False when another server has the address."""
         values = {name: getattr(lease, name) for name in _FIELDS}
 
         def write(connection: Connection) -> None:
@@ -72,7 +73,11 @@ class DatabaseLeaseStore:
     def acknowledged(
         self, server_id: str, ordinal: int, *, seconds: float | None, renew_after: float | None
     ) -> None:
-        """The DHCP server gave it, for so many seconds from now; None is for ever."""
+        """Record that the DHCP server granted a lease.
+
+        ``seconds`` is its length from now, None without an end; ``renew_after`` is the time until
+        its renewal, None for never.
+        """
         self._write(
             lambda connection: connection.execute(
                 update(dhcp_leases)
@@ -85,7 +90,10 @@ class DatabaseLeaseStore:
         )
 
     def close(self, server_id: str) -> tuple[DhcpLease, ...]:
-        """Return what the share server has, which nobody renews any more from now on."""
+        """Stop renewing the share server's leases, and return them.
+
+        Raises :class:`~worker.errors.NotReady` while a renewal is under way.
+        """
 
         def write(connection: Connection) -> tuple[tuple[DhcpLease, ...], float]:
             mine = _l.share_server_id == server_id
@@ -99,13 +107,13 @@ class DatabaseLeaseStore:
         if busy > 0:
             raise NotReady(
                 f"The DHCP leases of share server {server_id} are being renewed; they are "
-                f"released when that is over.",
+                f"released after the renewal.",
                 retry_after=min(busy, CLOSING_PAUSE),
             )
         return held
 
     def release_failed(self, server_id: str) -> int:
-        """Count an attempt to release that failed; return how many there were."""
+        """Count a failed attempt to release the leases; return how many there were."""
 
         def write(connection: Connection) -> int:
             counted = connection.execute(
@@ -119,7 +127,7 @@ class DatabaseLeaseStore:
         return self._write(write)
 
     def remove(self, server_id: str) -> None:
-        """Forget all that the share server had."""
+        """Delete the share server's leases."""
         self._write(
             lambda connection: connection.execute(
                 delete(dhcp_leases).where(_l.share_server_id == server_id)
@@ -127,7 +135,7 @@ class DatabaseLeaseStore:
         )
 
     def all(self) -> list[DhcpLease]:
-        """Return everybody's."""
+        """Return the leases of all share servers."""
         with reading(engine_for(self._url)) as connection:
             return [_lease(row) for row in connection.execute(select(dhcp_leases))]
 
@@ -140,7 +148,10 @@ class DatabaseLeaseStore:
 
 
 def ask(connection: Connection, *, again_after: float, limit: int) -> dict[str, list[str]]:
-    """Return share servers by backend whose leases are due; nobody else asks for a while."""
+    """Return share servers with leases due for renewal, by backend, to this caller only.
+
+    They are not returned again for ``again_after`` seconds.
+    """
     due = (
         select(_l.share_server_id)
         .where(_is_due(), _l.asked_until < db_now())
@@ -155,7 +166,7 @@ def ask(connection: Connection, *, again_after: float, limit: int) -> dict[str, 
     )
     asked = sorted(set(rows.scalars()))
     backends: dict[str, list[str]] = {}
-    # Leases without a server are not found here: nobody renews what nobody uses.
+    # Leases without a server are left out: they are not in use, so they are not renewed.
     for row in connection.execute(
         select(share_servers.c.id, share_servers.c.backend).where(share_servers.c.id.in_(asked))
     ):
@@ -164,7 +175,7 @@ def ask(connection: Connection, *, again_after: float, limit: int) -> dict[str, 
 
 
 def claim(connection: Connection, server_id: str, seconds: float) -> bool:
-    """Become the one that renews a share server's leases; False when there is nothing to do."""
+    """Claim the renewal of a share server's leases for ``seconds``; False when none is due."""
     taken = connection.execute(
         update(dhcp_leases)
         .where(_l.share_server_id == server_id, _is_due())
@@ -174,7 +185,7 @@ def claim(connection: Connection, server_id: str, seconds: float) -> bool:
 
 
 def renewed(connection: Connection, server_id: str) -> None:
-    """All leases of a share server were renewed: the next time is theirs, and nobody's now."""
+    """Record that all leases of a share server were renewed, and release the claim."""
     connection.execute(
         update(dhcp_leases)
         .where(_l.share_server_id == server_id)
@@ -183,7 +194,11 @@ def renewed(connection: Connection, server_id: str) -> None:
 
 
 def not_renewed(connection: Connection, server_id: str, *, pause_when_expired: float) -> bool:
-    """Try again at half of the time that is left (RFC 2131 §4.4.5); whether none is left."""
+    """Retry a failed renewal after half of the time left (RFC 2131 §4.4.5).
+
+    True if a lease of the share server has expired; the pause is then ``pause_when_expired``
+    seconds.
+    """
     mine = _l.share_server_id == server_id
     left = connection.execute(select(func.min(_l.expires_at) - db_now()).where(mine)).scalar_one()
     expired = left is not None and left <= 0
@@ -198,9 +213,10 @@ def not_renewed(connection: Connection, server_id: str, *, pause_when_expired: f
 
 
 def forget_orphans(connection: Connection) -> int:
-    """Forget leases that ran out of share servers that are no more; return how many.
+    """Delete leases of deleted share servers, once they have expired; return how many.
 
-    A worker that woke up too late may have made one.
+    A lease without an end is deleted at once. A worker that was suspended while the server was
+    deleted may have stored one.
     """
     alive = exists(select(share_servers.c.id).where(share_servers.c.id == _l.share_server_id))
     return connection.execute(

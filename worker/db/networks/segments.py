@@ -1,8 +1,8 @@
-"""The segment book: which share network has which segment id and subnet.
+"""The segment store: which share network has which segment id and subnet.
 
-A segment has a row while it is in use or rests. The rows that hold it are its share servers; the
-transaction that takes the last of them away lets it rest. All transactions about one segment lock
-its row first, so that nobody gets on a segment that is being given up.
+A segment has a row while it is in use or rests. It is held by its share servers' rows; its rest
+begins in the transaction that removes the last of them. All transactions on one segment lock its
+row first, so that no server is added to a segment that is being removed.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from worker.errors import ErrorCode, Fatal, NotReady, ObjectKind
 from worker.model import Holding, Segment, SegmentSource
 
 CLOSING_PAUSE: Final = 2.0
-"""Seconds until a look whether a segment that is being dismantled is gone."""
+"""Seconds after which ``take`` is tried again while the old segment is being removed."""
 
 
 class DatabaseSegmentStore:
-    """Implements :class:`~worker.helpers.network.base.SegmentBook` on PostgreSQL and SQLite.
+    """:class:`~worker.helpers.network.base.SegmentStore` on PostgreSQL and SQLite.
 
-    ``rest`` is how many seconds a segment rests that nobody holds any more.
+    ``rest`` is the number of seconds for which a released segment is not given out again.
     """
 
     def __init__(self, url: str, *, rest: float) -> None:
@@ -37,25 +37,29 @@ class DatabaseSegmentStore:
     def take(
         self, source: SegmentSource, share_network_id: str, server_id: str, cidr: str | None
     ) -> Segment:
-        """Put the server on its share network's segment; raises as the Protocol promises."""
+        """Add the server to its share network's segment, taking a new one if there is none.
+
+        Raises :class:`~worker.errors.Fatal` when no segment or subnet is free, and
+        :class:`~worker.errors.NotReady` while the network's old segment is being removed.
+        """
         return racing()(self._take, source, share_network_id, server_id, cidr)
 
     def held(self, server_id: str) -> Segment | None:
-        """Return the segment that the server is on."""
+        """Return the segment that the server is on, or None."""
         with reading(engine_for(self._url)) as connection:
             row = _held(connection, server_id, lock=False)
         return None if row is None else _segment(row)
 
     def close(self, server_id: str) -> Segment | None:
-        """Return the server's segment if nobody else is on it, and let nobody else on it."""
+        """Close the server's segment to others and return it; None while others are on it."""
         return racing()(self._close, server_id)
 
     def release(self, server_id: str) -> None:
-        """Take the server off its segment, which rests if it was the last."""
+        """Remove the server from its segment; the last one's removal begins the segment's rest."""
         racing()(self._release, server_id)
 
     def holdings(self) -> list[Holding]:
-        """Return who is on which segment."""
+        """Return every segment that is held, with its share server."""
         h = segment_holders.c
         with reading(engine_for(self._url)) as connection:
             rows = connection.execute(select(h.share_server_id, h.domain, h.segmentation_id))
@@ -79,15 +83,15 @@ class DatabaseSegmentStore:
                 .with_for_update()
             ).first()
             if row is None:
-                row = _given(connection, source, share_network_id, cidr)
+                row = _insert(connection, source, share_network_id, cidr)
             elif row.closing_for is not None:
                 raise NotReady(
                     f"The segment {row.segmentation_id} of share network {share_network_id} is "
-                    f"being removed with its last share server; a new one follows.",
+                    f"being removed with its last share server; another one is taken afterwards.",
                     retry_after=CLOSING_PAUSE,
                 )
             elif row.rests_until is not None:
-                row = _given_back(connection, source, row, cidr)
+                row = _reuse(connection, source, row, cidr)
             if _holders(connection, row, server_id) == 0:
                 connection.execute(
                     insert(segment_holders).values(
@@ -145,7 +149,7 @@ def _held(connection: Connection, server_id: str, *, lock: bool = True) -> Row[A
 
 
 def _holders(connection: Connection, row: Row[Any], server_id: str | None = None) -> int:
-    """Count the servers on a segment, or whether one server is on it."""
+    """Count the servers on a segment; with ``server_id``, count that server only (0 or 1)."""
     holders = segment_holders.c
     count = (
         select(func.count())
@@ -157,10 +161,10 @@ def _holders(connection: Connection, row: Row[Any], server_id: str | None = None
     return connection.execute(count).scalar_one()
 
 
-def _given(
+def _insert(
     connection: Connection, source: SegmentSource, share_network_id: str, cidr: str | None
 ) -> Row[Any]:
-    """Write a new segment; an IntegrityError means that somebody was faster with the same."""
+    """Insert a new segment; an IntegrityError means that another transaction took the same."""
     taken = connection.execute(
         select(segments.c.segmentation_id)
         .where(segments.c.domain == source.domain, segments.c.segmentation_id.between(*source.ids))
@@ -189,10 +193,10 @@ def _given(
     ).one()
 
 
-def _given_back(
+def _reuse(
     connection: Connection, source: SegmentSource, row: Row[Any], cidr: str | None
 ) -> Row[Any]:
-    """End the rest of a share network's segment, whose wish for a subnet may have changed."""
+    """End the rest of a share network's segment; its subnet changes if ``cidr`` has changed."""
     chosen = None if cidr else row.chosen_cidr
     if not cidr and not chosen:
         chosen = _free_subnet(connection, source, row.share_network_id)
@@ -205,7 +209,7 @@ def _given_back(
 
 
 def _first_gap(ids: tuple[int, int], taken: Iterable[int]) -> int | None:
-    """Return the lowest number that is not taken; ``taken`` come in order."""
+    """Return the lowest number that is not taken; ``taken`` is sorted."""
     first, last = ids
     for before, number in pairwise((first - 1, *taken, last + 1)):
         if number > before + 1:
@@ -214,7 +218,7 @@ def _first_gap(ids: tuple[int, int], taken: Iterable[int]) -> int | None:
 
 
 def _free_subnet(connection: Connection, source: SegmentSource, share_network_id: str) -> str:
-    """Return the first subnet that overlaps none that was chosen before."""
+    """Return the first subnet that overlaps none of those in use or resting."""
     if source.subnets is None:
         raise Fatal(
             f"Share network {share_network_id} names no cidr and its backend has no subnets to "
@@ -235,7 +239,7 @@ def _free_subnet(connection: Connection, source: SegmentSource, share_network_id
             continue
         if network.first >= position + size:
             break
-        # The next boundary of a subnet behind the one that is in the way.
+        # The next boundary of a subnet after the overlapping one.
         position = whole.first + -(-(network.last + 1 - whole.first) // size) * size
     if position + size - 1 > whole.last:
         raise Fatal(

@@ -1,10 +1,11 @@
-"""Overdue operations: how the reconciler finds them, and how it takes them up again.
+"""Recovery of overdue operations: how the reconciler finds them and publishes them again.
 
-It is told the versions of sagas that its release knows, and leaves all others alone: a newer
-release's reconciler takes those up, and each re-drive would make that one's messages stale.
+A reconciler passes the versions of sagas that its release knows, and all other operations are left
+alone. The reconcilers of a newer release recover those, and publishing them here too would make
+the newer release's messages stale.
 
-Each queue has its share of what is found, so that a worker group which is down, with thousands of
-overdue operations, keeps nobody else's from being found.
+Every query returns operations of each queue, so that thousands of overdue operations of one worker
+group that is down do not hide those of the others.
 """
 
 from __future__ import annotations
@@ -36,13 +37,13 @@ from worker.model import Phase
 _o = operations.c
 
 Versions = Sequence[tuple[str, int]]
-"""Names and versions of sagas."""
+"""Pairs of a saga's name and version."""
 
 
 def due(
     connection: Connection, phases: Sequence[Phase], limit: int, *, known: Versions
 ) -> list[Operation]:
-    """Return operations whose deadline has passed, the longest overdue of each queue first."""
+    """Return up to ``limit`` overdue operations, taking turns between queues, oldest first."""
     overdue = and_(
         _o.due_at < db_now(),
         _o.phase.in_([phase.value for phase in phases]),
@@ -80,22 +81,23 @@ def _overdue(known: Versions) -> ColumnElement[bool]:
 
 @dataclass(frozen=True, slots=True)
 class Claimed:
-    """How far the workers of a queue have come: what was queued before these times, was claimed.
+    """Progress of a queue's workers: all messages queued before these times have been claimed.
 
-    ``first`` is for the first steps of operations, ``later`` for those that follow: they have a
-    higher priority, so a first step is claimed only when no later one is in the queue.
+    ``first`` is for the first steps of operations, ``later`` for all others. Later steps have a
+    higher priority, so a first step is claimed only when no later one is in the queue. Both are
+    seconds since the epoch.
     """
 
     first: float = 0.0
     later: float = 0.0
 
     def and_then(self, other: Claimed) -> Claimed:
-        """Return what both say."""
+        """Return the progress that both together show."""
         return Claimed(max(self.first, other.first), max(self.later, other.later))
 
     @property
     def lost(self) -> ColumnElement[bool]:
-        """That a queued message is lost: what came after it was claimed."""
+        """Condition that a queued message is lost: one published after it has been claimed."""
         return _o.queued_at < case((_is_first(), self.first), else_=self.later)
 
 
@@ -104,9 +106,10 @@ def _is_first() -> ColumnElement[bool]:
 
 
 def claimed(connection: Connection, *, strict_priorities: bool) -> dict[str, Claimed]:
-    """Return how far the workers of each queue have come, as seen from the steps in hand.
+    """Return the progress of each queue's workers, derived from the steps that are running.
 
-    Where the broker takes priorities as a hint only, a later step may wait behind a first one.
+    Without ``strict_priorities`` the broker takes priorities as a hint only, and a later step may
+    wait behind a first one.
     """
     is_first = _is_first().label("is_first")
     rows = connection.execute(
@@ -126,19 +129,19 @@ def claimed(connection: Connection, *, strict_priorities: bool) -> dict[str, Cla
 
 
 def is_lost(seen: Claimed | None) -> ColumnElement[bool]:
-    """That an overdue message is lost; None: the queue is empty, so every one is."""
+    """Return the condition that an overdue message is lost; None for a queue that is empty."""
     return true() if seen is None else seen.lost
 
 
 def is_old(limit: float | None) -> ColumnElement[bool]:
-    """That a message was queued longer ago than a limit, if there is one."""
+    """Return the condition that a message was queued more than ``limit`` seconds ago."""
     return false() if limit is None else _o.queued_at < db_now() - limit
 
 
 def lost(
     connection: Connection, queue: str, lost: ColumnElement[bool], limit: int, *, known: Versions
 ) -> list[Operation]:
-    """Return operations of a queue whose message is lost, those that were begun first."""
+    """Return operations of a queue that have lost their message, later steps before first ones."""
     rows = connection.execute(
         select(*COLUMNS)
         .where(_overdue(known), _o.queue == queue, lost)
@@ -156,7 +159,7 @@ def postpone(
     republish_after: float,
     known: Versions,
 ) -> int:
-    """Look later at a queue's messages that only wait for their turn; return how many."""
+    """Postpone the deadline of a queue's messages that are not lost; return how many."""
     changed = connection.execute(
         update(operations)
         .where(
@@ -174,7 +177,7 @@ def postpone(
 
 
 def routes(connection: Connection, known: Versions) -> list[tuple[str, str]]:
-    """Return the queues of overdue operations, each with a backend whose steps are sent there."""
+    """Return pairs of backend and queue to which the overdue messages were sent."""
     rows = connection.execute(
         select(_o.queue, _o.backend)
         .where(
@@ -197,7 +200,7 @@ def reroute(
     republish_after: float,
     known: Versions,
 ) -> list[Dispatch]:
-    """Send a backend's overdue operations to another queue: nobody may read the old one."""
+    """Move a backend's overdue operations to another queue, since the old one may be unread."""
     overdue = (
         select(_o.seq)
         .where(
@@ -218,7 +221,7 @@ def reroute(
 
 
 def orphaned_backends(connection: Connection, configured: Iterable[str]) -> list[str]:
-    """Return the backends that live operations or share servers refer to and nobody configures."""
+    """Return the backends that live operations or share servers use and that are not configured."""
     names = sorted(configured)
     servers = share_servers.c
     rows = connection.execute(
@@ -231,7 +234,7 @@ def orphaned_backends(connection: Connection, configured: Iterable[str]) -> list
 
 
 def unknown(connection: Connection, known: Versions) -> list[tuple[str, int, int]]:
-    """Return the sagas of other releases that are overdue: name, version, how many operations."""
+    """Count overdue operations of unknown sagas; return name, version and number of each."""
     rows = connection.execute(
         select(_o.saga, _o.saga_version, func.count())
         .where(_o.due_at < db_now(), tuple_(_o.saga, _o.saga_version).not_in(known))
@@ -244,10 +247,10 @@ def unknown(connection: Connection, known: Versions) -> list[tuple[str, int, int
 def redrive(
     connection: Connection, overdue: Sequence[Operation], *, republish_after: float
 ) -> list[Dispatch]:
-    """Take up again what is overdue: a new dispatch number and deadline, then publish.
+    """Give overdue operations a new dispatch number and deadline; return messages to publish.
 
-    A wait that is over is no re-drive. Whoever else moved one of them meanwhile wins: it is left
-    out of the answer.
+    An operation that another process has changed meanwhile is left out. A wait that has ended is
+    not counted as a re-drive.
     """
     if not overdue:
         return []
@@ -259,7 +262,7 @@ def redrive(
                 locked(
                     select(_o.seq).where(
                         _o.seq.in_([one.seq for one in overdue]),
-                        # Whoever moved it meanwhile moved its deadline too.
+                        # A process that has changed it meanwhile has moved its deadline too.
                         _o.due_at < db_now(),
                     ),
                     skip_locked=True,
@@ -272,11 +275,12 @@ def redrive(
 
 
 def cap_deadlines(connection: Connection, *, lease: float, longest_pause: float) -> int:
-    """Bring deadlines that are further ahead than they can be back; return how many.
+    """Shorten deadlines that are too far ahead; return how many.
 
-    The database's clock was put back: a dead worker's lease would last until it has caught up.
-    A lease is not void at once but ends after its usual time, so that a worker that lives renews
-    it. The time is allowed twice, for processes with another configuration.
+    They occur when the database's clock was set back: a dead worker's lease would last until the
+    clock has caught up. A lease does not end at once but after its usual time, so that a living
+    worker can renew it. Twice the usual time is allowed, because other processes may have another
+    configuration.
     """
     limits = {Phase.LEASED: lease, Phase.QUEUED: lease * 1.25, Phase.WAITING: longest_pause}
     capped = 0

@@ -1,4 +1,4 @@
-"""Forget operations that ended long ago, with their timelines and aliases."""
+"""Delete operations that ended long ago, with their timelines and aliases."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ _o = operations.c
 
 
 def _old(keep: float) -> ColumnElement[bool]:
-    # A subquery is evaluated once, so that PostgreSQL finds the rows by their index. The bare
-    # clock would be looked at for every row.
+    # A subquery is evaluated once, so PostgreSQL finds the rows by their index. Without it the
+    # clock would be read for every row.
     before = select(db_now() - keep).scalar_subquery()
     return and_(_o.finished_at < before, _o.phase.is_(None))
 
 
 def has_old(connection: Connection, keep: float) -> bool:
-    """Say whether operations ended more than ``keep`` seconds ago."""
+    """Tell whether any operation ended more than ``keep`` seconds ago."""
     oldest = (
         select(_o.finished_at)
         .where(_o.finished_at.is_not(None), _o.phase.is_(None))
@@ -32,15 +32,18 @@ def has_old(connection: Connection, keep: float) -> bool:
 def forget_old(connection: Connection, keep: float, limit: int) -> int:
     """Delete at most ``limit`` operations that ended more than ``keep`` seconds ago, oldest first.
 
-    Returns how many. Those that somebody else is deleting are left to them.
+    Returns how many. Rows that another transaction is deleting are skipped.
     """
     old = select(_o.seq, _o.id).where(_old(keep)).order_by(_o.finished_at).limit(limit)
     return _delete(connection, old)
 
 
 def forget_old_audits(connection: Connection, verb: str, keep: float, limit: int) -> int:
-    """As :func:`forget_old`, for audits of backends: what they found has a table of its own."""
-    # Found by the index of resources: all other operations are kept for longer than these.
+    """Delete audits of backends as :func:`forget_old` does; their findings stay.
+
+    ``verb`` is the audits' verb.
+    """
+    # Found by the index of resources: all other operations are kept for longer than audits.
     old = (
         select(_o.seq, _o.id)
         .join(backends, backends.c.name == _o.resource_id)

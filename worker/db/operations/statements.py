@@ -1,4 +1,4 @@
-"""The journal's statements that every operation goes through, built once; see ``journal.py``."""
+"""Prepared statements of :mod:`worker.db.operations.store`, for the path of every operation."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ GIVEN: Mapping[str, Any] = {
     "queue": "",
     "task": "",
 }
-"""Columns that not every operation's values have."""
+"""Defaults of the columns that an accepted operation may leave out."""
 _VALUES = (
     *("id", "project_id", "verb", "resource_kind", "resource_id", "payload", "payload_digest"),
     *("saga", "saga_version", *GIVEN),
@@ -97,7 +97,7 @@ CLAIM = Prepared(
 
 
 def held(operation_id: Any, fence: Any) -> tuple[ColumnElement[bool], ...]:
-    """That an operation is leased under a fence."""
+    """Return the conditions that an operation is leased under a fence."""
     return (_o.id == operation_id, _o.fence == fence, _o.phase == Phase.LEASED.value)
 
 
@@ -119,10 +119,11 @@ RELEASED: Mapping[str, Any] = {
 
 
 def _ending(values: Mapping[str, Any]) -> Prepared:
-    """Build the fenced update that ends an action, with its line of the timeline.
+    """Build the fenced update that ends an action and adds it to the timeline.
 
-    It passes over an operation that was cancelled while the action ran, unless ``cancelled_too``.
-    One statement on PostgreSQL; SQLite's common table expressions cannot write.
+    It does not change an operation that was cancelled while the action ran, unless
+    ``cancelled_too``. On PostgreSQL it is one statement; SQLite cannot write in a common table
+    expression.
     """
     heeded = or_(_o.cancel_reason.is_(None), bindparam("cancelled_too", type_=Boolean))
 

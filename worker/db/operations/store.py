@@ -1,8 +1,8 @@
-"""The journal: operations, how far they are, and who is on them.
+"""The store of operations: their progress, and the lease of the worker that runs a step.
 
 Every function takes an open connection and is one statement unless its docstring says otherwise.
-A claim is fenced: its holder's later writes name the fence, and write nothing once another claim
-or a re-drive has been there (:class:`~worker.errors.LeaseLost`).
+A claim is fenced: its holder's later writes name the fence, and raise
+:class:`~worker.errors.LeaseLost` without writing after another claim or a re-drive.
 """
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ _o = operations.c
 def accept(
     connection: Connection, values: Mapping[str, Any], *, running: bool, republish_after: float
 ) -> Dispatch | None:
-    """Insert an operation, at once running or behind another on its object.
+    """Insert an operation: ``running`` at once, or queued behind another one on its object.
 
-    Returns what to ring once it is committed; None when its id or its key exists already.
+    Returns the message to publish after the commit; None when its id or its key exists already.
     """
     given = {**GIVEN, **values}
     if running:
@@ -79,7 +79,7 @@ def accept_done(
     *,
     store_again: float,
 ) -> bool:
-    """Insert an operation that its own rows complete; False when its id or key exists already."""
+    """Insert an operation that has succeeded already; False when its id or key exists."""
     statement = (
         insert_into(connection, operations)
         .values(
@@ -97,22 +97,23 @@ def accept_done(
 
 
 def live(connection: Connection, resource_kind: str, resource_id: str) -> Row[Any] | None:
-    """Return ``id`` and ``verb`` of an object's live operation, behind which others are queued.
+    """Return ``id`` and ``verb`` of an object's live operation, locked until the commit.
 
-    It is held until the commit: it then ends after it, and promotes what is queued.
+    New operations on the object are queued behind it. Because of the lock it ends only after this
+    transaction, and then starts what was queued.
     """
     return LIVE_ONE.first(connection, kind=resource_kind, object_id=resource_id)
 
 
 def is_busy(connection: Connection, resource_kind: str, resource_id: str) -> bool:
-    """Whether an object has a live operation, which is held as :func:`live` does."""
+    """Tell whether an object has a live operation, and lock it as :func:`live` does."""
     return live(connection, resource_kind, resource_id) is not None
 
 
 def unfinished(
     connection: Connection, resource_kind: str, resource_id: str, verb: str
 ) -> str | None:
-    """Return the id of an object's operation of that verb which has not ended, if there is one."""
+    """Return the id of an object's operation of a verb that has not ended, or None."""
     return connection.execute(
         select(_o.id)
         .where(
@@ -126,7 +127,7 @@ def unfinished(
 
 
 def pending(connection: Connection, resource_kind: str, resource_id: str) -> int:
-    """How many operations are queued behind an object."""
+    """Return the number of operations that are queued on an object."""
     return connection.execute(
         select(func.count())
         .select_from(operations)
@@ -139,12 +140,12 @@ def pending(connection: Connection, resource_kind: str, resource_id: str) -> int
 
 
 def _wait(republish_after: float) -> float:
-    """After how many seconds the reconciler may take a message's absence for a loss."""
+    """Return the delay, with jitter, after which an unclaimed message counts as overdue."""
     return republish_after * (1.0 + random.random() * 0.25)  # noqa: S311 - jitter, not a secret
 
 
 def queued(republish_after: float) -> dict[Any, Any]:
-    """The values of an operation whose message is about to be published, for a cold path."""
+    """Return the column values of an operation whose message is about to be published."""
     return {**QUEUED, "due_at": db_now() + _wait(republish_after)}
 
 
@@ -157,7 +158,10 @@ def claim(
     worker: str,
     lease: float,
 ) -> Operation | None:
-    """Lease the operation's next act, if it is this one and nobody has it."""
+    """Lease the operation's next action for ``lease`` seconds.
+
+    None unless ``number`` and ``action`` are the current ones and no other worker has a lease.
+    """
     row = CLAIM.first(
         connection,
         operation_id=operation_id,
@@ -170,13 +174,13 @@ def claim(
 
 
 def find(connection: Connection, operation_id: str) -> Operation | None:
-    """Return an operation as it stands."""
+    """Return an operation, or None."""
     row = connection.execute(select(*COLUMNS).where(_o.id == operation_id)).first()
     return None if row is None else operation_of(row)
 
 
 def renew(connection: Connection, operation_id: str, fence: int, lease: float) -> bool:
-    """Push a lease's end; False when it is no longer held."""
+    """Extend a lease to ``lease`` seconds from now; False when it is no longer held."""
     changed = connection.execute(
         update(operations).where(*held(operation_id, fence)).values(due_at=db_now() + lease)
     )
@@ -202,7 +206,7 @@ def _still_ours(row: Row[Any] | None, operation: Operation) -> Row[Any]:
 
 
 def hold(connection: Connection, operation: Operation) -> None:
-    """Make sure, for the rest of this transaction, that the lease is still ours."""
+    """Lock an operation until the commit; raise LeaseLost if its lease has been lost."""
     row = HOLD.first(connection, held_id=operation.id, held_fence=operation.fence)
     _still_ours(row, operation)
 
@@ -217,7 +221,7 @@ def _end_action(
     message: str = "",
     **values: Any,
 ) -> None:
-    """End an action with its lease; ``forward``: only while the operation was not cancelled."""
+    """End an action and its lease; with ``forward``, raise if the operation was cancelled."""
     on_sqlite = connection.dialect.name == "sqlite"
     line = (
         {}
@@ -245,7 +249,7 @@ def advance(
     position: int,
     republish_after: float,
 ) -> None:
-    """Finish a step: the next task of the same chain is due, under the same dispatch number.
+    """Finish a step; the next task of the chain becomes due under the same dispatch number.
 
     Raises the cancellation of an operation that was cancelled while its step ran.
     """
@@ -263,7 +267,10 @@ def advance(
 def wait(
     connection: Connection, operation: Operation, *, seconds: float, waits_for: str | None
 ) -> None:
-    """Release the lease until a time, or until :func:`wake` for the key; not an attempt."""
+    """Release the lease for some seconds, or until :func:`wake` for the key ``waits_for``.
+
+    A wait does not count as an attempt.
+    """
     _fenced(
         connection,
         operation,
@@ -280,7 +287,10 @@ def wait(
 
 
 def park(connection: Connection, operation: Operation, *, seconds: float) -> None:
-    """Release the lease of a step that this release does not know: no attempt, and no wait."""
+    """Release the lease of a step that this release does not know, for some seconds.
+
+    It counts neither as an attempt nor as a wait.
+    """
     _fenced(
         connection,
         operation,
@@ -293,7 +303,7 @@ def park(connection: Connection, operation: Operation, *, seconds: float) -> Non
 
 
 def retry(connection: Connection, operation: Operation, *, seconds: float) -> None:
-    """Release the lease after a failed attempt; the next one is due after a pause."""
+    """Release the lease after a failed attempt; the next one is due after ``seconds``."""
     _fenced(
         connection,
         operation,
@@ -307,7 +317,7 @@ def retry(connection: Connection, operation: Operation, *, seconds: float) -> No
 
 
 def _later(seconds: float) -> ColumnElement[float]:
-    """Return a deadline; at once for an operation that was cancelled while its step ran."""
+    """Return the deadline in ``seconds``; now for an operation cancelled while its step ran."""
     return db_now() + case((_o.cancel_reason.is_(None), seconds), else_=0.0)
 
 
@@ -319,7 +329,7 @@ def start_compensation(
     error: Mapping[str, str],
     republish_after: float,
 ) -> Dispatch:
-    """Start the compensation: from here the steps are undone, in a chain of its own."""
+    """Start the compensation at ``task``: a chain of its own that undoes the steps."""
     return dispatch_of(
         _fenced(
             connection,
@@ -349,10 +359,10 @@ def end(
     outcome: str = "done",
     message: str = "",
 ) -> None:
-    """Close the operation; its result is to be stored, again after ``store_again`` seconds.
+    """End the operation; its result is stored again after ``store_again`` seconds if need be.
 
-    ``outcome`` and ``message`` are those of the last action. Raises the cancellation of an
-    operation that would succeed and was cancelled while that action ran.
+    ``outcome`` and ``message`` are those of the last action. Raises the cancellation when the
+    operation would succeed and was cancelled while that action ran.
     """
     _end_action(
         END,
@@ -376,7 +386,7 @@ def give_up(
     pause: float,
     store_again: float,
 ) -> None:
-    """Record that an undo or deletion used up its attempts; it stays due, at a slow pace."""
+    """Record that an undo or deletion used up its attempts; retry it every ``pause`` seconds."""
     _fenced(
         connection,
         operation,
@@ -394,9 +404,10 @@ def give_up(
 def promote(
     connection: Connection, resource_kind: str, resource_id: str, *, republish_after: float
 ) -> list[Dispatch]:
-    """Start the next operation that was queued behind an object whose live one just ended.
+    """Start the next queued operation on an object, after its live one has ended.
 
-    Not part of the statement that ends that one: it would not see what was queued meanwhile.
+    It is a statement of its own because the one that ends the live operation would not see what
+    was queued while it ran.
     """
     rows = PROMOTE.all(
         connection, kind=resource_kind, object_id=resource_id, wait=_wait(republish_after)
@@ -412,8 +423,8 @@ def wake(
     limit: int | None = None,
     cancel_reason: Mapping[str, str] | None = None,
 ) -> list[Dispatch]:
-    """Make due what waits for a key, oldest first; with a reason to cancel, they fail."""
-    # Locked in one order, so that two who wake the same ones do not wait for each other.
+    """Make operations that wait for a key due, oldest first; with ``cancel_reason`` they fail."""
+    # Locked in one order, so that two transactions that wake the same rows do not deadlock.
     waiting = locked(select(_o.seq).where(_o.waits_for == key).order_by(_o.seq).limit(limit))
     rows = connection.execute(
         publish_all(republish_after)
@@ -424,11 +435,11 @@ def wake(
 
 
 def locked(rows: Select[tuple[int]], *, skip_locked: bool = False) -> Select[tuple[int]]:
-    """Select the keys of rows that are locked first, each once, in the order of ``rows``.
+    """Select the keys of ``rows``, locking each row once, in their order.
 
-    With ``skip_locked``, rows that somebody else is changing are left out: who waits for nobody
-    takes part in no deadlock. A common table expression, because PostgreSQL may run a subquery
-    several times.
+    With ``skip_locked``, rows locked by another transaction are left out: a transaction that never
+    waits cannot be part of a deadlock. It is a common table expression because PostgreSQL may run
+    a subquery several times.
     """
     first = rows.with_for_update(skip_locked=skip_locked).cte("locked")
     return select(first.c[0])
@@ -437,7 +448,7 @@ def locked(rows: Select[tuple[int]], *, skip_locked: bool = False) -> Select[tup
 def retry_failed(
     connection: Connection, resource_kind: str, resource_id: str, *, republish_after: float
 ) -> list[Dispatch]:
-    """Try at once what could not be undone or deleted of an object; it may be done by now."""
+    """Retry at once the operations on an object that could not be undone or deleted."""
     failed = select(_o.seq).where(
         _o.resource_kind == resource_kind,
         _o.resource_id == resource_id,
@@ -451,7 +462,7 @@ def retry_failed(
 
 
 def publish_all(republish_after: float) -> Update:
-    """An update that makes operations due now, under a new dispatch number."""
+    """Return an update that queues operations for publishing under a new dispatch number."""
     return (
         update(operations)
         .values(dispatch=_o.dispatch + 1, waits_for=None, **queued(republish_after))
@@ -466,10 +477,10 @@ def request_cancel(
     *,
     republish_after: float,
 ) -> list[Dispatch]:
-    """Make an operation that goes forward fail with an error (a cancel); two statements.
+    """Request that an operation fails with ``cancel_reason``; two statements.
 
-    One that waits is woken for it; one whose step runs meets it when the step ends, and one that
-    is queued, or behind another on its object, at its next claim.
+    A waiting operation is woken. One with a running step fails when the step ends; one that is
+    queued, or behind another on its object, fails at its next claim.
     """
     forward = (OperationState.PENDING.value, OperationState.RUNNING.value)
     connection.execute(
@@ -495,7 +506,7 @@ def supersede(
     *,
     store_again: float,
 ) -> list[str]:
-    """End what is queued behind an object that is to be deleted; return the operations' ids."""
+    """End the operations that are queued on an object about to be deleted; return their ids."""
     rows = SUPERSEDE.all(
         connection,
         kind=resource_kind,
@@ -512,7 +523,7 @@ def record(
     outcome: str,
     message: str = "",
 ) -> None:
-    """Write a line of the operation's timeline: an act that ended, and how."""
+    """Add an action that ended, and its outcome, to the operation's timeline."""
     connection.execute(
         insert(operation_steps).values(
             worker=select(_o.worker).where(_o.id == operation.id).scalar_subquery(),
@@ -534,7 +545,7 @@ def _line(operation: Operation, outcome: str, message: str) -> dict[str, Any]:
 
 
 def aliases(connection: Connection, operation_id: str) -> list[str]:
-    """Return the other ids under which the same request was sent with its idempotency key."""
+    """Return the other ids under which the request was sent with the same idempotency key."""
     rows = connection.execute(
         select(operation_aliases.c.id).where(operation_aliases.c.operation_id == operation_id)
     )

@@ -1,4 +1,4 @@
-"""An operation's row as a value, and what is needed to ring for it."""
+"""An operation's row as a frozen value, and the message that is published for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _o = operations.c
 
 @dataclass(frozen=True, slots=True)
 class Dispatch:
-    """What is needed to publish an operation's messages, once its row is committed."""
+    """Message to publish for an operation after its row is committed."""
 
     operation_id: str
     dispatch: int
@@ -31,7 +31,7 @@ class Dispatch:
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """An operation as its step sees it, just claimed."""
+    """Operation as its step sees it after the claim. Times are seconds since the epoch."""
 
     id: str
     seq: int
@@ -64,7 +64,7 @@ class Operation:
     waiting_since: float | None
     cancel_reason: Mapping[str, str] | None
     error: Mapping[str, str] | None
-    """Why it is being undone, while it is."""
+    """Reason for the compensation, while the operation is being undone."""
 
 
 COLUMNS = tuple(_o[name].label(name) for name in Operation.__dataclass_fields__)
@@ -75,7 +75,7 @@ DISPATCH_COLUMNS = (
 
 
 def operation_of(row: Row[Any]) -> Operation:
-    """An operation from a row that has :data:`COLUMNS`."""
+    """Return the operation of a row that has :data:`COLUMNS`."""
     values = row._asdict()
     values["state"] = OperationState(values["state"])
     values["phase"] = Phase(values["phase"]) if values["phase"] else None
@@ -83,7 +83,7 @@ def operation_of(row: Row[Any]) -> Operation:
 
 
 def cancelled(cancel_reason: Mapping[str, str]) -> Fatal:
-    """Return the failure with which a cancelled operation ends."""
+    """Return the error with which a cancelled operation ends."""
     return Fatal(
         cancel_reason["message"],
         object=cancel_reason.get("object", ""),

@@ -1,4 +1,4 @@
-"""Looking after what serves: active servers, whether they do, and when somebody looks again."""
+"""Health of active share servers: results of checks, and when the next check is due."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _b = backends.c
 
 
 def hold_active(connection: Connection, server_id: str) -> Row[Any] | None:
-    """Return a server that is ``active``, and keep it so until the commit."""
+    """Return the row of an ``active`` server, locked until the commit; otherwise None."""
     return connection.execute(
         select(share_servers)
         .where(_s.id == server_id, _s.status == ServerStatus.ACTIVE.value)
@@ -27,7 +27,7 @@ def hold_active(connection: Connection, server_id: str) -> Row[Any] | None:
 
 
 def active(connection: Connection, backend: str) -> list[ShareServer]:
-    """Return a backend's servers that should be serving."""
+    """Return a backend's active share servers."""
     rows = connection.execute(
         select(share_servers)
         .where(_s.backend == backend, _s.status == ServerStatus.ACTIVE.value)
@@ -37,7 +37,7 @@ def active(connection: Connection, backend: str) -> list[ShareServer]:
 
 
 def ensured(connection: Connection, server_id: str, details: ShareServerDetails) -> None:
-    """An active server serves again."""
+    """Record that an active server serves again: store its details, remove its error."""
     connection.execute(
         update(share_servers)
         .where(_s.id == server_id, _s.status == ServerStatus.ACTIVE.value)
@@ -51,7 +51,7 @@ def ensured(connection: Connection, server_id: str, details: ShareServerDetails)
 
 
 def not_ensured(connection: Connection, server_id: str, error: Mapping[str, str]) -> None:
-    """An active server could not be made to serve again: it shows why."""
+    """Record the error when an active server could not be made to serve again."""
     connection.execute(
         update(share_servers)
         .where(_s.id == server_id, _s.status == ServerStatus.ACTIVE.value)
@@ -60,11 +60,12 @@ def not_ensured(connection: Connection, server_id: str, error: Mapping[str, str]
 
 
 def ask(connection: Connection, *, again_after: float, limit: int) -> list[str]:
-    """Return backends whose share servers are to be looked at; nobody else asks for a while.
+    """Return backends with a due check of their share servers, each to this caller only.
 
-    For placement nothing has changed: ``changed_at`` stays.
+    They are not returned again for ``again_after`` seconds. ``changed_at`` stays, because nothing
+    changes for placement.
     """
-    # Locked in the order in which reporters lock them, so that nobody deadlocks.
+    # Locked in the order in which pool reports lock them, to avoid deadlocks.
     due = (
         select(_b.name)
         .where(_b.check_at < db_now())
@@ -82,12 +83,12 @@ def ask(connection: Connection, *, again_after: float, limit: int) -> list[str]:
 
 
 def hold_backend(connection: Connection, name: str) -> None:
-    """Keep a backend's row as it is until the commit: two never start the same on it."""
+    """Lock a backend's row until the commit, so that two transactions do not start the same."""
     connection.execute(select(_b.name).where(_b.name == name).with_for_update())
 
 
 def looked_at(connection: Connection, name: str, *, again_after: float) -> None:
-    """A backend's share servers were looked at; the next time is so many seconds from now."""
+    """Record a check of a backend's share servers; the next one is in ``again_after`` seconds."""
     connection.execute(
         update(backends)
         .where(_b.name == name, _b.check_at.is_not(None))

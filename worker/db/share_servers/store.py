@@ -1,8 +1,8 @@
-"""Share servers and who refers to them (docs/explanation/engine.md, rules 8 and 9).
+"""Share servers and the references of shares to them (docs/explanation/engine.md, rules 8 and 9).
 
-Joining is one conditional update on a server that has room; clean-up is one on a server with no
-references; ``deleting`` is never left again. Counters and reference rows change together, and the
-counters may never go negative: a constraint says so.
+A share joins a server by one conditional update on a server that has room; a clean-up is one on a
+server without references; a server never leaves the status ``deleting`` for a live one. Counters
+and reference rows change together, and a constraint keeps the counters from becoming negative.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _JOIN_ROUNDS: Final = 5
 
 @dataclass(frozen=True, slots=True)
 class ServerKey:
-    """What servers must agree in so that a share may live on either."""
+    """Properties that share servers must have in common for a share to be on any of them."""
 
     project_id: str
     share_network_id: str
@@ -64,19 +64,19 @@ class ServerKey:
 
     @property
     def digest(self) -> str:
-        """The key as one short string: what waiting operations wait for."""
+        """The key as one short string, for :attr:`waits_for` and the rows of failures."""
         parts = (self.project_id, self.share_network_id, self.backend, self.security_key)
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:40]
 
     @property
     def waits_for(self) -> str:
-        """The key of operations that wait for a server's build to end."""
+        """The key for operations that wait until a server of this key is built."""
         return f"share_server:{self.digest}"
 
 
 @dataclass(frozen=True, slots=True)
 class Joined:
-    """The server that a share refers to now, and whether this operation is its builder."""
+    """Server that a share refers to, and whether the share's operation is its builder."""
 
     server: ShareServer
     is_builder: bool
@@ -90,7 +90,7 @@ SEEN: Final = (
 
 
 def server_of(row: Row[Any], prefix: str = "") -> ShareServer:
-    """A row as drivers and helpers see it; ``prefix`` is what its columns' labels begin with."""
+    """Return the value of a server's row, as drivers see it; its labels begin with ``prefix``."""
     values = {column.name: getattr(row, prefix + column.name) for column in SEEN}
     values["status"] = ServerStatus(values["status"])
     values["network_info"] = network_info(values["network_info"])
@@ -99,7 +99,7 @@ def server_of(row: Row[Any], prefix: str = "") -> ShareServer:
 
 
 def key_of(row: Row[Any]) -> ServerKey:
-    """The key that a server was made for."""
+    """Return the key of a server's row."""
     return ServerKey(row.project_id, row.share_network_id, row.backend, row.security_key)
 
 
@@ -126,7 +126,7 @@ _GET = Prepared(select(share_servers).where(_s.id == bindparam("server")))
 
 
 def get(connection: Connection, server_id: str) -> ShareServer | None:
-    """Return a share server."""
+    """Return a share server, or None."""
     row = _GET.first(connection, server=server_id)
     return None if row is None else server_of(row)
 
@@ -139,7 +139,7 @@ _REFERRED = Prepared(
 
 
 def referred(connection: Connection, share_id: str) -> Row[Any] | None:
-    """Return the row of the server that a share refers to."""
+    """Return the row of the server that a share refers to, or None."""
     return _REFERRED.first(connection, share=share_id)
 
 
@@ -165,12 +165,13 @@ def join(
     tolerated_failures: int,
     preferred: str = "",
 ) -> Joined | None:
-    """Refer to a live server that has room, or to a new one with this operation as its builder.
+    """Let a share refer to a live server that has room, or to a new one that this operation builds.
 
-    Of several that have room it is the ``preferred`` one.
-    None: all live ones are full and another is being built; wait for ``key.waits_for``. Repeated
-    after a crash, it finds the reference it made. Raises :class:`~worker.errors.Fatal` with the
-    last reason when too many builders in a row have failed since this operation was accepted.
+    Of several servers with room, the one with the id ``preferred`` is taken. Returns None when all
+    live servers are full and another one is being built: wait for ``key.waits_for``. Repeated
+    after a crash, it finds the reference from before. Raises :class:`~worker.errors.Fatal` with
+    the last builder's error when at least ``tolerated_failures`` builders in a row have failed,
+    the last of them after this operation was accepted.
     """
     row = referred(connection, share_id)
     for _ in range(_JOIN_ROUNDS):
@@ -178,7 +179,7 @@ def join(
             break
         row = _take_room(connection, key, gib, limits, preferred)
         if row is None:
-            _judge(connection, key, accepted_at, tolerated_failures)
+            _check_failures(connection, key, accepted_at, tolerated_failures)
             row = _insert(connection, key, gib, operation_id)
         if row is not None:
             _REFER.run(connection, share=share_id, server=row.id, operation=operation_id, size=gib)
@@ -271,7 +272,7 @@ def _insert(connection: Connection, key: ServerKey, gib: int, operation_id: str)
 
 
 def allocated(connection: Connection, server_id: str, info: NetworkInfo) -> None:
-    """The builder holds its addresses."""
+    """Store the addresses that a server's builder has allocated."""
     connection.execute(
         update(share_servers)
         .where(_s.id == server_id, _s.status == ServerStatus.NEW.value)
@@ -280,7 +281,7 @@ def allocated(connection: Connection, server_id: str, info: NetworkInfo) -> None
 
 
 def built(connection: Connection, server_id: str, details: ShareServerDetails) -> ServerKey:
-    """The server serves; failures of earlier builders no longer count."""
+    """Record that a server is built and serves; forget the failures of earlier builders."""
     row = connection.execute(
         update(share_servers)
         .where(_s.id == server_id, _s.status == ServerStatus.BUILDING.value)
@@ -304,7 +305,7 @@ def built(connection: Connection, server_id: str, details: ShareServerDetails) -
 
 
 def remember(connection: Connection, builder_id: str, server_id: str) -> None:
-    """Keep the outside id of what a failed attempt made."""
+    """Store the id of the machine that a failed attempt created in the external system."""
     connection.execute(
         update(share_servers)
         .where(_s.builder_id == builder_id, _s.status.in_(_BUILDING))
@@ -346,10 +347,10 @@ _RELEASE_OR_DELETE = _releasing(
 def release(
     connection: Connection, share_id: str, *, deleter_id: str | None, idle_after: bool = False
 ) -> Row[Any] | None:
-    """Give a share's reference back; return the server's row, or None if there was no reference.
+    """Release a share's reference; return the server's row, or None if there was no reference.
 
-    The last one to go marks the server ``deleting`` for ``deleter_id``; with ``idle_after`` it
-    begins to be idle instead, and a clean-up takes it later.
+    If it was the last one, the server becomes ``deleting`` with ``deleter_id`` as its deleter;
+    with ``idle_after`` it becomes idle instead, and a clean-up deletes it later.
     """
     reference = _DEREFER.first(connection, share=share_id)
     if reference is None:
@@ -364,10 +365,10 @@ def release(
 
 
 def resize(connection: Connection, share_id: str, size: int, limits: Limits | None = None) -> bool:
-    """Count a share with another size on its server; False when that has no room for it.
+    """Change the GiB that a share counts on its server; False when there is no room for it.
 
-    Without ``limits`` the size is a fact, whatever the server may hold. A share that is alone on
-    its server may be as large as it likes, and one without a server needs no room.
+    Without ``limits`` there is always room. A share that is alone on its server may have any size,
+    and one without a server needs no room.
     """
     reference = connection.execute(
         select(_r.share_server_id, _r.gib).where(_r.share_id == share_id).with_for_update()
@@ -388,9 +389,10 @@ def resize(connection: Connection, share_id: str, size: int, limits: Limits | No
 
 
 def fail_build(connection: Connection, operation_id: str) -> Row[Any] | None:
-    """The builder gives up: its server is ``deleting`` for it, and nobody refers to it any more.
+    """Mark the server that an operation builds ``deleting``, with the operation as its deleter.
 
-    None when the operation builds no server (any more).
+    All references to it are removed. Return its row; None when the operation is building no
+    server.
     """
     row = connection.execute(
         update(share_servers)
@@ -410,7 +412,7 @@ def fail_build(connection: Connection, operation_id: str) -> Row[Any] | None:
 
 
 def count_failure(connection: Connection, key: ServerKey, error: Mapping[str, str]) -> int:
-    """Count one more failed builder in a row for a key; return how many there are now."""
+    """Count one more failed builder in a row for a key; return their number."""
     statement = insert_into(connection, share_server_failures).values(
         key=key.digest, failures=1, error=dict(error), failed_at=db_now()
     )
@@ -423,8 +425,10 @@ def count_failure(connection: Connection, key: ServerKey, error: Mapping[str, st
     return int(counted)
 
 
-def _judge(connection: Connection, key: ServerKey, accepted_at: float, tolerated: int) -> None:
-    """Whether this operation may be the next builder, after those that failed."""
+def _check_failures(
+    connection: Connection, key: ServerKey, accepted_at: float, tolerated: int
+) -> None:
+    """Raise the last builder's error if too many have failed for this operation to be the next."""
     row = connection.execute(select(share_server_failures).where(_f.key == key.digest)).first()
     if row is None or row.failures < tolerated:
         return
@@ -434,23 +438,23 @@ def _judge(connection: Connection, key: ServerKey, accepted_at: float, tolerated
             object=row.error.get("object", ""),
             code=ErrorCode(row.error["code"]),
         )
-    # Asked for after the last failure: a new run of attempts begins.
+    # Accepted after the last failure: counting begins anew.
     connection.execute(delete(share_server_failures).where(_f.key == key.digest))
 
 
 def deleted_by(connection: Connection, deleter_id: str) -> Row[Any] | None:
-    """Return the server that an operation is to delete outside, if there is one."""
+    """Return the row of the server that an operation is to delete on its backend, or None."""
     return connection.execute(select(share_servers).where(_s.deleter_id == deleter_id)).first()
 
 
 def remove(connection: Connection, server_id: str) -> None:
-    """Nothing of the server is left: its row goes."""
+    """Delete the row of a server that no longer exists on its backend, leaving a tombstone."""
     audits.add_tombstone(connection, OwnerKind.SHARE_SERVER, server_id)
     connection.execute(delete(share_servers).where(_s.id == server_id))
 
 
 def mark_build_failed(connection: Connection, server_id: str, error: Mapping[str, str]) -> None:
-    """Nothing of a failed build is left outside: the row stays for a while and shows why."""
+    """Put the server of a failed build, now undone, in error; its row stays to show the reason."""
     connection.execute(
         update(share_servers)
         .where(_s.id == server_id)
@@ -466,7 +470,7 @@ def mark_build_failed(connection: Connection, server_id: str, error: Mapping[str
 
 
 def forget_failed(connection: Connection, longer_than: float, limit: int) -> int:
-    """Remove rows of builds that failed so long ago; return how many."""
+    """Delete rows of failed builds older than ``longer_than`` seconds; return how many."""
     old = (
         select(_s.id).where(audits.is_undone(), _s.updated_at < db_now() - longer_than).limit(limit)
     )
@@ -474,7 +478,7 @@ def forget_failed(connection: Connection, longer_than: float, limit: int) -> int
 
 
 def mark(connection: Connection, server_id: str, status: ServerStatus, error: Any) -> None:
-    """Make a failed deletion visible."""
+    """Show a server's failed deletion: set a status of error and the error."""
     connection.execute(
         update(share_servers)
         .where(_s.id == server_id, _s.status.in_(sources(SERVER_TRANSITIONS, status)))
@@ -485,7 +489,7 @@ def mark(connection: Connection, server_id: str, status: ServerStatus, error: An
 def idle(
     connection: Connection, longer_than: float, limit: int, *, backends: Iterable[str]
 ) -> list[str]:
-    """Return servers of backends that nobody has referred to for that long, the longest first."""
+    """Return ids of servers without references for over ``longer_than`` s, longest idle first."""
     rows = connection.execute(
         select(_s.id)
         .where(_s.idle_since < db_now() - longer_than, _s.backend.in_(sorted(backends)))
@@ -502,10 +506,10 @@ def mark_deleting(
     *,
     among: tuple[ServerStatus, ...] = (ServerStatus.ACTIVE,),
 ) -> Row[Any] | None:
-    """Mark an unused server ``deleting``; None when somebody refers to it after all.
+    """Mark a server without references ``deleting``; return its row, None if it has references.
 
-    With statuses of failure ``among`` those it may have, the deletion is taken over from whoever
-    was at it before and finds nothing to do from now on.
+    The server must have one of the statuses ``among``. If these include statuses of error, the
+    deletion is taken over from its former deleter, which then finds nothing to do.
     """
     return connection.execute(
         update(share_servers)

@@ -1,1 +1,1 @@
-"""Every table, by subject."""
+"""Definitions of all tables, by subject."""

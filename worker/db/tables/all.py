@@ -1,4 +1,4 @@
-"""All tables at once, for what goes through every one of them: migrations, and tests."""
+"""All tables at once, for migrations and tests, which need every one of them."""
 
 from __future__ import annotations
 

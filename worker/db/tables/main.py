@@ -1,7 +1,7 @@
-"""Every table. Uniqueness that the engine relies on is a constraint here, never a lock.
+"""The main tables. Uniqueness that the engine relies on is a constraint here, never a lock.
 
 Times are seconds since the epoch on the database's clock. Documents (payloads, results, errors)
-are JSON. The migrations in ``migrations/`` make the same tables; a test compares them.
+are JSON. The migrations in ``migrations/`` create the same tables; a test compares them.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def _id(name: str, **options: Any) -> Column[str]:
 
 
 def _described() -> list[Column[Any]]:
-    """What every object of a project has."""
+    """Return the columns that every object of a project has."""
     return [
         _id("project_id", nullable=False),
         Column("name", String(255), nullable=False, server_default=""),
@@ -58,7 +58,7 @@ def _described() -> list[Column[Any]]:
 
 
 def partial_index(name: str, *columns: Any, where: Any, unique: bool = False) -> Index:
-    """An index of the rows for which ``where`` holds."""
+    """Create an index of the rows for which ``where`` holds."""
     return Index(name, *columns, unique=unique, postgresql_where=where, sqlite_where=where)
 
 
@@ -88,20 +88,20 @@ operations = Table(
     Column("queue", String(255), nullable=False, server_default=""),
     Column("state", String(32), nullable=False),
     Column("phase", String(16)),
-    # Which way: its steps are being done, or being undone.
+    # The direction: true while the operation's steps are being undone.
     Column("undoing", Boolean, nullable=False, server_default=text("false")),
-    # The task that is to be done next, and the index of its step in the saga.
+    # The next task, and the index of its step in the saga.
     Column("task", String(64), nullable=False, server_default=""),
     Column("position", Integer, nullable=False, server_default="0"),
-    # Messages with a smaller number are old and do nothing.
+    # Messages with a smaller number are stale and are ignored.
     Column("dispatch", Integer, nullable=False, server_default="0"),
-    # When the reconciler looks at it, whatever its phase.
+    # The deadline after which the reconciler recovers the operation, in any phase.
     Column("due_at", Float),
     Column("queued_at", Float),
     Column("redrives", Integer, nullable=False, server_default="0"),
     Column("fence", Integer, nullable=False, server_default="0"),
-    # Of the step in hand: how often it was claimed, and how many of these failed with an error;
-    # since when it has been failing without any success or wait between.
+    # Of the current step: how often it was claimed, how many of these attempts failed with an
+    # error, and since when it has failed without a success or a wait in between.
     Column("attempts", Integer, nullable=False, server_default="0"),
     Column("failures", Integer, nullable=False, server_default="0"),
     Column("failing_since", Float),
@@ -109,11 +109,11 @@ operations = Table(
     Column("worker", String(255)),
     Column("waits_for", String(255)),
     Column("waiting_since", Float),
-    # An error that the next claim must fail with: a cancel, or the builder that was waited for.
+    # The error with which the next claim fails: a cancellation's, or that of the awaited builder.
     Column("verdict", JSON(none_as_null=True), key="cancel_reason"),
     Column("error", JSON(none_as_null=True)),
     Column("result", JSON(none_as_null=True)),
-    # Set while the result is to be stored (again) by this time; null once it was.
+    # The time by which the result is to be stored (again); null once it is stored.
     Column("result_due_at", Float),
     Column("accepted_at", Float, nullable=False),
     Column("finished_at", Float),
@@ -197,9 +197,9 @@ share_networks = Table(
     Column("dhcp_endpoint", String(255)),
     Column("cidr", String(64)),
     Column("is_public", Boolean, nullable=False, server_default=text("false")),
-    # Where requests go that name none; there is at most one.
+    # The network for requests that name none; at most one row has this set.
     Column("is_default", Boolean, nullable=False, server_default=text("false")),
-    # A digest of the security services that are added to it; empty without any.
+    # A digest of the security services that are on it; empty without any.
     Column("security_key", String(64), nullable=False, server_default=""),
     CheckConstraint(
         "kind IN ('neutron', 'nova', 'flat_pool', 'dhcp', 'managed', 'none')"
@@ -230,16 +230,16 @@ security_services = Table(
     _id("id", primary_key=True),
     *_described(),
     Column("type", String(16), nullable=False),
-    # Of dns_ip and server there may be several, with commas between them.
+    # dns_ip and server may hold several values, separated by commas.
     Column("dns_ip", String(255)),
     Column("server", String(255)),
     Column("domain", String(255)),
     Column("ou", String(255)),
     Column("user", String(255)),
-    # Sealed by who asked for it; only a worker that holds the private key opens it.
+    # Sealed by the producer; only a worker that has the private key can open it.
     Column("password_key_id", String(16), index=True),
     Column("password_sealed", LargeBinary),
-    # Counts the changes of what servers are configured with.
+    # Counts the changes of fields that share servers are configured with.
     Column("revision", Integer, nullable=False, server_default="0"),
     CheckConstraint("type IN ('active_directory', 'ldap', 'kerberos')", name="type"),
     CheckConstraint(
@@ -269,7 +269,7 @@ share_servers = Table(
     Column("status", String(16), nullable=False),
     _id("builder_id", nullable=False),
     _id("deleter_id"),
-    # Live references and their GiB: taken and given back in the same statement as the reference.
+    # Live references and their GiB, changed in the same transaction as the reference rows.
     Column("shares", Integer, nullable=False, server_default="0"),
     Column("gib", Integer, nullable=False, server_default="0"),
     _id("server_id"),
@@ -305,7 +305,7 @@ partial_index(
 share_server_failures = Table(
     "share_server_failures",
     metadata,
-    # One row a server key whose last builder failed; gone with the first success.
+    # One row for each server key while its last builder has failed; deleted on success.
     Column("key", String(64), primary_key=True),
     Column("failures", Integer, nullable=False),
     Column("error", JSON, nullable=False),
@@ -335,13 +335,13 @@ addresses = Table(
     "addresses",
     metadata,
     Column("domain", String(255), primary_key=True),
-    # 32 hexadecimal digits: sorts as the number it is, for IPv4 and IPv6 alike.
+    # 32 hexadecimal digits, which sort like numbers, for IPv4 and IPv6 alike.
     Column("number", String(32), primary_key=True),
     Column("address", String(64), nullable=False),
     _id("share_server_id", index=True),
-    # Which of the server's addresses it is; unique, so that no two attempts take one each.
+    # Which of the server's addresses it is; unique, so that two attempts cannot both take one.
     Column("ordinal", Integer, nullable=False, server_default="0"),
-    # When it may be given out; 0: it never was.
+    # The time from which it may be given out again; 0 before its first use.
     Column("rests_until", Float, nullable=False, server_default="0"),
     UniqueConstraint("domain", "share_server_id", "ordinal"),
 )
@@ -366,7 +366,7 @@ shares = Table(
     _id("snapshot_id", index=True),
     Column("backend", String(255), nullable=False),
     Column("pool", String(255), nullable=False),
-    # What is reserved for it on the pool; 0 once nothing of it exists any more.
+    # The GiB reserved for it on the pool; 0 once it no longer exists on the backend.
     Column("allocated_gib", Integer, nullable=False, server_default="0"),
     Column("status", String(16), nullable=False),
     Column("access_generation", Integer, nullable=False, server_default="0"),
@@ -402,7 +402,7 @@ access_rules = Table(
     Column("access_to", String(255), nullable=False),
     Column("access_level", String(8), nullable=False),
     Column("state", String(16), nullable=False),
-    # The share's access generation in which the rule was last asked for or denied.
+    # The share's access generation in which the rule was last requested or denied.
     Column("generation", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("updated_at", Float, nullable=False),
@@ -425,17 +425,17 @@ backends = Table(
     Column("name", String(255), primary_key=True),
     Column("enabled", Boolean, nullable=False, server_default=text("true")),
     Column("disabled_reason", Text, nullable=False, server_default=""),
-    # What its workers last said of it; empty until the first report.
+    # The last report of its workers; empty until the first one.
     Column("report", JSON, nullable=False),
     Column("reported_at", Float),
-    # Until when one worker is making the next report.
+    # The time until which one worker has claimed the next report.
     Column("reporting_until", Float),
     Column("report_error", Text, nullable=False, server_default=""),
-    # When its next periodic audit begins; null until the first reconciler has seen it.
+    # The time of its next periodic audit; null until a reconciler has seen the backend.
     Column("audit_due_at", Float),
-    # Snapshots take in what has changed since they last looked.
+    # Schedulers read the rows that have changed since they last read.
     Column("changed_at", Float, nullable=False, default=db_now(), onupdate=db_now()),
-    # When somebody is to look whether its share servers serve; null where nobody can.
+    # The time of the next check of its share servers; null if they cannot be checked.
     Column("check_at", Float),
 )
 partial_index("ix_backends_check_at", backends.c.check_at, where=backends.c.check_at.is_not(None))
@@ -448,7 +448,7 @@ storage_pools = Table(
     Column("total_gib", Integer, nullable=False),
     Column("free_gib", Integer, nullable=False),
     Column("capabilities", JSON, nullable=False),
-    # Promised to shares and in the same transaction as their rows.
+    # Reserved for shares, in the same transaction as their rows.
     Column("allocated_gib", Integer, nullable=False, server_default="0"),
     Column("shares", Integer, nullable=False, server_default="0"),
     Column("reported_at", Float, nullable=False),
@@ -466,7 +466,7 @@ dead_letters = Table(
     "poison_messages",
     metadata,
     Column("id", _Sequence, primary_key=True, autoincrement=True),
-    # The same when the broker delivers the message again: it is kept once.
+    # The same when the broker delivers the message again, so that it is stored once.
     Column("fingerprint", String(64), nullable=False, unique=True),
     Column("queue", String(255), nullable=False),
     Column("reason", Text, nullable=False),
@@ -474,7 +474,7 @@ dead_letters = Table(
     Column("body", Text, nullable=False),
     Column("size", Integer, nullable=False),
     Column("received_at", Float, nullable=False),
-    # What a replay publishes; null where too much of it is missing for that.
+    # The message that a replay publishes; null if it was too large to be stored in full.
     Column("message", Text),
     Column("replayed_at", Float),
 )

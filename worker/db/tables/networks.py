@@ -10,16 +10,16 @@ from worker.model import ID_LENGTH
 segments = Table(
     "segments",
     metadata,
-    # Who gives segment ids out: backends of one underlay share a domain.
+    # The source of segment ids; backends on the same underlay share a domain.
     Column("domain", String(255), primary_key=True),
     Column("segmentation_id", Integer, primary_key=True, autoincrement=False),
     Column("share_network_id", String(ID_LENGTH), nullable=False),
     Column("cidr", String(64), nullable=False),
-    # The same where we chose it: such subnets are unique, those that tenants chose may repeat.
+    # The subnet if Sharewright chose it: these are unique, those that tenants chose may repeat.
     Column("chosen_cidr", String(64)),
-    # The last holder, which dismantles what exists outside; nobody joins any more.
+    # The last holder, which is removing the segment; no other server may join it any more.
     Column("closing_for", String(ID_LENGTH)),
-    # When the id may be given out again; null while it is in use.
+    # The time from which the id may be given out again; null while it is in use.
     Column("rests_until", Float),
     UniqueConstraint("domain", "share_network_id"),
     UniqueConstraint("domain", "chosen_cidr"),
@@ -44,15 +44,15 @@ dhcp_leases = Table(
     Column("endpoint", String(255), nullable=False),
     Column("address", String(64), nullable=False),
     Column("mac", String(17), nullable=False),
-    # What the DHCP server calls itself: a release must say it.
+    # The server identifier (DHCP option 54), which a release must name.
     Column("dhcp_server", String(64), nullable=False),
-    # Null until it was acknowledged, and for one that lasts for ever.
+    # Null until the lease is acknowledged, and for a lease without an end.
     Column("renew_at", Float),
     Column("expires_at", Float),
-    # Until when no other reconciler asks for its renewal, and no other worker renews it.
+    # The times until which no other reconciler publishes a renewal and no other worker renews it.
     Column("asked_until", Float, nullable=False, server_default="0"),
     Column("renewing_until", Float, nullable=False, server_default="0"),
-    # It is being released: nobody renews it any more.
+    # True while it is being released, and is therefore not renewed.
     Column("closing", Boolean, nullable=False, server_default=text("false")),
     Column("failed_releases", Integer, nullable=False, server_default="0"),
     UniqueConstraint("endpoint", "address"),

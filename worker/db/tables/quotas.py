@@ -1,4 +1,4 @@
-"""Limits of projects; what they use is derived from the rows of their objects."""
+"""Limits of projects; their usage is derived from the rows of their objects."""
 
 from __future__ import annotations
 
