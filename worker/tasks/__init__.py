@@ -1,1 +1,1 @@
-"""The steps of every operation. Read ``sagas.py`` first: which steps make an operation."""
+"""The steps of all operations. Read ``sagas.py`` first: it lists the steps of each operation."""

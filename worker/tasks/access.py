@@ -1,8 +1,8 @@
-"""Access: what allow and deny come to.
+"""Apply access rules to a share, for the verbs ``allow_access`` and ``deny_access``.
 
-The driver is always handed the share's whole wanted set with its generation, as it stands when
-the step runs. So one step applies every change that was accepted before it, and the steps of
-those changes find nothing left to do.
+The driver always gets the share's complete set of rules, as it is when the step runs, with the
+set's generation. So one step applies all changes that were accepted before it, and the steps of
+those changes have nothing left to do.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _update_access(job: Job) -> OnCommit:
     except Fatal:
         if generation <= asked:
             raise
-        # A rule that was asked for later may be what the driver refuses: that is not ours.
+        # The driver may have refused a rule of a later operation: apply the set without those.
         rules, generation, newer = job.transaction(lambda tx: _begin_own(tx, row.id, asked))
         job.manager.update_access(job.context, share, server, rules, newer)
 
@@ -50,7 +50,7 @@ def _update_access(job: Job) -> OnCommit:
 def _begin(
     job: Job, tx: StepTransaction, asked: int
 ) -> tuple[Row[Any], ShareServer | None, list[AccessRule], int] | None:
-    """Begin the share's whole set; None when a later operation has applied what was asked."""
+    """Read the share's complete set to apply it; None when a later operation has applied it."""
     row, server = share_and_server(job, tx.connection, job.operation.resource_id)
     if row.applied_generation >= asked and job.operation.error is None:
         return None
@@ -59,9 +59,12 @@ def _begin(
 
 
 def _begin_own(tx: StepTransaction, share_id: str, asked: int) -> tuple[list[AccessRule], int, int]:
-    """Begin the set without what was asked for later, under a generation of its own."""
+    """Read the set without the changes of later operations, and give it a new generation.
+
+    Returns the rules, the generation that they contain, and the new one for the driver.
+    """
     rules, generation = access_rules.begin_access(tx.connection, share_id, up_to=asked)
-    # The refused set may have got half-way: what replaces it must be newer.
+    # The driver may have applied part of the refused set, so its replacement must be newer.
     return rules, generation, access_rules.next_generation(tx.connection, share_id)
 
 
@@ -69,7 +72,7 @@ def _answer(tx: StepTransaction) -> None:
     payload = tx.operation.payload
     rule_id = payload["access_id"]
     if tx.operation.verb == "deny_access":
-        # Also a rule in error, whose deny had failed for too long.
+        # This includes a rule in error after a failed deny.
         access_rules.remove_access(tx.connection, rule_id)
         tx.result = {"id": rule_id, "state": "deleted"}
         return
@@ -77,15 +80,16 @@ def _answer(tx: StepTransaction) -> None:
     rule: dict[str, Any] = (
         views.ACCESS_RULE(row)
         if row is not None
-        else {"id": rule_id, "state": "deleted"}  # denied again in the meantime
+        else {"id": rule_id, "state": "deleted"}  # denied in the meantime
     )
     tx.result = rule
 
 
 def access_failed(job: Job, error: StepError) -> OnCommit:
-    """The driver refused the set for good: what was new in it is in error.
+    """Mark the new rules of a set as failed, after the driver has refused the set.
 
-    It may enforce that all the same, having got half-way: a failed allow is taken back outside.
+    The driver may have applied part of the set, so a failed allow is also removed from the share by
+    applying the active rules again.
     """
     share_id = job.operation.resource_id
     generation = int(job.operation.payload["generation"])
@@ -94,7 +98,7 @@ def access_failed(job: Job, error: StepError) -> OnCommit:
             _take_back(job, share_id)
         except StepError as second:
             _log.warning(
-                "After %s, the rules of share %s could not be handed over without the new one: %s",
+                "After %s, the rules of share %s could not be applied without the new one: %s",
                 error.message,
                 share_id,
                 second.message,
@@ -103,7 +107,7 @@ def access_failed(job: Job, error: StepError) -> OnCommit:
 
 
 def _take_back(job: Job, share_id: str) -> None:
-    """Hand the driver the rules that are active, and no other."""
+    """Apply only the rules that are active."""
 
     def begin(
         tx: StepTransaction,

@@ -1,8 +1,9 @@
-"""The audit: what exists outside, against what the database says.
+"""Audit backends: compare what exists on external systems with the database.
 
-It is an operation of one step for each backend, so it is leased, fenced and taken up again like
-any other. An orphan is removed only when it was seen in two audits, is older than the grace time,
-and its row is still gone at that very moment; what is missing is reported only.
+The audit of a backend is an operation of one step, so it is leased, fenced and recovered like any
+other. An orphan is removed only when two audits have seen it, it is older than
+``engine.audit_grace``, and its row still does not exist just before the removal. Missing objects
+are only reported.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from worker.model import OwnedResource, OwnerKind, ServerStatus, ShareServer
 from worker.tasks.orphans import NAME, AuditScan, Done, repair
 
 SYSTEM_PROJECT: Final = "sharewright"
-"""Whose the operations are that nobody asked for."""
+"""The project of operations that the service starts on its own."""
 
 _log = logging.getLogger(__name__)
 
@@ -41,24 +42,25 @@ def _audit(job: Job) -> OnCommit:
     with job.reading() as connection:
         serving = _serving(connection, backend)
         before = _expected(connection, backend)
-    look = AuditScan()
+    scan = AuditScan()
     for part in job.manager.audit_targets(serving):
         try:
-            look.listed.append((part, list(part.owned(job.context))))
+            scan.listed.append((part, list(part.owned(job.context))))
         except (StepError, NotReady) as error:
-            look.errors[part.part] = error.message
+            scan.errors[part.part] = error.message
             _log.warning("%s of backend %s: %s", part.part, backend, error.message)
     with job.reading() as connection:
-        # Rows come before things and go after them: what has no row now never gets one.
-        found = list(_orphans(connection, backend, look))
+        # A row is inserted before its objects exist and deleted after them, so an object that has
+        # no row now will never get one.
+        found = list(_orphans(connection, backend, scan))
         after = _expected(connection, backend)
-    found += _missing(look, {kind: before[kind] & after[kind] for kind in before})
-    parts = [part.part for part, _ in look.listed]
+    found += _missing(scan, {kind: before[kind] & after[kind] for kind in before})
+    parts = [part.part for part, _ in scan.listed]
     job.transaction(lambda tx: audits.note(tx.connection, backend, parts, found))
     failpoint("audit_backend.after_note")
     done = Done()
     if job.operation.payload["repair"]:
-        done = repair(job, look)
+        done = repair(job, scan)
     with job.reading() as connection:
         counts = audits.counts(connection, backend)
     result = {
@@ -68,7 +70,7 @@ def _audit(job: Job) -> OnCommit:
         "removed": done.removed,
         "not_removed": done.not_removed,
         "postponed": done.postponed,
-        "not_listed": look.errors,
+        "not_listed": scan.errors,
         "cannot_tell": job.manager.cannot_tell(),
     }
     _announce(job, backend, result)
@@ -107,9 +109,9 @@ def _expected(connection: Connection, backend: str) -> dict[OwnerKind, set[str]]
     return {kind: audits.expected(connection, backend, kind) for kind in kinds}
 
 
-def _orphans(connection: Connection, backend: str, look: AuditScan) -> Iterator[Finding]:
-    everything = [owned for _, things in look.listed for owned in things]
-    standings = {
+def _orphans(connection: Connection, backend: str, scan: AuditScan) -> Iterator[Finding]:
+    everything = [owned for _, things in scan.listed for owned in things]
+    states = {
         kind: audits.standings(
             connection,
             backend,
@@ -119,9 +121,9 @@ def _orphans(connection: Connection, backend: str, look: AuditScan) -> Iterator[
         for kind in OwnerKind
     }
     problems = {RowState.GONE: Problem.ORPHAN, RowState.UNKNOWN: Problem.UNKNOWN}
-    for part, things in look.listed:
+    for part, things in scan.listed:
         for owned in things:
-            problem = problems.get(standings[owned.owner_kind][owned.owner_id])
+            problem = problems.get(states[owned.owner_kind][owned.owner_id])
             if problem is not None:
                 yield Finding(
                     *(part.part, problem, owned.kind, owned.id, owned.owner_kind),
@@ -130,13 +132,13 @@ def _orphans(connection: Connection, backend: str, look: AuditScan) -> Iterator[
                 )
 
 
-def _missing(look: AuditScan, expected: Mapping[OwnerKind, set[str]]) -> Iterator[Finding]:
-    """Rows of which no part of a role has anything, where all its parts could tell."""
+def _missing(scan: AuditScan, expected: Mapping[OwnerKind, set[str]]) -> Iterator[Finding]:
+    """Yield the rows of which no part of a role has an object, unless one of its parts failed."""
     roles: dict[str, list[tuple[AuditTarget, list[OwnedResource]]]] = {}
-    for part, things in look.listed:
+    for part, things in scan.listed:
         roles.setdefault(part.role, []).append((part, things))
     for role, parts in roles.items():
-        if role in {failed.split(" ")[0] for failed in look.errors}:
+        if role in {failed.split(" ")[0] for failed in scan.errors}:
             continue
         seen = {(one.owner_kind, one.owner_id) for _, things in parts for one in things}
         first = next((part for part, _ in parts if part.covers), None)
@@ -151,7 +153,7 @@ def _missing(look: AuditScan, expected: Mapping[OwnerKind, set[str]]) -> Iterato
 
 
 def audit_failed(job: Job, error: StepError) -> None:
-    """An audit that failed changes nothing: what it had found by then is written."""
+    """Change nothing: a failed audit has already committed its findings."""
 
 
 def start_audit(
@@ -162,7 +164,10 @@ def start_audit(
     *,
     repair: bool,
 ) -> list[Dispatch]:
-    """Accept a periodic audit; nothing is accepted while another one of the backend is live."""
+    """Accept a periodic audit; return the messages to publish after the commit.
+
+    The list is empty while another audit of the backend is live: none is accepted then.
+    """
     request = OperationRequest(
         str(uuid.uuid4()),
         NAME,
@@ -182,7 +187,7 @@ def start_audit(
 
 
 def ask_for_audits(runtime: Runtime) -> None:
-    """Start the periodic audits that are due, each by one reconciler only."""
+    """Start the periodic audits that are due; only one reconciler starts each of them."""
     engine = runtime.config.engine
     if not engine.audit_interval:
         return
@@ -190,7 +195,7 @@ def ask_for_audits(runtime: Runtime) -> None:
     with transaction(runtime.engine) as connection:
         for backend in audits.due(connection, engine.audit_interval):
             if backend not in runtime.config.backends:
-                continue  # it reported before it was taken out of the configuration
+                continue  # the backend was removed from the configuration
             dispatches += start_audit(
                 connection, runtime.config, runtime.sagas, backend, repair=engine.audit_repair
             )

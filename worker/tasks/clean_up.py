@@ -22,9 +22,10 @@ def start_clean_up(
     server: Row[Any],
     operation_id: str,
 ) -> list[Dispatch]:
-    """Accept the clean-up of a server that is marked ``deleting`` for it in this transaction.
+    """Accept the clean-up of a server; return the messages to publish after the commit.
 
-    A repair that is under way on the server is cancelled, and the clean-up follows it.
+    The caller has marked the server ``deleting`` for ``operation_id`` in this transaction. A
+    running repair of the server is cancelled, and the clean-up is queued behind it.
     """
     resource = ("share_server", server.id)
     because = f"The share server {server.id} is being deleted."

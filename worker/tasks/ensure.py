@@ -1,8 +1,8 @@
-"""Making the outside what the database says again, as after a reboot.
+"""Restore share servers and exports to what the database says, for example after a reboot.
 
-A server is asked for once more, with what was allocated for it. Then each share on it gets an
-operation of its own: that takes its turn among the share's others, so it never meets a delete,
-which goes ahead of it.
+The compute helper is asked for the server again, with its allocated network. Then each share on
+the server gets an operation of its own, which is queued with the share's other operations and so
+never runs at the same time as its deletion.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SERVED = {ShareStatus.AVAILABLE.value, ShareStatus.ERROR.value}
 
 
 def _server(job: Job) -> ShareServer | None:
-    """The active server that the operation is about; None for the predefined one."""
+    """Return the operation's share server; None if it is the predefined server or deleted."""
     if job.operation.resource_kind == "backend":
         return None
     with job.reading() as connection:
@@ -52,7 +52,7 @@ def _ensure_share_server(job: Job) -> OnCommit | None:
 
 
 def _answer_nothing(tx: StepTransaction) -> None:
-    """What a restart answers: no operations followed."""
+    """Set a result without further operations."""
     tx.result = _answer(tx, [])
 
 
@@ -62,7 +62,7 @@ def _answer(tx: StepTransaction, started: list[str]) -> dict[str, object]:
 
 
 def _ensure_shares(job: Job) -> OnCommit | None:
-    """Start what brings the exports back; repeated, it finds what it started."""
+    """Start an operation for each share of the server; a repeated run finds those it started."""
     server = _server(job)
     operation = job.operation
     gone = operation.resource_kind != "backend" and (
@@ -72,10 +72,10 @@ def _ensure_shares(job: Job) -> OnCommit | None:
         return _answer_nothing
     assert operation.backend is not None, "a step without a backend has no manager"
     with job.reading() as connection:
-        made = shares.made_on(connection, operation.backend, server.id if server else None)
+        share_ids = shares.made_on(connection, operation.backend, server.id if server else None)
     requester = Requester(operation.project_id, operation.user_id, operation.request_id)
     started = []
-    for share_id in made:
+    for share_id in share_ids:
         one = job.transaction(partial(_start_one, share_id=share_id, requester=requester))
         if one is not None:
             started.append(one)
@@ -87,7 +87,7 @@ def _ensure_shares(job: Job) -> OnCommit | None:
 
 
 def _start_one(tx: StepTransaction, *, share_id: str, requester: Requester) -> str | None:
-    """Start the repair of one share; return its operation's id, None when the share is gone."""
+    """Start the repair of one share; return its operation's id, or None if the share is deleted."""
     if not shares.hold_share(tx.connection, share_id):
         return None
     assert tx.operation.backend is not None, "a step without a backend has no manager"
@@ -104,7 +104,7 @@ def _start_one(tx: StepTransaction, *, share_id: str, requester: Requester) -> s
 
 
 def server_not_ensured(job: Job, error: StepError) -> OnCommit:
-    """The server does not serve: it shows why, and stays active to be tried again."""
+    """Write the error to the server, which stays ``active`` so that it is repaired again."""
     return lambda tx: health.not_ensured(tx.connection, job.operation.resource_id, error.to_json())
 
 
@@ -130,11 +130,11 @@ def _ensure_share(job: Job) -> OnCommit | None:
 def _begin_ensuring(
     job: Job, tx: StepTransaction
 ) -> tuple[Row[Any], ShareServer | None, list[AccessRule], int] | None:
-    """Read a share with its rules; None when it is not served."""
+    """Read a share with its server, rules and their generation; None if it is not exported."""
     row, server = share_and_server(job, tx.connection, job.operation.resource_id)
     if row.status not in _SERVED or not row.export_locations:
         return None
-    # What was asked for later has an operation of its own behind this one.
+    # Later changes are applied by their own operations, which are queued behind this one.
     rules, generation = access_rules.begin_access(
         tx.connection, row.id, up_to=row.applied_generation
     )
@@ -142,7 +142,7 @@ def _begin_ensuring(
 
 
 def share_not_ensured(job: Job, error: StepError) -> OnCommit:
-    """The share is not served, and shows why."""
+    """Write to the share why it is not exported."""
 
     def commit(tx: StepTransaction) -> None:
         shares.ensured(tx.connection, job.operation.resource_id, error=error.to_json())

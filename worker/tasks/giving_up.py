@@ -1,6 +1,7 @@
-"""What an operator's giving up means: the rows let go of what could not be undone or deleted.
+"""Close an operation by force: remove the rows of what could not be undone or deleted.
 
-Nothing is done outside. What is left there has no live row any more, so the audit finds it.
+External systems are not touched. What is left there no longer has a live row, so the audit reports
+it as an orphan.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from worker.tasks.shares import forget
 
 
 def force_close(tx: StepTransaction) -> list[str]:
-    """Let go of what only this operation kept; return what may be left outside."""
+    """Remove the rows that only this operation uses; name what may be left on external systems."""
     operation = tx.operation
     left = [] if operation.verb == "deny_access" else _objects(tx)
     if operation.verb == "create_share" or operation.resource_kind == "share_server":
@@ -31,7 +32,7 @@ def force_close(tx: StepTransaction) -> list[str]:
 
 
 def _objects(tx: StepTransaction) -> list[str]:
-    """The share or snapshot; a row that was to be deleted goes."""
+    """Name the operation's share or snapshot; remove its row if the operation was to delete it."""
     operation, connection = tx.operation, tx.connection
     snapshot_id = operation.payload.get("snapshot_id")
     if operation.verb in {"create_snapshot", "delete_snapshot"} and snapshot_id:
@@ -44,5 +45,5 @@ def _objects(tx: StepTransaction) -> list[str]:
         try:
             forget(tx, shares.share_row(connection, operation.resource_id))
         except Fatal:
-            return []  # another delete went through meanwhile
+            return []  # another delete has succeeded meanwhile
     return [f"share {operation.resource_id}"]

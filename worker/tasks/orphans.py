@@ -1,7 +1,8 @@
-"""Removing orphans: the second half of an audit.
+"""Remove orphans, as the second half of an audit.
 
-Each is looked at once more in the same breath as it is removed. What is on a server goes before
-the server, and that before its addresses: those would be given out again.
+Each orphan's row is checked again just before the removal. Objects on a server are removed before
+the server, and the server before its addresses, which could otherwise be allocated again while the
+server still uses them.
 """
 
 from __future__ import annotations
@@ -23,14 +24,15 @@ from worker.model import OwnedResource, OwnerKind
 
 NAME: Final = "audit_backend"
 REPAIR_SECONDS: Final = 200.0
-"""After as long the other orphans are left for the next audit: well within the step's timeout."""
+"""Seconds after which the remaining orphans are left to the next audit; well within the step's
+timeout."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class AuditScan:
-    """What an audit has seen: what each part listed, and why others could not."""
+    """What each part of a backend has listed, and the errors of the parts that could not."""
 
     listed: list[tuple[AuditTarget, list[OwnedResource]]] = field(default_factory=list)
     errors: dict[str, str] = field(default_factory=dict)
@@ -38,7 +40,7 @@ class AuditScan:
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """How many orphans were removed, could not be, and were left for another audit."""
+    """The numbers of orphans removed, not removed after an error, and left to a later audit."""
 
     removed: int = 0
     not_removed: int = 0
@@ -58,19 +60,19 @@ class _Orphan:
         return f"{owned.kind} {owned.id} of {owned.owner_kind} {owned.owner_id}"
 
 
-def repair(job: Job, look: AuditScan) -> Done:
-    """Remove the orphans that may be removed."""
+def repair(job: Job, scan: AuditScan) -> Done:
+    """Remove the orphans that may be removed; return how many were."""
     backend, ends = job.operation.resource_id, time.monotonic() + REPAIR_SECONDS
     with job.reading() as connection:
         rows = audits.removable(connection, backend, job.runtime.config.engine.audit_grace)
-    todo = sorted(_orphans(look, rows), key=lambda orphan: orphan.rank)
+    todo = sorted(_orphans(scan, rows), key=lambda orphan: orphan.rank)
     removed = failed = 0
-    # Twice: what a file server holds on to can go once that is gone.
+    # Twice: some objects can be removed only after the file server that uses them.
     for _ in range(2):
         stays: list[_Orphan] = []
         failed = 0
         for orphan in todo:
-            if time.monotonic() > ends or _is_needed(job, look, orphan):
+            if time.monotonic() > ends or _is_needed(job, scan, orphan):
                 stays.append(orphan)
             elif _is_orphan(job, orphan):
                 if _remove(job, orphan):
@@ -82,46 +84,46 @@ def repair(job: Job, look: AuditScan) -> Done:
     return Done(removed, failed, len(todo) - failed)
 
 
-def _orphans(look: AuditScan, rows: list[Row[Any]]) -> list[_Orphan]:
+def _orphans(scan: AuditScan, rows: list[Row[Any]]) -> list[_Orphan]:
     wanted = {(row.part, row.kind, row.thing): row for row in rows}
     return [
-        # A network goes after the ports on it.
+        # A network is removed after the ports on it.
         _Orphan(part, owned, row, (number, owned.owner_kind is OwnerKind.SHARE_NETWORK))
-        for number, (part, things) in enumerate(look.listed)
+        for number, (part, things) in enumerate(scan.listed)
         for owned in things
         if (row := wanted.get((part.part, owned.kind, owned.id))) is not None
     ]
 
 
-def _is_needed(job: Job, look: AuditScan, orphan: _Orphan) -> bool:
-    """Whether it is an address, or the like, that a left-over server may still use."""
+def _is_needed(job: Job, scan: AuditScan, orphan: _Orphan) -> bool:
+    """Return whether an orphaned server may still use this orphan, such as an address."""
     if orphan.part.role != "network":
         return False
-    if any(failed == "compute" for failed in look.errors):
+    if any(failed == "compute" for failed in scan.errors):
         return True
     with job.reading() as connection:
         return audits.has_orphan(connection, job.operation.resource_id, "compute", orphan.row)
 
 
 def _is_orphan(job: Job, orphan: _Orphan) -> bool:
-    """Whether the row is still gone: looked at again in the same breath as the removal."""
+    """Return whether the row still does not exist; checked just before the removal."""
     owned, backend = orphan.owned, job.operation.resource_id
 
-    def look_again(tx: StepTransaction) -> bool:
-        standings = audits.standings(tx.connection, backend, owned.owner_kind, [owned.owner_id])
-        if standings[owned.owner_id] is RowState.GONE:
+    def check_row(tx: StepTransaction) -> bool:
+        states = audits.standings(tx.connection, backend, owned.owner_kind, [owned.owner_id])
+        if states[owned.owner_id] is RowState.GONE:
             return True
         audits.removed(tx.connection, orphan.row)
         return False
 
-    if job.transaction(look_again):
+    if job.transaction(check_row):
         return True
-    _log.warning("Backend %s: %s is live again and stays.", backend, orphan.name)
+    _log.warning("Backend %s: %s has a row again and is kept.", backend, orphan.name)
     return False
 
 
 def _remove(job: Job, orphan: _Orphan) -> bool:
-    """Remove one orphan; False when that failed, which is kept with the finding."""
+    """Remove one orphan; on an error, store it with the finding and return False."""
     backend = job.operation.resource_id
     failpoint("audit_backend.before_remove")
     problem: str | None = None

@@ -1,4 +1,4 @@
-"""Start the operations that bring share servers and exports back, and stop them."""
+"""Start and cancel the operations that repair share servers and exports."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from worker.engine.saga import Sagas
 from worker.errors import ErrorCode
 
 ENSURE_SERVER: Final = "ensure_share_server"
-"""The server, and then every share on it."""
+"""The saga that repairs a server and then every share on it."""
 RESTART_SERVER: Final = "restart_share_server"
-"""The server alone. Nothing begins it any more: a file server that is started again may lack the
-mounts of its shares, so these are ensured as well. Old operations still end."""
+"""The saga that repairs a server alone. It is no longer started, because a restarted file server
+may lack the mounts of its shares; it remains for operations that an older release has accepted."""
 ENSURE_SHARE: Final = "ensure_share"
 _REPAIRS: Final = frozenset({ENSURE_SERVER, RESTART_SERVER, ENSURE_SHARE})
 
@@ -42,7 +42,7 @@ class Requester:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The repairing operation, and what to publish after the commit (nothing if it was known)."""
+    """The id of a repair, and the messages to publish after the commit; none if it is not new."""
 
     operation_id: str
     dispatches: list[Dispatch]
@@ -57,10 +57,10 @@ def start(
     requester: Requester,
     operation_id: str | None = None,
 ) -> Started:
-    """Accept a repair of an object whose row the caller holds, behind what is under way on it.
+    """Accept a repair of an object, queued behind the operations on it; the caller locks its row.
 
-    A repair of the same kind that has not ended yet, or one of the same ``operation_id`` that
-    has, is returned instead of a new one.
+    Returns the existing repair instead when one of the same kind has not ended yet, or when one has
+    the same ``operation_id``.
     """
     kind, object_id = begin.resource
     known = operations.unfinished(connection, kind, object_id, begin.saga)
@@ -83,7 +83,10 @@ def start(
 def cancel(
     connection: Connection, config: Config, resource: Resource, because: str
 ) -> list[Dispatch]:
-    """Cancel a repair that is under way on an object which is to be deleted."""
+    """Cancel the running repair of an object that is to be deleted; other operations go on.
+
+    Returns the messages to publish after the commit.
+    """
     kind, object_id = resource
     live = operations.live(connection, kind, object_id)
     if live is None or live.verb not in _REPAIRS:

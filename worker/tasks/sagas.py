@@ -1,10 +1,10 @@
-"""Which steps make an operation. Read this first.
+"""Define the sagas: the steps of each operation. Read this module first.
 
-Each line is a saga: its steps in order, each with its undo or the reason why there is none. The
-names are the Celery tasks that a person sees in Flower, as ``sharewright.<name>``.
+A saga lists its steps in order. Each step has a compensation or the reason why it has none. The
+actions are Celery tasks named ``sharewright.<name>``, as Flower shows them.
 
-To change the steps of a saga, add it with its next version and keep the former: operations in
-flight carry that one, and so does what an older release accepts while both run side by side.
+To change the steps of a saga, add it with its next version and keep the old one: unfinished
+operations carry the old version, and an older release that runs at the same time accepts more.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ DELETE_SNAPSHOT: Final = forward_only(
 )
 EXTEND_SHARE: Final = forward_only(
     shares.extend_share,
-    because="a client may have filled it already; the real size is read back instead",
+    because="a client may already use the new space; the real size is read back instead",
     on_failure=shares.extend_failed,
 )
 ALLOW_ACCESS: Final = forward_only(
     access.update_access,
-    because="the set may hold other changes; the rule itself is marked instead",
+    because="the set may contain other changes; the rule is marked as failed instead",
     on_failure=access.access_failed,
 )
 DENY_ACCESS: Final = forward_only(
@@ -62,18 +62,18 @@ DELETE_SHARE_SERVER: Final = forward_only(
 )
 DEALLOCATE_NETWORK: Final = forward_only(
     servers.deallocate_network,
-    because="a released address may be another's already",
+    because="a released address may already be in use again",
     on_failure=servers.server_not_deleted,
     keeps_trying=True,
 )
 AUDIT_BACKEND: Final = forward_only(
     audit.audit_backend,
-    because="nobody can use what it removes",
+    because="what it removes belongs to no object",
     on_failure=audit.audit_failed,
 )
 ENSURE_SHARE_SERVER: Final = forward_only(
     ensure.ensure_share_server,
-    because="clients use what serves already",
+    because="clients may already use the server",
     on_failure=ensure.server_not_ensured,
 )
 ENSURE_SHARES: Final = forward_only(
@@ -83,7 +83,7 @@ ENSURE_SHARES: Final = forward_only(
 )
 ENSURE_SHARE: Final = forward_only(
     ensure.ensure_share,
-    because="clients use what is served already",
+    because="clients may already use the share",
     on_failure=ensure.share_not_ensured,
 )
 

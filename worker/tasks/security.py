@@ -1,4 +1,4 @@
-"""Security services for compute helpers and drivers, opened just before they are handed over."""
+"""Decrypt security services just before compute helpers and drivers need them."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ _log = logging.getLogger(__name__)
 
 
 def check_keys(config: Config) -> None:
-    """Look whether this worker can open the passwords that exist, before it consumes anything.
+    """Check, before the worker consumes anything, that it can decrypt all stored passwords.
 
-    Raises :class:`~worker.errors.ConfigurationError` when it has not the keys for it.
+    Raises :class:`~worker.errors.ConfigurationError` when it lacks a key.
     """
     try:
         with reading(engine_for(config.database.url)) as connection:
             used = security.uses(connection)
     except DBAPIError as error:
-        _log.warning("Nobody knows which keys are needed: %s", str(error.orig).strip())
+        _log.warning(
+            "The database cannot be read, so keys are not checked: %s", str(error.orig).strip()
+        )
         return
     keys = Keys(config.secrets.directory)
     for key_id, count in used.items():
@@ -43,10 +45,10 @@ def check_keys(config: Config) -> None:
 def services_of(
     config: Config, connection: Connection, server: ShareServer
 ) -> tuple[SecurityService, ...]:
-    """Return what a share server is to be built with, the passwords in clear.
+    """Return the security services of a share server, with their passwords in clear text.
 
-    Raises :class:`~worker.errors.Fatal` when a password cannot be opened here, or when the share
-    network's security services are no longer those that the server is made for.
+    Raises :class:`~worker.errors.Fatal` when a password cannot be decrypted on this worker, or when
+    the share network's security services are no longer those of the server.
     """
     if not server.security_key:
         return ()
@@ -54,8 +56,8 @@ def services_of(
     rows = security.added(connection, server.share_network_id)
     if security.key_of(rows) != server.security_key:
         raise Fatal(
-            f"The security services of share network {server.share_network_id} were changed after "
-            f"share server {server.id} had been begun for others; ask again.",
+            f"The security services of share network {server.share_network_id} were "
+            f"changed after share server {server.id} was created; send the request again.",
             object=ObjectKind.SHARE_SERVER.ref(server.id),
             code=ErrorCode.CONFLICT,
         )
@@ -72,5 +74,5 @@ def services_of(
 
 
 def with_services(config: Config, connection: Connection, server: ShareServer) -> ShareServer:
-    """Return a share server as drivers are handed it; raises as :func:`services_of`."""
+    """Return a share server with its security services; raises as :func:`services_of` does."""
     return replace(server, security_services=services_of(config, connection, server))

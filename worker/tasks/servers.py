@@ -1,8 +1,8 @@
-"""Share servers: allocate_network and get_share_server, and their undoing.
+"""Build and delete share servers: allocate_network, get_share_server and their compensations.
 
-Every create takes part in one server per project, share network and backend. Only its builder
-allocates and builds; the others wait here and are then done at once. Undoing releases the
-operation's own reference, and whoever releases the last one deletes the server
+Concurrent creates of a project, share network and backend share one server. Only one of them, the
+builder, allocates the network and builds the server; the others wait. A compensation releases its
+own operation's reference, and the one that releases the last reference deletes the server
 (docs/explanation/engine.md, rule 8).
 """
 
@@ -27,13 +27,13 @@ from worker.tasks import repairs
 from worker.tasks.security import services_of
 
 RECHECK_SECONDS = 60.0
-"""A wake-up that was lost is made up for after this long."""
+"""Seconds after which a waiting create checks the server again, in case a wake-up was lost."""
 REPAIR_RECHECK_SECONDS = 1.0
-"""Until another look whether a repair of a server that is to be deleted has ended."""
+"""Seconds after which a deletion checks again whether a repair of the server has ended."""
 
 
 def limits_of(config: Config, backend: str) -> Limits:
-    """What one share server of a backend may hold."""
+    """Return how many shares, and how many GiB, one share server of a backend may hold."""
     settings = config.backend(backend)
     return Limits(settings.max_shares_per_share_server, settings.max_share_server_size)
 
@@ -55,7 +55,12 @@ def _allocate_network(job: Job) -> StepResult:
 
 
 def _join(tx: StepTransaction) -> tuple[ShareServer, ShareNetwork] | StepWaiting | StepCommitted:
-    """Refer the share to a server; return it with its network if it is for us to build."""
+    """Add the share to a server.
+
+    Returns the server with its share network if this operation has to build it, a
+    :class:`StepCommitted` if the server is active, and a :class:`StepWaiting` while another
+    operation builds it.
+    """
     operation = tx.operation
     share = shares.share_row(tx.connection, operation.resource_id)
     network = share_networks.network(tx.connection, share.share_network_id)
@@ -104,7 +109,10 @@ def _get_share_server(job: Job) -> OnCommit | None:
 
 
 def served_by(job: Job, server: ShareServer) -> ShareServerDetails:
-    """Ask for a server as it was allocated: what is there of it is found again."""
+    """Ask the compute helper for a server with its allocated network; return its details.
+
+    The helper reuses whatever exists of the server.
+    """
     assert server.network_info is not None, "allocate_network comes first"
     assert server.share_network_id is not None, "a server is made for a share network"
     with job.reading() as connection:
@@ -152,10 +160,10 @@ def _deallocate_network(job: Job) -> StepResult:
 
 
 def _forget(tx: StepTransaction, server: ShareServer) -> None:
-    """The row goes; that of a build which failed stays a while, for people to see why."""
+    """Remove the server's row, but keep that of a failed build for a while, with its error."""
     error = tx.operation.error
-    in_vain = tx.operation.undoing and server.details is None
-    if in_vain and error is not None and error["code"] != ErrorCode.CANCELLED:
+    never_built = tx.operation.undoing and server.details is None
+    if never_built and error is not None and error["code"] != ErrorCode.CANCELLED:
         servers.mark_build_failed(tx.connection, server.id, error)
     else:
         servers.remove(tx.connection, server.id)
@@ -163,10 +171,11 @@ def _forget(tx: StepTransaction, server: ShareServer) -> None:
 
 
 def _server_to_delete(tx: StepTransaction) -> ShareServer | StepWaiting | None:
-    """Release the operation's reference; return the server if it is ours to delete outside.
+    """Release the operation's reference; return the server if this operation has to delete it.
 
-    Both undos begin with it, for either may be the first: a failure in allocate_network is undone
-    by deallocate_network alone.
+    Both compensations begin with this, because either may be the first: a failure in
+    allocate_network is compensated by deallocate_network alone. The result is a
+    :class:`StepWaiting` while a repair of the server runs.
     """
     row = release_reference(tx)
     if row is None:
@@ -175,14 +184,14 @@ def _server_to_delete(tx: StepTransaction) -> ShareServer | StepWaiting | None:
 
 
 def release_reference(tx: StepTransaction) -> Row[Any] | None:
-    """Give back the operation's reference; return the row of the server that is left to it."""
+    """Release the operation's reference; return the server's row if it has to be deleted now."""
     operation = tx.operation
     row = servers.deleted_by(tx.connection, operation.id)
     if row is not None or operation.resource_kind != "share":
         return row
     row = servers.fail_build(tx.connection, operation.id)
     if row is not None:
-        _let_others_build(tx, row)
+        _wake_next_builder(tx, row)
         return row
     released = servers.release(tx.connection, operation.resource_id, deleter_id=operation.id)
     mine = released is not None and released.deleter_id == operation.id
@@ -190,7 +199,7 @@ def release_reference(tx: StepTransaction) -> Row[Any] | None:
 
 
 def _repair_to_await(tx: StepTransaction, server_id: str) -> StepWaiting | None:
-    """Cancel a repair under way on the server, and wait: it would create again what is deleted."""
+    """Cancel a running repair of the server, and wait for its end: it could rebuild the server."""
     live = operations.live(tx.connection, "share_server", server_id)
     if live is None or live.id == tx.operation.id:
         return None
@@ -198,14 +207,14 @@ def _repair_to_await(tx: StepTransaction, server_id: str) -> StepWaiting | None:
     resource = ("share_server", server_id)
     tx.dispatches.extend(repairs.cancel(tx.connection, tx.config, resource, because))
     return StepWaiting(
-        f"Operation {live.id} is still at work on share server {server_id}.",
+        f"Operation {live.id} on share server {server_id} has not ended yet.",
         waits_for=f"share_server:{server_id}",
         recheck=REPAIR_RECHECK_SECONDS,
     )
 
 
-def _let_others_build(tx: StepTransaction, row: Row[Any]) -> None:
-    """One waiter builds anew; after too many failures in a row all fail with the last reason."""
+def _wake_next_builder(tx: StepTransaction, row: Row[Any]) -> None:
+    """Wake one waiting create to build a new server; after too many failures, fail all of them."""
     key = servers.key_of(row)
     error = dict(tx.operation.error or {})
     if error.get("code") == ErrorCode.CANCELLED:
@@ -225,7 +234,7 @@ def _let_others_build(tx: StepTransaction, row: Row[Any]) -> None:
 
 
 def server_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A clean-up failed for too long: the server shows it."""
+    """Mark the server ``error_deleting``: its clean-up has been failing for too long."""
 
     def commit(tx: StepTransaction) -> None:
         servers.mark(

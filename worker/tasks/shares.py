@@ -1,4 +1,4 @@
-"""Shares: create, delete, extend."""
+"""Create, delete and extend shares."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from worker.tasks.servers import limits_of
 def share_and_server(
     job: Job, connection: Connection, share_id: str
 ) -> tuple[Row[Any], ShareServer | None]:
-    """Return a share's row and the server that it lives on (None in ``single_svm``)."""
+    """Return a share's row and its share server, with security services; None in ``single_svm``."""
     row, server = shares.share_and_server(connection, share_id)
     if server is not None and server.security_key:
         server = with_services(job.runtime.config, connection, server)
@@ -64,7 +64,7 @@ def _delete_share(job: Job) -> OnCommit | None:
     with job.reading() as connection:
         row, server = share_and_server(job, connection, job.operation.resource_id)
     on_servers = job.manager.backend.mode.has_share_servers
-    # A share that never got as far as a server has nothing outside.
+    # A share without a server has nothing on external systems.
     if server is not None or not on_servers:
         job.manager.delete_share(job.context, shares.share_of(row), server)
     if job.operation.undoing:
@@ -78,7 +78,7 @@ def _delete_share(job: Job) -> OnCommit | None:
 
 
 def is_gone(job: Job) -> bool:
-    """Whether the share was deleted while the operation, which had failed, was still tried."""
+    """Return whether the share was deleted while this failed operation was still retried."""
     if job.operation.error is None:
         return False
     with job.reading() as connection:
@@ -91,7 +91,10 @@ def _answer_deleted(tx: StepTransaction) -> None:
 
 
 def forget(tx: StepTransaction, row: Row[Any]) -> None:
-    """Remove the share's row and reference; an unused server is cleaned up by its own operation."""
+    """Remove the share's row and its reference to its server.
+
+    An operation of its own then cleans up the server if it is unused and may not be kept idle.
+    """
     interval = tx.config.engine.unused_share_server_cleanup_interval
     clean_up = str(uuid.uuid4())
     released = servers.release(tx.connection, row.id, deleter_id=clean_up, idle_after=interval > 0)
@@ -102,7 +105,7 @@ def forget(tx: StepTransaction, row: Row[Any]) -> None:
 
 
 def share_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A delete failed for too long: the share shows it."""
+    """Mark the share ``error_deleting``: its deletion has been failing for too long."""
 
     def commit(tx: StepTransaction) -> None:
         shares.set_share(
@@ -116,7 +119,7 @@ def share_not_deleted(job: Job, error: StepError) -> OnCommit:
 
 
 def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> None:  # noqa: FBT001 - a hook of the engine
-    """A create was undone, or could not be."""
+    """Mark the share, and a server that is left, as failed after a create."""
     shares.share_failed(tx.connection, tx.operation.resource_id, error, undone=undone)
     left = servers.deleted_by(tx.connection, tx.operation.id)
     if left is not None:
@@ -150,7 +153,7 @@ def _extend_share(job: Job) -> OnCommit | None:
 def _check_larger(row: Row[Any], size: int) -> None:
     if size <= row.size and row.status != ShareStatus.EXTENDING:
         raise Fatal(
-            f"Share {row.id} has {row.size} GiB already; extend needs more than that.",
+            f"Share {row.id} has {row.size} GiB already; the new size must be larger.",
             object=ObjectKind.SHARE.ref(row.id),
             field="new_size",
             code=ErrorCode.INVALID_REQUEST,
@@ -162,8 +165,8 @@ def _reserve(tx: StepTransaction, row: Row[Any], size: int) -> None:
     ratio = tx.config.engine.max_over_subscription_ratio
     if missing > 0 and not capacity.reserve_more(tx.connection, row.id, missing, ratio):
         raise Fatal(
-            f"Pool {row.pool} of backend {row.backend} has not {missing} GiB more for share "
-            f"{row.id}.",
+            f"Pool {row.pool} of backend {row.backend} has less than {missing} GiB free; share "
+            f"{row.id} needs that much more.",
             object=ObjectKind.SHARE.ref(row.id),
             field="new_size",
             code=ErrorCode.NO_VALID_BACKEND,
@@ -174,8 +177,8 @@ def _take_room(tx: StepTransaction, row: Row[Any], size: int) -> None:
     limits = limits_of(tx.config, row.backend)
     if not servers.resize(tx.connection, row.id, size, limits):
         raise Fatal(
-            f"The share server of share {row.id} may hold {limits.gib} GiB in all and has not "
-            f"enough of them left for {size} GiB. Create a share of that size instead: it gets "
+            f"The share server of share {row.id} may hold {limits.gib} GiB in total; {size} GiB "
+            f"for this share would exceed that. Create a new share of that size instead: it gets "
             f"another server.",
             object=ObjectKind.SHARE.ref(row.id),
             field="new_size",
@@ -184,13 +187,13 @@ def _take_room(tx: StepTransaction, row: Row[Any], size: int) -> None:
 
 
 def extend_failed(job: Job, error: StepError) -> OnCommit | Unsettled:
-    """Read back what size the share really has after an extend failed.
+    """Read back the share's real size after an extend failed, and return how to write it.
 
-    While that is unknown, the share is in error, and the larger size stays reserved.
+    While the size is unknown, the share is in ``error`` and the larger size stays reserved.
     """
     with job.reading() as connection:
         row = shares.share_row(connection, job.operation.resource_id)
-    if row.status != ShareStatus.EXTENDING:  # it never began, or the share is being deleted
+    if row.status != ShareStatus.EXTENDING:  # the extend never began, or the share is being deleted
         return lambda tx: _return_reserved(tx, row, row.size)
     try:
         return _set_real_size(row, _real_size(job, row))
@@ -208,13 +211,13 @@ def extend_failed(job: Job, error: StepError) -> OnCommit | Unsettled:
 
 
 def _settle_size(job: Job) -> OnCommit | None:
-    """Read the size that a failed extend has left unknown."""
+    """Read the share's size after a failed extend, once the driver can tell it."""
     if is_gone(job):
         return None
     with job.reading() as connection:
         row = shares.share_row(connection, job.operation.resource_id)
     if row.status not in _MAY_BE_SETTLED:
-        return None  # it is being deleted or extended: whoever does that knows better
+        return None  # the share is being deleted or extended, and that operation sets its size
     return _set_real_size(row, _real_size(job, row))
 
 

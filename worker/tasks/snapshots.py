@@ -1,4 +1,4 @@
-"""Snapshots: create and delete. They are queued on their share: one operation at a time."""
+"""Create and delete snapshots. Their operations are queued on the share, one at a time."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def _create_snapshot(job: Job) -> OnCommit:
     )
 
     def commit(tx: StepTransaction) -> None:
-        made = snapshots.set_snapshot(
+        created = snapshots.set_snapshot(
             tx.connection, row.id, SnapshotStatus.AVAILABLE, size=share.size
         )
-        tx.result = views.SNAPSHOT(made)
+        tx.result = views.SNAPSHOT(created)
 
     return commit
 
@@ -39,7 +39,7 @@ def _create_snapshot(job: Job) -> OnCommit:
 def _delete_snapshot(job: Job) -> OnCommit | None:
     with job.reading() as connection:
         if not snapshots.has_snapshot(connection, job.operation.payload["snapshot_id"]):
-            return _answer_deleted  # this had failed before, and another delete went through
+            return _answer_deleted  # a retry, and another delete has succeeded meanwhile
         row, share, server = _objects(connection, job)
     job.manager.delete_snapshot(
         job.context, snapshots.snapshot_of(row), shares.share_of(share), server
@@ -61,13 +61,13 @@ def _answer_deleted(tx: StepTransaction) -> None:
 
 
 def create_failed(tx: StepTransaction, error: dict[str, str], undone: bool) -> None:  # noqa: ARG001, FBT001 - a hook of the engine
-    """A create was undone, or could not be."""
+    """Mark the snapshot as failed after a create."""
     snapshot_id = tx.operation.payload["snapshot_id"]
     snapshots.snapshot_failed(tx.connection, snapshot_id, error)
 
 
 def snapshot_not_deleted(job: Job, error: StepError) -> OnCommit:
-    """A delete failed for too long: the snapshot shows it."""
+    """Mark the snapshot ``error_deleting``: its deletion has been failing for too long."""
 
     def commit(tx: StepTransaction) -> None:
         snapshots.set_snapshot(
