@@ -1,1 +1,1 @@
-"""What each request writes when it is accepted."""
+"""Acceptance: for each verb, the handler that writes an accepted request to the database."""

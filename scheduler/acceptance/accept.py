@@ -1,8 +1,8 @@
-"""Commit the rows, then start the chain.
+"""Accept a request: commit its rows, then publish the first message of its operation.
 
-Whatever a request changes is written in one transaction together with its operation. Only when
-that is committed are results stored and messages published; a process that dies in between leaves
-a due operation, which the reconciler takes up.
+All changes of a request are written in one transaction, together with its operation. Results are
+stored and messages are published only after the commit. If the process dies in between, the
+operation becomes overdue and the reconciler recovers it.
 """
 
 from __future__ import annotations
@@ -48,14 +48,18 @@ from worker.model import OperationState
 
 _log = logging.getLogger(__name__)
 _ATTEMPTS: Final = 30
-"""Whoever loses a race lost it to somebody; a crowd at one row needs more than a few."""
+"""Attempts after lost races; many requests on one row at once need more than a few."""
 _OUTAGE_SECONDS: Final = 10.0
-"""How long a database that is away is waited for before the request goes back to its queue."""
+"""Seconds to wait for an unreachable database before the request goes back to its queue."""
 
 
 @dataclass(slots=True)
 class Acceptance:
-    """One request being accepted: its open transaction, and what follows its commit."""
+    """State of accepting one request: its open transaction, and the work after the commit.
+
+    ``dispatches`` are the messages to publish. ``ended`` are the operations with results to store:
+    id, result and error of each.
+    """
 
     connection: Connection
     config: Config
@@ -66,7 +70,7 @@ class Acceptance:
     operation_id: str
     digest: str
     is_admin: bool
-    """Whether it came over the administrators' queue."""
+    """Whether the request came through the administrators' queue."""
     dispatches: list[Dispatch] = field(default_factory=list)
     ended: list[tuple[str, Mapping[str, Any] | None, Mapping[str, str] | None]] = field(
         default_factory=list
@@ -74,7 +78,7 @@ class Acceptance:
 
     @property
     def project_id(self) -> str:
-        """On whose behalf."""
+        """The id of the project that the request is made for."""
         return str(self.request.context.project_id)
 
     @property
@@ -97,7 +101,7 @@ class Acceptance:
 
 
 Handler = Callable[[Acceptance], Begin | Completed]
-"""Writes what a request changes in the open transaction; returns the operation that it comes to."""
+"""Writes a request's changes in the open transaction; returns the operation to begin or to end."""
 
 
 def take_in(
@@ -112,12 +116,12 @@ def take_in(
     is_admin: bool,
     heard: Callable[[], None],
 ) -> bool:
-    """Accept a request once, whatever is sent how often; False when it is to be dropped.
+    """Accept a request once, however often it is sent; False when it must be dropped.
 
-    ``heard`` is called between the commit and the publishing: afterwards, a quick worker may have
-    stored the result already, which must not be written over.
+    ``heard`` is called after the commit and before the messages are published. Any later, a worker
+    may have stored the result already, which must not be overwritten.
 
-    Raises :class:`~worker.errors.Refused`; nothing is changed then.
+    Raises :class:`~worker.errors.Refused` without changing anything.
     """
     acceptance = _commit(
         runtime, pools, verb, handler, request, operation_id, digest, is_admin=is_admin
@@ -126,7 +130,7 @@ def take_in(
         return False
     failpoint("intake.after_commit")
     for ended_id, result, error in acceptance.ended:
-        # Of the operations that this one superseded, other ids may want the result.
+        # Requests with other ids may wait for the result of an operation that was superseded.
         superseded = ended_id != operation_id
         runtime.deliver(ended_id, result, error, aliased=superseded)
         if superseded:
@@ -138,7 +142,7 @@ def take_in(
 
 
 def _is_race(error: BaseException) -> bool:
-    # Two requests on one object, or one request twice: the constraint let one through.
+    # Two requests on one object, or the same request twice: a constraint admitted only one.
     return isinstance(error, (AlreadyAccepted, IntegrityError))
 
 
@@ -203,20 +207,20 @@ def _handle(acceptance: Acceptance, handler: Handler) -> None:
                 max_queued=config.engine.max_queued_operations,
             )
     except Refused:
-        # The very same request, accepted by another process a moment ago, may be the reason.
+        # The reason may be this very request, if another process has just accepted it.
         if _known(acceptance.connection, acceptance.request, acceptance.operation_id) is not None:
             raise AlreadyAccepted from None
         raise
 
 
 def is_taken(connection: Connection, request_id: str) -> bool:
-    """Whether an operation has this id, or gives its result under it."""
+    """Tell whether an operation has this id, or has it as an alias."""
     return _KNOWN_BY_ID.first(connection, request=request_id) is not None
 
 
 def _knowing(*conditions: ColumnElement[bool]) -> Prepared:
     o = operations_table.c
-    # Held: it must not end between this look at its state and the note of another id for it.
+    # Locked, so that it cannot end after its state was read and before an alias is added.
     return Prepared(
         select(o.id, o.project_id, o.payload_digest, o.state, o.result, o.error)
         .where(*conditions)
@@ -245,7 +249,10 @@ def _known(connection: Connection, request: Payload, operation_id: str) -> Row[A
 
 
 def _repeat(acceptance: Acceptance, known: Row[Any]) -> bool:
-    """The request was accepted before: it gets the same operation, and its result if it ended."""
+    """Answer a repeated request with its operation; False when it must be dropped.
+
+    If the operation has ended, its result is stored again.
+    """
     if known.project_id != acceptance.project_id:
         _log.warning(
             "Dropped a request of project %s under the id %s, which belongs to another project.",

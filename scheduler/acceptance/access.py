@@ -1,4 +1,4 @@
-"""Accepting access requests: a rule is a row with a state and the share's access generation."""
+"""Handlers of access requests: a rule is a row with a state and the share's access generation."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LEAVING = (AccessState.QUEUED_TO_DENY.value, AccessState.DENYING.value)
 
 
 def allow(acceptance: Acceptance) -> Begin:
-    """Write the rule and begin (or queue) handing the new set to the driver."""
+    """Write the rule, and begin (or queue) an operation that gives the driver the new set."""
     request: AllowAccess = acceptance.request
     connection = acceptance.connection
     share = lookup.share(connection, request.share_id, acceptance.project_id)
@@ -64,12 +64,12 @@ def allow(acceptance: Acceptance) -> Begin:
 
 
 def deny(acceptance: Acceptance) -> Begin:
-    """Mark the rule and begin (or queue) handing the set without it to the driver."""
+    """Mark the rule, and begin (or queue) an operation that gives the driver the set without it."""
     request: DenyAccess = acceptance.request
     connection = acceptance.connection
     share = lookup.share(connection, request.share_id, acceptance.project_id)
     row = lookup.rule(connection, request.access_id, share.id)
-    # A client must be shut out whatever became of the share, for as long as that is exported.
+    # While the share is exported, denying a client must be possible in every status.
     exported = ("error", "error_deleting") if share.export_locations else ()
     lookup.check_status(
         share, ObjectKind.SHARE, "available", "extending", *exported, to="deny access to"

@@ -1,4 +1,4 @@
-"""Accepting administrators' requests about backends."""
+"""Handlers of administrators' requests about backends."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from worker.tasks.orphans import NAME as AUDIT
 
 
 def disable_backend(acceptance: Acceptance) -> Completed:
-    """Take a backend out of placement."""
+    """Exclude a backend from placement."""
     request: DisableBackend = acceptance.request
     row = _set_enabled(acceptance, request.backend, enabled=False, reason=request.reason)
     return Completed(("backend", row.name), _state(row))
 
 
 def enable_backend(acceptance: Acceptance) -> Completed:
-    """Let a backend be chosen again."""
+    """Include a backend in placement again."""
     request: BackendOnly = acceptance.request
     row = _set_enabled(acceptance, request.backend, enabled=True, reason="")
     return Completed(("backend", row.name), _state(row))

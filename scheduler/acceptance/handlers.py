@@ -1,4 +1,4 @@
-"""What each request writes when it is accepted; reads are in ``scheduler/queries/base.py``."""
+"""Table of the handlers, by verb; ``scheduler/queries/reads.py`` has the table of the reads."""
 
 from __future__ import annotations
 

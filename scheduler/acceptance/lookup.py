@@ -1,4 +1,4 @@
-"""Finding what a request names; another project's object is "not found"."""
+"""Lookups of the objects that a request names; another project's object is "not found"."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from worker.errors import Conflict, NotFound, ObjectKind
 from worker.model import DriverMode
 
 NAMED_USERS: Final = 5
-"""So many of the objects that use something are named; of the others, their number is."""
+"""Number of using objects that an error names; the others are only counted."""
 
 
 def _one(
@@ -51,31 +51,31 @@ _SECURITY_SERVICE = Prepared(_owned(security_services).with_for_update())
 
 
 def share(connection: Connection, share_id: str, project_id: str) -> Row[Any]:
-    """Return a share of the project, held for the rest of the transaction."""
+    """Return a share of the project, locked until the commit, or raise NotFound."""
     row = _SHARE.first(connection, object_id=share_id, project=project_id)
     return _found(row, ObjectKind.SHARE, share_id, field="share_id")
 
 
 def snapshot(connection: Connection, snapshot_id: str, project_id: str) -> Row[Any]:
-    """Return a snapshot of the project, held for the rest of the transaction."""
+    """Return a snapshot of the project, locked until the commit, or raise NotFound."""
     row = _SNAPSHOT.first(connection, object_id=snapshot_id, project=project_id)
     return _found(row, ObjectKind.SNAPSHOT, snapshot_id, field="snapshot_id")
 
 
 def share_server(connection: Connection, server_id: str) -> Row[Any]:
-    """Return a share server of any project (an administrator's), held until the commit."""
+    """Return a share server of any project, locked until the commit, for administrators."""
     statement = select(share_servers).where(share_servers.c.id == server_id).with_for_update()
     return _one(connection, statement, ObjectKind.SHARE_SERVER, server_id, field="share_server_id")
 
 
 def security_service(connection: Connection, service_id: str, project_id: str) -> Row[Any]:
-    """Return a security service of the project, held for the rest of the transaction."""
+    """Return a security service of the project, locked until the commit."""
     row = _SECURITY_SERVICE.first(connection, object_id=service_id, project=project_id)
     return _found(row, ObjectKind.SECURITY_SERVICE, service_id, field="security_service_id")
 
 
 def rule(connection: Connection, rule_id: str, share_id: str) -> Row[Any]:
-    """Return an access rule of a share."""
+    """Return an access rule of a share; raise NotFound if there is none."""
     statement = select(access_rules).where(
         access_rules.c.id == rule_id, access_rules.c.share_id == share_id
     )
@@ -97,11 +97,12 @@ def share_network(
     configured: str | None = None,
     extra_specs: Mapping[str, str] = MappingProxyType({}),
 ) -> Row[Any] | None:
-    """Return the share network that a request comes to, kept from deletion until the commit.
+    """Return the share network for a request, locked against deletion until the commit.
 
-    Raises as :func:`scheduler.placement.share_network.resolve`.
+    ``named`` is the id in the request, ``configured`` the configuration's default. Raises as
+    :func:`scheduler.placement.share_network.resolve`.
     """
-    if named is not None:  # nothing else counts then
+    if named is not None:  # it decides alone
         row = _HELD_NETWORK.first(connection, object_id=named)
         resolve(request=Named(named, _visibility(row, project_id)))
         return row
@@ -128,7 +129,7 @@ def share_network(
         if chosen is None:
             return None
         held = _HELD_NETWORK.first(connection, object_id=chosen.id)
-        # An administrator may have changed or removed it since the first look: look again.
+        # An administrator may have changed or deleted it since it was first read: read it again.
         if _visibility(held, project_id) is chosen.visibility:
             return held
 
@@ -148,7 +149,7 @@ def _visibility(row: Row[Any] | None, project_id: str) -> Visibility:
 
 
 def share_type(connection: Connection, named: str) -> Row[Any]:
-    """Return a share type by its id or name."""
+    """Return a share type by its id or name; raise NotFound if there is none."""
     statement = select(share_types).where(
         or_(share_types.c.id == named, share_types.c.name == named)
     )
@@ -158,7 +159,10 @@ def share_type(connection: Connection, named: str) -> Row[Any]:
 def users(
     connection: Connection, *using: tuple[str, Select[tuple[str]]], named: int = NAMED_USERS
 ) -> str:
-    """Name the first objects that use something, and how many more there are; empty for none."""
+    """Describe the objects that ``using`` selects, for an error: the first ids, then a number.
+
+    ``using`` are pairs of a kind's name and a selection of ids. Returns "" when there are none.
+    """
     first: list[str] = []
     count = 0
     for kind, statement in using:
@@ -170,7 +174,7 @@ def users(
 
 
 def check_status(row: Row[Any], kind: ObjectKind, *allowed: str, to: str) -> None:
-    """Refuse a request that the object's status does not allow."""
+    """Raise Conflict unless the object's status is one of ``allowed``."""
     if row.status not in allowed:
         raise Conflict(
             f"The {kind.words} {row.id} is {row.status}; to {to} it must be "

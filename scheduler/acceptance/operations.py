@@ -1,7 +1,7 @@
-"""What an operator may do to an operation: cancel it, have it tried now, or give it up.
+"""Handlers of operators' requests about operations: cancel, retry at once, give up.
 
-Each is one conditional change of its row, so a worker that is on it either was first, or learns
-of it with its next write.
+Each is one conditional change of the operation's row. A worker that runs a step of it at the same
+time has either written before, or notices the change at its next write.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _ENDED = {
 
 
 def cancel(acceptance: Acceptance) -> Completed:
-    """Undo an operation from where it stands, also while a step runs."""
+    """Cancel an operation and undo its steps, even while a step runs."""
     row = _held(acceptance)
     state = _S(row.state)
     if state is _S.UNDOING:
@@ -67,41 +67,41 @@ def cancel(acceptance: Acceptance) -> Completed:
 
 
 def retry(acceptance: Acceptance) -> Completed:
-    """Have an operation that waits for its next attempt tried now."""
+    """Publish at once an operation that waits for its next attempt."""
     row = _held(acceptance)
     if row.state == _S.PENDING:
         raise _refused(row, f"is behind another on {row.resource_kind} {row.resource_id}")
-    rung = acceptance.connection.execute(
+    published = acceptance.connection.execute(
         operations.publish_all(acceptance.config.engine.lease)
         .where(_o.id == row.id, _is_waiting(acceptance, row))
         .values(queue=_queue(acceptance, row))
     ).first()
-    if rung is None:
-        raise _refused(row, f"is under way already: {_doing(row)}")
-    acceptance.dispatches.append(dispatch_of(rung))
+    if published is None:
+        raise _refused(row, f"is under way already: {_progress(row)}")
+    acceptance.dispatches.append(dispatch_of(published))
     return Completed(("operation", row.id), {"id": row.id, "state": row.state, "task": row.task})
 
 
 def _queue(acceptance: Acceptance, row: Row[Any]) -> str:
-    """Return the queue that the operation's backend has today.
+    """Return the queue that is now configured for the operation's backend.
 
-    Raises :class:`~worker.errors.ConfigurationError` when it was renamed or removed.
+    Raises :class:`~worker.errors.ConfigurationError` when the backend was renamed or removed.
     """
     return queue_for(acceptance.config, row.backend) if row.backend else row.queue
 
 
 def _is_waiting(acceptance: Acceptance, row: Row[Any]) -> ColumnElement[bool]:
-    """Whether nobody is on it: it waits, or its message is in a queue of former days."""
+    """Return the condition that the operation waits, or that its message is in a former queue."""
     waits = _o.phase == Phase.WAITING.value
     if _queue(acceptance, row) == row.queue:
         return waits
     return or_(waits, _o.phase == Phase.QUEUED.value)
 
 
-def _doing(row: Row[Any]) -> str:
-    """Say what a step that does not wait is about, and for whom its message waits."""
+def _progress(row: Row[Any]) -> str:
+    """Describe who runs the current step, or which worker group its message waits for."""
     if row.phase == Phase.LEASED:
-        return f"{row.worker} does {row.task}"
+        return f"{row.worker} runs {row.task}"
     return (
         f"the message for {row.task} is in the queue {row.queue} and waits for a worker of the "
         f"group {group_of(row.queue)}"
@@ -109,16 +109,16 @@ def _doing(row: Row[Any]) -> str:
 
 
 def give_up(acceptance: Acceptance) -> Completed:
-    """End an operation that could not be undone; what may be left is on record."""
+    """End an operation that could not be undone; list in its error what may be left over."""
     row = _held(acceptance)
     if row.state != _S.COMPENSATION_FAILED:
         raise _refused(row, "is still under way; it can be given up when its undo has failed")
     connection, config = acceptance.connection, acceptance.config
     operation = operations.find(connection, row.id)
-    assert operation is not None, "its row is held"
+    assert operation is not None, "its row is locked"
     tx = StepTransaction(connection, operation, config, acceptance.sagas)
     left = force_close(tx)
-    message = f"Given up by an operator; outside may be left: {', '.join(left) or 'nothing'}."
+    message = f"Given up by an operator; possibly left behind: {', '.join(left) or 'nothing'}."
     _conclude(acceptance, operation, message)
     acceptance.dispatches.extend(tx.dispatches)
     return Completed(
@@ -128,7 +128,7 @@ def give_up(acceptance: Acceptance) -> Completed:
 
 
 def _conclude(acceptance: Acceptance, operation: Operation, message: str) -> None:
-    """End it under a new fence: a worker that is on it writes nothing any more."""
+    """End an operation under a new fence, so that a worker's later writes are refused."""
     error = dict(operation.error or {})
     error["message"] = f"{error.get('message', '')} {message}".strip()
     operations.record(acceptance.connection, operation, "given up", message)
@@ -151,7 +151,7 @@ def _conclude(acceptance: Acceptance, operation: Operation, message: str) -> Non
 
 
 def _held(acceptance: Acceptance) -> Row[Any]:
-    """The operation, of any project, held until the commit; one that has ended is refused."""
+    """Return the requested operation of any project, locked; refuse one that has ended."""
     wanted, a = acceptance.request.operation_id, operation_aliases.c
     connection = acceptance.connection
     alias = connection.execute(select(a.operation_id).where(a.id == wanted)).scalar()

@@ -1,4 +1,4 @@
-"""Quotas: administrators set them, and each request that makes or enlarges something is counted."""
+"""Handlers of quota requests, and the check of every request that creates or extends an object."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _UNITS: Mapping[QuotaResource, str] = {
 
 
 def set_limits(acceptance: Acceptance) -> Completed:
-    """Write the limits of a project."""
+    """Set limits of a project, in all or of one share type."""
     request: SetQuota = acceptance.request
     connection, project_id = acceptance.connection, request.project_id
     share_type_id = _share_type_id(acceptance, request)
@@ -33,7 +33,7 @@ def set_limits(acceptance: Acceptance) -> Completed:
 
 
 def unset_limits(acceptance: Acceptance) -> Completed:
-    """Remove the limits of a project, so that the defaults hold."""
+    """Remove the limits of a project, so that the defaults apply."""
     request: UnsetQuota = acceptance.request
     share_type_id = _share_type_id(acceptance, request)
     quotas.hold(acceptance.connection, request.project_id)
@@ -55,9 +55,9 @@ def _completed(acceptance: Acceptance, project_id: str, share_type_id: str) -> C
 
 
 def hold(acceptance: Acceptance) -> Limits:
-    """Return the project's limits; while it has any, nobody else counts until the commit.
+    """Return the project's limits; if it has any, lock its usage until the commit.
 
-    To be called before anything else is locked.
+    Call it before any other row is locked.
     """
     found = quotas.limits(
         acceptance.connection, acceptance.project_id, acceptance.config.quotas.maximums
@@ -75,10 +75,10 @@ def check(
     share_type_id: str | None = None,
     field: str = "",
 ) -> None:
-    """Refuse a request that would give the project more than its limits allow.
+    """Refuse a request that would exceed the project's limits.
 
-    ``limits`` come from :func:`hold`, in the same transaction. Raises
-    :class:`~worker.errors.QuotaExceeded`.
+    ``limits`` come from :func:`hold`, in the same transaction; ``more`` is what the request adds
+    to each resource. Raises :class:`~worker.errors.QuotaExceeded`.
     """
     for scope in dict.fromkeys((WHOLE_PROJECT, share_type_id or WHOLE_PROJECT)):
         limited = {name: limits[scope, name] for name in more if (scope, name) in limits}
@@ -92,7 +92,7 @@ def check(
                 raise QuotaExceeded(
                     f"Project {acceptance.project_id} may have {maximum} {_UNITS[resource]}"
                     f"{of_type}; it has {has.in_use}, {has.reserved} are reserved, and "
-                    f"{more[resource]} more are asked for. Delete what is not needed, or ask an "
+                    f"{more[resource]} more are requested. Delete objects, or ask an "
                     f"administrator for a larger quota.",
                     object=ObjectKind.QUOTA.ref(acceptance.project_id),
                     field=field,

@@ -1,4 +1,4 @@
-"""Accepting security service requests: rows only; nobody here can open a password."""
+"""Handlers of security service requests; passwords stay sealed, and cannot be opened here."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _a = share_network_security_services.c
 
 
 def create(acceptance: Acceptance) -> Completed:
-    """Write the security service, its password as it was sealed."""
+    """Write a security service, with its password still sealed."""
     request: CreateSecurityService = acceptance.request
     values = request.columns()
     check_needs(request.type, values)
@@ -62,10 +62,10 @@ def create(acceptance: Acceptance) -> Completed:
 
 
 def change(acceptance: Acceptance) -> Completed:
-    """Describe it anew, give it other credentials, or, while no server is built for it, all else.
+    """Change a security service; all but description and credentials only while it is unused.
 
-    Share servers are made for what identifies the directory; user and password are used when they
-    join or leave it, and are the present ones then.
+    Share servers are built for one directory, so the fields that identify it cannot change while
+    servers use it. User and password are read anew whenever a server joins or leaves the directory.
     """
     request: UpdateSecurityService = acceptance.request
     row = _held(acceptance, request.security_service_id)
@@ -103,7 +103,7 @@ def change(acceptance: Acceptance) -> Completed:
 
 
 def delete(acceptance: Acceptance) -> Completed:
-    """Remove a security service that is on no share network."""
+    """Delete a security service that is on no share network."""
     connection = acceptance.connection
     row = _held(acceptance, acceptance.request.security_service_id)
     added = select(_a.share_network_id).where(_a.security_service_id == row.id)
@@ -119,7 +119,7 @@ def delete(acceptance: Acceptance) -> Completed:
 
 
 def add(acceptance: Acceptance) -> Completed:
-    """Let the share servers that a share network will get use a security service."""
+    """Add a security service to a share network, for the share servers built from now on."""
     request: AddSecurityService = acceptance.request
     connection = acceptance.connection
     row = _held(acceptance, request.security_service_id)
@@ -127,7 +127,7 @@ def add(acceptance: Acceptance) -> Completed:
     if network.project_id != row.project_id:
         raise Conflict(
             f"The share network {network.id} belongs to another project than the security service "
-            f"{row.id}; make one in that project.",
+            f"{row.id}; create one in that project.",
             object=ObjectKind.SHARE_NETWORK.ref(network.id),
             field="share_network_id",
         )
@@ -151,7 +151,7 @@ def add(acceptance: Acceptance) -> Completed:
 
 
 def remove(acceptance: Acceptance) -> Completed:
-    """Let the share servers that a share network will get do without a security service."""
+    """Remove a security service from a share network, for the share servers built from now on."""
     request: RemoveSecurityService = acceptance.request
     network = changeable(acceptance)
     added = and_(
@@ -181,9 +181,10 @@ def _finish(acceptance: Acceptance, network_id: str) -> Completed:
 def _check_key(
     acceptance: Acceptance, request: CreateSecurityService | UpdateSecurityService
 ) -> None:
-    """Refuse a password that nobody could open.
+    """Refuse a password that no worker could open.
 
-    After the row is written: who retires a key refuses it first, and then waits for such rows.
+    Called after the row is written: a process that retires a key first refuses it, then waits for
+    transactions that write such rows.
     """
     password = request.password
     if password is not None and not Keys(acceptance.config.secrets.directory).has(password.key_id):
@@ -195,9 +196,9 @@ def _check_key(
 
 
 def _check_unused(acceptance: Acceptance, network_id: str, then: str) -> None:
-    """Refuse while share servers of the network are in use, or may come into use.
+    """Refuse a change while shares of the network have share servers, or may get them.
 
-    One that nobody refers to is not asked for the change: the next share gets another server.
+    A share server without shares does not matter: the next share gets another server.
     """
     users = lookup.users(
         acceptance.connection,

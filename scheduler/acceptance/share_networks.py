@@ -1,4 +1,4 @@
-"""Accepting share network requests: rows only, nothing outside."""
+"""Handlers of share network requests: they write rows and use no external system."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _added: Final = share_network_security_services
 
 
 def create(acceptance: Acceptance) -> Completed:
-    """Write the share network; its options were checked against each other."""
+    """Write a share network; the payload's validation has checked its options."""
     request: CreateShareNetwork = acceptance.request
     if request.is_public and not acceptance.is_admin:
         raise Forbidden(
-            f"Only an administrator makes public share networks, on the queue {ADMIN_REQUESTS}; "
+            f"Only an administrator creates public share networks, on the queue {ADMIN_REQUESTS}; "
             f"leave is_public out.",
             field="is_public",
         )
@@ -60,7 +60,7 @@ def create(acceptance: Acceptance) -> Completed:
 
 
 def change(acceptance: Acceptance) -> Completed:
-    """Describe a share network anew; give an unused one other options."""
+    """Change a share network's description; change the options of an unused one."""
     request: UpdateShareNetwork = acceptance.request
     row = changeable(acceptance)
     values = request.described
@@ -71,7 +71,7 @@ def change(acceptance: Acceptance) -> Completed:
 
 
 def delete(acceptance: Acceptance) -> Completed:
-    """Remove a share network that nothing refers to."""
+    """Delete a share network that nothing uses."""
     connection = acceptance.connection
     row = changeable(acceptance)
     _check_not_default(row, to="deleted")
@@ -79,11 +79,11 @@ def delete(acceptance: Acceptance) -> Completed:
     _check_unused(
         acceptance,
         row,
-        then="delete its shares first; share servers are deleted by themselves, "
+        then="delete its shares first; share servers are deleted automatically, "
         f"{idle:g} s after their last share",
     )
     audits.add_tombstone(connection, OwnerKind.SHARE_NETWORK, row.id)
-    # What is left of its share servers are builds that failed: there is nothing behind them.
+    # Only rows of failed builds are left of its share servers; nothing exists on the backends.
     connection.execute(sql_delete(share_servers).where(share_servers.c.share_network_id == row.id))
     connection.execute(sql_delete(_added).where(_added.c.share_network_id == row.id))
     connection.execute(sql_delete(share_networks).where(_n.id == row.id))
@@ -92,12 +92,12 @@ def delete(acceptance: Acceptance) -> Completed:
 
 
 def publish(acceptance: Acceptance) -> Completed:
-    """Let every project see and use a share network."""
+    """Make a share network public: every project may see and use it."""
     return _finish(acceptance, changeable(acceptance), is_public=True)
 
 
 def unpublish(acceptance: Acceptance) -> Completed:
-    """Give a share network back to its project, unless another one uses it."""
+    """Make a share network private to its project, unless another project uses it."""
     row = changeable(acceptance)
     _check_not_default(row, to="made private")
     _check_unused(
@@ -110,7 +110,7 @@ def unpublish(acceptance: Acceptance) -> Completed:
 
 
 def set_default(acceptance: Acceptance) -> Completed:
-    """Make a public share network the one for requests that name none, instead of another."""
+    """Make a public share network the default, for requests that name none."""
     row = changeable(acceptance)
     if not row.is_public:
         raise Conflict(
@@ -128,7 +128,7 @@ def set_default(acceptance: Acceptance) -> Completed:
 
 
 def unset_default(acceptance: Acceptance) -> Completed:
-    """Let requests that name no share network have none again."""
+    """Remove the default share network; requests that name none then have none."""
     row = changeable(acceptance)
     if not row.is_default:
         raise Conflict(
@@ -140,10 +140,10 @@ def unset_default(acceptance: Acceptance) -> Completed:
 
 
 def changeable(acceptance: Acceptance) -> Row[Any]:
-    """Return the share network that is asked for, held until the commit.
+    """Return the requested share network, locked until the commit.
 
-    Raises :class:`~worker.errors.NotFound` and :class:`~worker.errors.Forbidden`: only an
-    administrator changes a public one.
+    Raises :class:`~worker.errors.NotFound`, and :class:`~worker.errors.Forbidden` for a public one
+    unless an administrator asks.
     """
     network_id = acceptance.request.share_network_id
     seen = (
@@ -191,7 +191,7 @@ def _check_not_default(row: Row[Any], *, to: str) -> None:
 def _check_unused(
     acceptance: Acceptance, row: Row[Any], *, then: str, but_for: str | None = None
 ) -> None:
-    """Refuse while anything uses the network: of any project, or of any but one."""
+    """Refuse a change while any project, except ``but_for``, uses the network."""
     connection = acceptance.connection
     users = lookup.users(
         connection, ("share", _using(shares, row, but_for)), ("operation", _live(row, but_for))
@@ -214,7 +214,7 @@ def _using(table: Table, row: Row[Any], but_for: str | None) -> Select[tuple[str
 
 
 def _live(row: Row[Any], but_for: str | None) -> Select[tuple[str]]:
-    """Operations that have not ended, on shares and share servers of the network."""
+    """Select the operations that have not ended, on shares and share servers of the network."""
     objects = (_using(table, row, but_for) for table in (shares, share_servers))
     return (
         select(operations.c.id)

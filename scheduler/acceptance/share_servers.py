@@ -1,4 +1,4 @@
-"""Accepting administrators' requests about share servers: delete, and bring back."""
+"""Handlers of administrators' requests about share servers: delete, and ensure."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _s = share_servers.c
 
 
 def delete(acceptance: Acceptance) -> Begin:
-    """Begin the deletion of a share server that no share is on, also of one in error."""
+    """Begin the deletion of a share server without shares, even of one in error."""
     row = lookup.share_server(acceptance.connection, acceptance.request.share_server_id)
     if row.shares:
         raise Conflict(
@@ -42,10 +42,10 @@ def delete(acceptance: Acceptance) -> Begin:
 
 
 def ensure(acceptance: Acceptance) -> Completed:
-    """Begin an operation for every active server that is meant; it starts one for every share."""
+    """Begin an operation for every requested active server; it starts one for each share."""
     request: EnsureShareServers = acceptance.request
     backends = _backends(acceptance, request)
-    rows = _meant(acceptance, request, backends)
+    rows = _requested(acceptance, request, backends)
     predefined = [] if request.share_server_id else _predefined(acceptance, backends)
     context = request.context
     requester = repairs.Requester(context.project_id, context.user_id, context.request_id)
@@ -69,7 +69,7 @@ def ensure(acceptance: Acceptance) -> Completed:
 
 
 def _backends(acceptance: Acceptance, request: EnsureShareServers) -> list[str]:
-    """The configured backends that are meant; others have no workers who could do it."""
+    """Return the requested backends; they must be configured, since others have no workers."""
     known = acceptance.config.backends
     if request.backend is not None:
         if request.backend not in known:
@@ -91,10 +91,10 @@ def _backends(acceptance: Acceptance, request: EnsureShareServers) -> list[str]:
     return found
 
 
-def _meant(
+def _requested(
     acceptance: Acceptance, request: EnsureShareServers, backends: list[str]
 ) -> list[Row[Any]]:
-    """The active servers that are meant, held until the commit."""
+    """Return the requested active servers, locked until the commit."""
     if request.share_server_id is not None:
         row = lookup.share_server(acceptance.connection, request.share_server_id)
         lookup.check_status(row, ObjectKind.SHARE_SERVER, ServerStatus.ACTIVE, to="ensure")
@@ -110,7 +110,7 @@ def _meant(
 
 
 def _predefined(acceptance: Acceptance, backends: list[str]) -> list[str]:
-    """Those of the backends whose one server is no row; their own rows are held instead."""
+    """Return the backends with a predefined server, which has no row; lock their own rows."""
     single = [
         name for name in backends if acceptance.config.backends[name].mode is DriverMode.SINGLE_SVM
     ]

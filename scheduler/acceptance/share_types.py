@@ -1,4 +1,4 @@
-"""Accepting share type requests."""
+"""Handlers of share type requests."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def create_share_type(acceptance: Acceptance) -> Completed:
 
 
 def _check_network(acceptance: Acceptance, request: CreateShareType) -> None:
-    """Refuse a share network of the type's own that its shares could never be on."""
+    """Refuse extra specs with a share network that shares of the type could never use."""
     network_id = request.extra_specs.get(NETWORK_SPEC)
     if network_id is None:
         return
@@ -69,7 +69,7 @@ def _check_network(acceptance: Acceptance, request: CreateShareType) -> None:
 
 
 def delete_share_type(acceptance: Acceptance) -> Completed:
-    """Remove a share type that no share has."""
+    """Delete a share type that no share has."""
     connection = acceptance.connection
     row = lookup.share_type(connection, acceptance.request.share_type)
     users = connection.execute(

@@ -1,4 +1,4 @@
-"""Accepting share requests: create (with placement), delete, extend."""
+"""Handlers of share requests: create (with placement), delete, extend."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _INSERT = Prepared(
 
 
 def create(acceptance: Acceptance) -> Begin:
-    """Choose a backend, reserve, write the share, and begin its creation."""
+    """Choose a pool, reserve capacity on it, write the share, and begin its creation."""
     request: CreateShare = acceptance.request
     connection = acceptance.connection
     _check_size(acceptance, request.size, "size")
@@ -98,11 +98,11 @@ def create(acceptance: Acceptance) -> Begin:
 
 
 def _source(acceptance: Acceptance, request: CreateShare) -> Row[Any] | None:
-    """The share whose snapshot is to be copied; the snapshot is held until the commit."""
+    """Return the share of the snapshot to copy, or None; lock the snapshot until the commit."""
     if request.snapshot_id is None:
         return None
     snapshot = lookup.snapshot(acceptance.connection, request.snapshot_id, acceptance.project_id)
-    lookup.check_status(snapshot, ObjectKind.SNAPSHOT, "available", to="make a share from")
+    lookup.check_status(snapshot, ObjectKind.SNAPSHOT, "available", to="create a share from")
     if request.size < snapshot.size:
         raise InvalidRequest(
             f"A share from snapshot {snapshot.id} needs at least its {snapshot.size} GiB.",
@@ -120,7 +120,7 @@ def _network(
     source: Row[Any] | None,
     share_type: Row[Any] | None,
 ) -> Row[Any] | None:
-    """The share network that the share is made on, held until the commit."""
+    """Return the share's network, or None; lock it until the commit."""
     if source is None:
         return lookup.share_network(
             acceptance.connection,
@@ -131,7 +131,7 @@ def _network(
         )
     if request.share_network_id not in {None, source.share_network_id}:
         raise InvalidRequest(
-            f"A share from snapshot {request.snapshot_id} is made on its share network; "
+            f"A share from snapshot {request.snapshot_id} is created on its share network; "
             f"leave share_network_id out.",
             object=ObjectKind.SHARE.ref(source.id),
             field="share_network_id",
@@ -144,7 +144,7 @@ def _network(
 
 
 def _serving(acceptance: Acceptance, network: Row[Any] | None, size: int) -> frozenset[str]:
-    """The backends where a share server of the share network has room, or is about to be built."""
+    """Return backends with a share server of the network that has room or is about to be built."""
     pools = acceptance.pools
     if network is None or not pools.pool_table().has_choice:
         return frozenset()
@@ -173,9 +173,9 @@ def _check_size(acceptance: Acceptance, size: int, field: str) -> None:
 
 
 def _place(acceptance: Acceptance, wanted: PlacementRequest) -> Pool:
-    """Choose from the snapshot, promise by a conditional update; on conflict choose again.
+    """Choose a pool from the cached table and reserve capacity; choose again after a conflict.
 
-    Nobody is refused by an old snapshot: what it lacks may be free, or enabled, by now.
+    The table is read anew before a request is refused: a pool may have become free, or enabled.
     """
     ratio = acceptance.config.engine.max_over_subscription_ratio
     for attempt in range(_PLACEMENT_ROUNDS):
@@ -193,7 +193,7 @@ def _place(acceptance: Acceptance, wanted: PlacementRequest) -> Pool:
 
 
 def delete(acceptance: Acceptance) -> Begin:
-    """Overtake what is queued, cancel a create, and begin (or queue) the deletion."""
+    """Supersede queued operations, cancel a create, and begin (or queue) the deletion."""
     connection = acceptance.connection
     row = lookup.share(connection, acceptance.request.share_id, acceptance.project_id)
     if row.status == ShareStatus.DELETING:
@@ -207,7 +207,7 @@ def delete(acceptance: Acceptance) -> Begin:
     acceptance.dispatches.extend(
         repairs.cancel(connection, acceptance.config, ("share", row.id), because)
     )
-    # After the live operation, which is held now: who ends that one starts one of these.
+    # The live operation is locked by now, so its end cannot start a queued one meanwhile.
     superseded = {
         "code": str(ErrorCode.SUPERSEDED),
         "message": f"The share {row.id} was deleted before this operation began.",
@@ -261,7 +261,7 @@ def _cancel_create(acceptance: Acceptance, row: Row[Any]) -> None:
 
 
 def extend(acceptance: Acceptance) -> Begin:
-    """Begin (or queue) making a share larger; capacity is reserved by the step."""
+    """Begin (or queue) the extension of a share; its first step reserves the capacity."""
     request: ExtendShare = acceptance.request
     _check_size(acceptance, request.new_size, "new_size")
     limits = quotas.hold(acceptance)
@@ -278,7 +278,7 @@ def extend(acceptance: Acceptance) -> Begin:
 
 
 def _check_growth(acceptance: Acceptance, limits: Limits, row: Row[Any]) -> None:
-    """Count what an extend adds to the size that earlier extends lead to."""
+    """Check the quota for the GiB that an extend adds to the size after earlier extends."""
     if not limits:
         return
     more = acceptance.request.new_size - row.size - growth_of(acceptance.connection, row.id)

@@ -1,4 +1,4 @@
-"""Accepting snapshot requests; they are queued on their share."""
+"""Handlers of snapshot requests; their operations are queued on the share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from worker.model import QuotaResource, ShareStatus, SnapshotStatus
 
 
 def create(acceptance: Acceptance) -> Begin:
-    """Write the snapshot and begin (or queue) its creation."""
+    """Write a snapshot, and begin (or queue) its creation."""
     request: CreateSnapshot = acceptance.request
     connection = acceptance.connection
     limits = quotas.hold(acceptance)
@@ -56,7 +56,7 @@ def create(acceptance: Acceptance) -> Begin:
 
 
 def delete(acceptance: Acceptance) -> Begin:
-    """Begin (or queue) a snapshot's deletion, unless a share is being made from it."""
+    """Begin (or queue) a snapshot's deletion, unless a share is being created from it."""
     connection = acceptance.connection
     snapshot = lookup.snapshot(connection, acceptance.request.snapshot_id, acceptance.project_id)
     lookup.check_status(
@@ -69,7 +69,7 @@ def delete(acceptance: Acceptance) -> Begin:
     ).scalar_one()
     if copying:
         raise Conflict(
-            f"{copying} share{'s are' if copying > 1 else ' is'} being made from snapshot "
+            f"{copying} share{'s are' if copying > 1 else ' is'} being created from snapshot "
             f"{snapshot.id}; delete it afterwards.",
             object=ObjectKind.SNAPSHOT.ref(snapshot.id),
         )
