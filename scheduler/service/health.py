@@ -1,7 +1,7 @@
-"""One port for ``/healthz``, ``/readyz`` and ``/metrics``.
+"""Serve ``/healthz``, ``/readyz`` and ``/metrics`` on one port.
 
-Everything shown is read from the database when it is asked for; nothing is kept in this process,
-so any number of these may run, and figures survive every restart.
+Each answer is read from the database; this process keeps no figures. So any number of these
+processes may run, and the figures survive restarts.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from worker.model import LIVE_STATES, NetworkKind, OperationState
 _PREFIX: Final = "sharewright_"
 READINESS_COUNTER: Final = "readiness_checks_total"
 LOCK_SECONDS: Final = 1.0
-"""Another check's write is waited for no longer than this."""
+"""The longest time that a readiness check waits for the write of another one."""
 _log = logging.getLogger(__name__)
 
 
 def missing(config: Config) -> list[str]:
-    """Say what the service lacks to take and carry out requests; empty when it is ready."""
+    """Return a sentence for each thing that the service lacks; empty when it is ready."""
     lacks = _missing_from_database(config)
     fault = broker_fault(config.broker.url)
     if fault is not None:
@@ -90,14 +90,14 @@ def _missing_from_database(config: Config) -> list[str]:
 
 
 def _reason(error: DBAPIError | NoConnectionLeft) -> str:
-    """Name the driver's error and its first line, which says what the server lacks."""
+    """Return the class and first line of the database driver's error."""
     cause = error.orig if isinstance(error, DBAPIError) else error
     lines = str(cause).strip().splitlines() or [""]
     return f"{type(cause).__name__}: {lines[0]}"
 
 
 def _write(engine: Engine) -> None:
-    """Commit a write as the engine's steps do; it is always the same row."""
+    """Commit a write, always of the same row, in a transaction like those of the engine's steps."""
     with transaction(engine) as connection:
         wait_for_locks(connection, LOCK_SECONDS)
         counted = update(counters).where(counters.c.name == READINESS_COUNTER)
@@ -116,11 +116,11 @@ class _Figures(Collector):
         self._config = config
 
     def describe(self) -> Iterable[Metric]:
-        """Say nothing beforehand: the database need not be there when this starts."""
+        """Return no metrics: the database may be unreachable when this starts."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Read them; a database that is away is a figure too."""
+        """Yield the figures, or only ``database_up`` 0 when the database is unreachable."""
         reachable = GaugeMetricFamily(_PREFIX + "database_up", "Whether the database answers.")
         try:
             with reading(engine_for(self._config.database.url)) as connection:
@@ -138,14 +138,14 @@ class _Figures(Collector):
 
 
 def _operations(connection: Connection) -> Iterator[Metric]:
-    """Count what is under way, by indexes of it; nothing here grows with what has ended."""
+    """Yield figures of unfinished operations; they cost no more the more operations have ended."""
     o = operations.c
     states = GaugeMetricFamily(
         _PREFIX + "operations",
-        "Operations that are queued, under way, or tried on, by state.",
+        "Operations that are queued, running, or still retried, by state.",
         labels=["state"],
     )
-    # Written out: a plan for any state could not use the index of the pending ones.
+    # A literal: with a parameter, PostgreSQL could not use the partial index of pending operations.
     queued = literal(OperationState.PENDING.value, literal_execute=True)
     pending = select(func.count()).where(o.state == queued)
     counted = {OperationState.PENDING.value: connection.execute(pending).scalar_one()}
@@ -165,7 +165,7 @@ def _operations(connection: Connection) -> Iterator[Metric]:
             states.add_metric([state], counted.get(state.value, 0))
     yield states
     age = GaugeMetricFamily(
-        _PREFIX + "oldest_live_operation_seconds", "Age of the oldest operation that is under way."
+        _PREFIX + "oldest_live_operation_seconds", "Age of the oldest live operation."
     )
     age.add_metric([], oldest)
     yield age
@@ -179,7 +179,7 @@ def _operations(connection: Connection) -> Iterator[Metric]:
     f = audit_findings.c
     findings = GaugeMetricFamily(
         _PREFIX + "audit_findings",
-        "What the last audits found: orphans, what is missing, and what bears an unknown id.",
+        "Findings of the last audits: orphans, missing objects, and objects with an unknown id.",
         labels=["backend", "problem"],
     )
     for row in connection.execute(
@@ -200,21 +200,21 @@ _LABELS: Final = {
     "dead_letters_dropped_total": ("queue",),
 }
 _HELP: Final = {
-    "steps_total": "Acts of steps by how they ended.",
-    "requests_total": "Requests by what became of them.",
+    "steps_total": "Runs of steps and compensations, by how they ended.",
+    "requests_total": "Requests, by how they were answered.",
     "operations_ended_total": "Operations with steps by the state in which they ended.",
     "dhcp_renewals_total": "Renewals of DHCP leases: renewed, failed, or failed with none left.",
-    "audits_total": "Audits of a backend: complete, or of parts of it only.",
+    "audits_total": "Audits of backends: complete, or without the parts that failed.",
     "audit_removed_total": "Orphans that audits removed.",
     "share_server_outages_total": "Active share servers found without their file server, or gone.",
     "dead_letters_dropped_total": "Messages that could not be read, dropped as too many.",
-    "redrives_total": "Operations that the reconciler took up again.",
-    "compensations_failed_total": "Undos and deletions that used up their attempts.",
+    "redrives_total": "Operations that the reconciler published again.",
+    "compensations_failed_total": "Compensations and deletions that failed for too long.",
     "unknown_operations_total": "Messages for operations that do not exist.",
-    READINESS_COUNTER: "Times that readiness was asked for and the database took a write.",
+    READINESS_COUNTER: "Readiness checks for which the database accepted a write.",
     "publish_failures_total": "Messages that could not be published after their commit.",
 }
-"""Shown from the start, at 0; others appear with their first count."""
+"""Counters without labels are shown from the start, at 0; all others from their first count."""
 
 
 def _counters(connection: Connection) -> Iterator[Metric]:
@@ -237,7 +237,7 @@ def _counters(connection: Connection) -> Iterator[Metric]:
 
 
 def _address_pools(connection: Connection) -> dict[str, int]:
-    """How many addresses each flat network has: backends' own, and share networks'."""
+    """Return the number of addresses of each flat network, of backends and of share networks."""
     sizes: dict[str, int] = {}
     for (report,) in connection.execute(select(backends.c.report)):
         sizes.update(report.get("address_pools", {}))
@@ -254,7 +254,7 @@ def _address_pools(connection: Connection) -> dict[str, int]:
 
 
 def holdings(connection: Connection, config: Config) -> Iterator[Metric]:
-    """Report the use of address pools and storage pools, and which backends are up."""
+    """Yield the use of address pools and storage pools, and which backends are up."""
     a, p = addresses.c, storage_pools.c
     pool = GaugeMetricFamily(
         _PREFIX + "addresses",
@@ -277,7 +277,7 @@ def holdings(connection: Connection, config: Config) -> Iterator[Metric]:
     yield pool
     storage = GaugeMetricFamily(
         _PREFIX + "storage_pool_gib",
-        "GiB of a storage pool: total, free, and promised to shares (allocated).",
+        "GiB of a storage pool: total, free, and reserved for shares (allocated).",
         labels=["backend", "pool", "amount"],
     )
     for row in connection.execute(
@@ -301,7 +301,7 @@ WsgiApp = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
 
 
 def make_wsgi(config: Config) -> WsgiApp:
-    """Return the application behind the port."""
+    """Return the WSGI application that answers the three paths."""
     registry = CollectorRegistry()
     registry.register(_Figures(config))
     metrics: WsgiApp = make_wsgi_app(registry)
@@ -329,7 +329,7 @@ def make_wsgi(config: Config) -> WsgiApp:
 
 
 class _Server(ThreadingMixIn, WSGIServer):
-    """Serves on a socket that listens already."""
+    """Serves on a socket that is already listening."""
 
     daemon_threads = True
 
@@ -343,7 +343,7 @@ class _Server(ThreadingMixIn, WSGIServer):
 
 class _QuietHandler(WSGIRequestHandler):
     def log_message(self, format: str, *args: Any) -> None:
-        """Log a scrape for whoever wants to see every one."""
+        """Log a request at level DEBUG."""
         _log.debug(format, *args)
 
 
@@ -359,7 +359,7 @@ def listen(settings: HealthSettings) -> socket.socket:
 
 
 def serve(config: Config, listener: socket.socket, stopped: threading.Event) -> None:
-    """Answer until told to stop."""
+    """Answer requests until ``stopped`` is set."""
     server = _Server(listener)
     server.set_app(make_wsgi(config))
     thread = threading.Thread(target=server.serve_forever, name="health", daemon=True)

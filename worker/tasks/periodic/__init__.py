@@ -1,1 +1,1 @@
-"""What the reconciler starts by the clock."""
+"""The reconciler and the periodic tasks that it starts."""

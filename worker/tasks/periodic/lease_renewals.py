@@ -1,8 +1,8 @@
-"""Leases of DHCP servers, renewed at half their time for as long as the share server lives.
+"""Renew DHCP leases at half their lifetime, for as long as their share server exists.
 
-The reconciler asks a worker of the backend's group for what is due; that worker claims each share
-server's leases and renews them through the network helper. A message that is lost is asked for
-again, and a second one for the same lease finds nothing to claim.
+The reconciler sends the due renewals to the workers of the backend's group. A worker claims each
+share server's leases and renews them through the network helper. If a message is lost, the
+reconciler sends another; a second message for the same lease finds nothing to claim.
 """
 
 from __future__ import annotations
@@ -24,43 +24,44 @@ from worker.model import RequestContext, ServerStatus, ShareServer
 
 TASK = "renew_leases"
 ASK_AGAIN = 30.0
-"""After how many seconds a renewal that nobody began is asked for again."""
+"""Seconds after which a renewal that no worker has begun is sent again."""
 CLAIM_SECONDS = 45.0
-"""How long one share server's leases may take. Whoever takes over from a worker that died waits
-as long: that is less than what is left of the shortest leases, of two minutes, at half time."""
+"""Seconds that renewing one share server's leases may take. After a crash, the next worker waits as
+long; the shortest leases, of two minutes, then still have some time left."""
 TIMEOUT = 300.0
 SERVERS_A_MESSAGE = 50
 
 Send = Callable[[str, Sequence[str]], None]
-"""Sends a renewal of a backend's share servers to its worker group."""
+"""Sends the ids of share servers whose leases are due to the worker group of their backend."""
 
 _log = logging.getLogger(__name__)
 
 
 def ask_for_renewals(runtime: Runtime, send: Send) -> None:
-    """Ask for the renewal of what is due, each by one reconciler only."""
+    """Send the renewals that are due; only one reconciler sends each of them."""
     with transaction(runtime.engine) as connection:
         due = leases.ask(
             connection, again_after=ASK_AGAIN, limit=runtime.config.engine.redrive_batch
         )
     for backend, ids in sorted(due.items()):
         if backend not in runtime.config.backends:
-            _log.warning("DHCP leases of backend %s are due, and it is not configured.", backend)
+            _log.warning("DHCP leases of backend %s are due, but it is not configured.", backend)
             continue
         for first in range(0, len(ids), SERVERS_A_MESSAGE):
             send(backend, ids[first : first + SERVERS_A_MESSAGE])
 
 
 def renew_leases(runtime: Runtime, server_ids: Sequence[str]) -> None:
-    """Renew the leases of share servers that are due and that nobody else is renewing.
+    """Renew those leases of share servers that are due and not claimed by another worker.
 
-    Once a share network's DHCP server was silent, its other share servers' leases are tried later
-    without asking: each would cost the whole deadline, and other work waits behind this.
+    When a share network's DHCP server does not answer, the leases of the network's other share
+    servers are postponed without asking it: each would take the whole time limit and delay other
+    work.
     """
     try:
         _renew(runtime, server_ids)
     finally:
-        runtime.heartbeat.flush()  # its thread may not run: it starts with a process's first step
+        runtime.heartbeat.flush()  # the heartbeat's thread starts with a process's first step
 
 
 def _renew(runtime: Runtime, server_ids: Sequence[str]) -> None:
@@ -68,7 +69,7 @@ def _renew(runtime: Runtime, server_ids: Sequence[str]) -> None:
     silent: dict[str | None, StepError] = {}
     for server_id in server_ids:
         if time.monotonic() > ends:
-            return  # the others are asked for again
+            return  # the reconciler sends the others again
         with reading(runtime.engine) as connection:
             server = servers.get(connection, server_id)
         if server is None or server.backend not in runtime.config.backends:
@@ -98,7 +99,9 @@ def _renew(runtime: Runtime, server_ids: Sequence[str]) -> None:
 
 def _check(until: float) -> None:
     if time.monotonic() >= until:
-        raise LeaseLost(f"It took longer than {CLAIM_SECONDS:.0f} s; another worker may be at it.")
+        raise LeaseLost(
+            f"It took longer than {CLAIM_SECONDS:.0f} s; another worker may have claimed it."
+        )
 
 
 def _renewed(runtime: Runtime, server: ShareServer) -> None:
@@ -113,7 +116,7 @@ def _renewed(runtime: Runtime, server: ShareServer) -> None:
 
 
 def _not_renewed(runtime: Runtime, server: ShareServer, error: StepError) -> None:
-    """It is tried again, and the share server shows why; more slowly once its time is over."""
+    """Write the error to the share server and postpone the renewal; longer for expired leases."""
     with transaction(runtime.engine) as connection:
         expired = leases.not_renewed(
             connection,
@@ -128,7 +131,7 @@ def _not_renewed(runtime: Runtime, server: ShareServer, error: StepError) -> Non
     runtime.heartbeat.count(f"dhcp_renewals_total:{'expired' if expired else 'failed'}")
     if expired:
         _log.error(
-            "The DHCP leases of share server %s ran out; others may be given its addresses: %s",
+            "The DHCP leases of share server %s expired; its addresses may be given to others: %s",
             server.id,
             error.message,
         )

@@ -1,4 +1,4 @@
-"""What backends can hold, reported by one leased worker each for placement to read."""
+"""Report the pools of backends for placement; one worker at a time reports each backend."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from worker.model import RequestContext
 
 TASK = "report_pools"
 REPORT_TIMEOUT = 60.0
-"""A reporter that takes longer is taken for dead."""
+"""Seconds after which another worker may report a backend, because the first may have crashed."""
 PORTION = 50
-"""How many backends one message asks for: enough to be cheap, few enough to be done in time."""
+"""The number of backends in one message: few enough to be reported within the time limit."""
 
 _log = logging.getLogger(__name__)
 
 
 def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
-    """Report each backend that nobody else is reporting or has just reported."""
+    """Report each named backend unless another worker is reporting it or has just reported it."""
     known = [name for name in names if name in runtime.config.backends]
     for name in _take(runtime, known):
         try:
@@ -43,7 +43,7 @@ def report_pools(runtime: Runtime, names: Sequence[str]) -> None:
 
 
 def _take(runtime: Runtime, names: Sequence[str]) -> list[str]:
-    """Become the reporter of backends for a while, but for those reported a moment ago."""
+    """Claim backends for reporting and return their names; skip those reported recently."""
     column = backends.c
     with transaction(runtime.engine) as connection:
         connection.execute(

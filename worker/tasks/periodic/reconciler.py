@@ -1,7 +1,7 @@
-"""The reconciler: takes up again what is overdue, and finishes what a dead process left unsaid.
+"""Run the reconciler: publish overdue steps again, and start everything that is due.
 
-Any number of them may run; each change is one conditional statement, so two never do the same.
-A pass publishes at most a few hundred messages.
+Several reconcilers may run at once: each change is one conditional statement, so only one of them
+makes it. A pass publishes at most a few hundred messages.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ TICK_SECONDS: Final = 1.0
 HOUSEKEEPING_SECONDS: Final = 30.0
 PURGE_BATCH: Final = 1000
 PURGE_SECONDS: Final = 0.5
-"""How much of a pass may go to purging: operations are forgotten faster than workers do them."""
+"""The longest time that one pass spends on purging; enough to keep up with the workers."""
 STORE_AGAIN_SECONDS: Final = 30.0
 AUDITS_KEPT: Final = 86400.0
-"""Seconds; there is one for each backend and interval, and what it found has a table."""
+"""Seconds for which audits are kept; their findings are in a table of their own."""
 
 _NOTHING_CLAIMED: Final = recovery.Claimed()
 _log = logging.getLogger(__name__)
 
 Depth = Callable[[str], int]
-"""How many messages wait in a queue."""
+"""Returns the number of messages in a queue."""
 AskForReports = Callable[[], None]
 """Asks every worker group to report its backends' pools."""
 
 
 @dataclass(slots=True)
 class Progress:
-    """How far the workers of each queue were seen to have come, in this and recent passes.
+    """The newest messages that the workers of each queue have claimed, as recent passes saw them.
 
-    A pass sees the steps in hand only, and short ones are rarely in hand. What was seen long ago
-    is forgotten, because the database's clock may have been put back meanwhile.
+    A pass sees only the steps that are running, and short steps rarely are. Old observations are
+    dropped, because the database's clock may have been set back meanwhile.
     """
 
     _recent: dict[str, recovery.Claimed] = field(default_factory=dict)
@@ -66,7 +66,7 @@ class Progress:
     _forget_at: float = 0.0
 
     def note(self, seen: Mapping[str, recovery.Claimed], *, keep: float) -> None:
-        """Remember what a pass has seen, for ``keep`` seconds and at most twice as long."""
+        """Remember what a pass has seen for at least ``keep`` seconds and at most twice as long."""
         now = time.monotonic()
         if now >= self._forget_at:
             self._former, self._recent, self._forget_at = self._recent, {}, now + keep
@@ -74,14 +74,14 @@ class Progress:
             self._recent[queue] = claimed.and_then(self._recent.get(queue, _NOTHING_CLAIMED))
 
     def of(self, queue: str) -> recovery.Claimed:
-        """Return how far a queue's workers have come."""
+        """Return the newest messages that a queue's workers have claimed."""
         former = self._former.get(queue, _NOTHING_CLAIMED)
         return former.and_then(self._recent.get(queue, _NOTHING_CLAIMED))
 
 
 @dataclass(slots=True)
 class Reconciler:
-    """One reconciler's passes and what it remembers between them."""
+    """The passes of one reconciler, and what it remembers between them."""
 
     runtime: Runtime
     depth: Depth
@@ -95,7 +95,7 @@ class Reconciler:
     _progress: Progress = field(default_factory=Progress)
 
     def run(self, stopped: threading.Event) -> None:
-        """Pass after pass, one a second, until told to stop; an outage is waited out."""
+        """Run one pass per second until ``stopped`` is set; an outage only ends a pass early."""
         while not stopped.is_set():
             began = time.monotonic()
             self.beat()
@@ -110,7 +110,7 @@ class Reconciler:
             stopped.wait(max(0.0, TICK_SECONDS - (time.monotonic() - began)))
 
     def one_pass(self) -> int:
-        """Do everything that is due; return how many operations were taken up again."""
+        """Do everything that is due; return how many operations were published again."""
         taken_up = self._redrive_overdue()
         self._store_results()
         self.beat()
@@ -142,7 +142,7 @@ class Reconciler:
             queues = recovery.overdue_queues(connection, self._known)
             seen = recovery.claimed(connection, strict_priorities=self._strict_priorities)
         self._progress.note(seen, keep=2 * self.runtime.config.engine.lease)
-        # Neither kind of work may keep the other from being taken up.
+        # Neither kind of operation may delay the other.
         gone = gone[: batch if not queues else max(1, batch // 2)]
         room = max(1, batch - len(gone))
         count = rerouted + self._redrive(gone)
@@ -154,9 +154,10 @@ class Reconciler:
         return count
 
     def _reroute(self, limit: int) -> int:
-        """Send what is overdue to the queue that today's configuration gives.
+        """Move overdue operations to the queue that the current configuration gives them.
 
-        Nobody may read the stored one any more: the backend's host has another name, for example.
+        There may be no worker for the stored queue any more, for example after the backend's host
+        was renamed.
         """
         config, count = self.runtime.config, 0
         with reading(self.runtime.engine) as connection:
@@ -179,11 +180,11 @@ class Reconciler:
         return count
 
     def _take_up_lost(self, queue: str, limit: int) -> int:
-        """Publish again what is lost of a queue's messages, and postpone what waits its turn.
+        """Publish the lost messages of a queue again, and postpone those that are still queued.
 
-        Nothing waits in an empty queue, so its overdue messages are lost. In another, a message is
-        lost when one that came after it was claimed. One that is older than ``queued_limit`` is
-        published again, too, unless the queue is deep: that would only make it deeper.
+        If the queue is empty, all its overdue messages are lost. Otherwise a message is lost when a
+        later one has been claimed. A message that is older than ``engine.queued_limit`` is
+        published again as well, unless the queue is already long.
         """
         engine = self.runtime.config.engine
         depth = self.depth(queue)
@@ -220,7 +221,7 @@ class Reconciler:
         return len(dispatches)
 
     def _store_results(self) -> None:
-        """Store results again whose worker did not say that it had."""
+        """Store the results again that no worker has confirmed to be stored."""
         o = operations.c
         with transaction(self.runtime.engine) as connection:
             late = store.locked(
@@ -237,13 +238,13 @@ class Reconciler:
                 .returning(o.id, o.result, o.error, o.idempotency_key)
             ).all()
         for row in rows:
-            self.beat()  # a result backend that is away may cost each of them a time limit
+            self.beat()  # an unreachable result backend may delay each of them by a time-out
             self.runtime.deliver(
                 row.id, row.result, row.error, aliased=row.idempotency_key is not None
             )
 
     def _clean_up_idle(self) -> None:
-        """Start the clean-up of share servers that were idle long enough."""
+        """Start the clean-up of share servers that have been idle for long enough."""
         config = self.runtime.config
         interval = config.engine.unused_share_server_cleanup_interval
         with reading(self.runtime.engine) as connection:
@@ -255,26 +256,26 @@ class Reconciler:
             with transaction(self.runtime.engine) as connection:
                 row = servers.mark_deleting(connection, server_id, operation_id)
                 if row is None:
-                    continue  # somebody joined it at the last moment
+                    continue  # a share was added to it meanwhile
                 dispatches = start_clean_up(
                     connection, config, self.runtime.sagas, row, operation_id
                 )
             self.runtime.publish_all(dispatches)
 
     def _report_orphaned_backends(self) -> None:
-        """Say once which backends are gone from the configuration and still referred to."""
+        """Log once which backends are in use but no longer in the configuration."""
         with reading(self.runtime.engine) as connection:
             orphaned = recovery.orphaned_backends(connection, self.runtime.config.backends)
         for backend in sorted(set(orphaned) - self._orphaned):
             _log.error(
-                "Backend %s is not in the configuration, and operations or share servers refer to "
-                "it: nothing is done for them. Put it back under that name.",
+                "Backend %s is not in the configuration, but operations or share servers refer to "
+                "it: nothing is done for them. Configure it again under that name.",
                 backend,
             )
         self._orphaned = frozenset(orphaned)
 
     def _report_unknown(self) -> None:
-        """Say which operations wait for a reconciler of a newer release."""
+        """Log which operations wait for a reconciler of a newer release."""
         with reading(self.runtime.engine) as connection:
             unknown = recovery.unknown(connection, self._known)
         for saga, version, count in unknown:
@@ -293,11 +294,12 @@ class Reconciler:
             capped = recovery.cap_deadlines(connection, lease=engine.lease, longest_pause=longest)
         if capped:
             _log.warning(
-                "The database's clock was put back: %d deadlines were too far ahead.", capped
+                "The database's clock was set back: %d deadlines were too far ahead; moved them.",
+                capped,
             )
 
     def _purge(self) -> None:
-        """Forget what ended long ago, until nothing is left or this pass has used its time."""
+        """Delete operations that ended long ago, for at most :data:`PURGE_SECONDS`."""
         keep = self.runtime.config.engine.keep_operations
         until = time.monotonic() + PURGE_SECONDS
         with reading(self.runtime.engine) as connection:
@@ -312,7 +314,7 @@ class Reconciler:
             _log.info("Forgot %d operations that ended long ago.", forgotten)
 
     def _purge_marks(self) -> None:
-        """Forget tombstones, audits and dead letters that are no longer needed."""
+        """Delete tombstones, audits and dead letters that are no longer needed."""
         keep = self.runtime.config.engine.keep_operations
         until = time.monotonic() + HOUSEKEEPING_SECONDS / 10
         left = True
@@ -331,11 +333,11 @@ class Reconciler:
         with transaction(self.runtime.engine) as connection:
             gone = leases.forget_orphans(connection)
         if gone:
-            _log.info("Forgot %d DHCP leases of share servers that are no more.", gone)
+            _log.info("Deleted %d DHCP leases of share servers that no longer exist.", gone)
 
     def _forget_failed(self) -> None:
         kept = self.runtime.config.engine.keep_failed_share_servers
         with transaction(self.runtime.engine) as connection:
             gone = servers.forget_failed(connection, kept, PURGE_BATCH)
         if gone:
-            _log.info("Forgot %d share servers whose build failed long ago.", gone)
+            _log.info("Deleted the rows of %d share servers whose build failed long ago.", gone)

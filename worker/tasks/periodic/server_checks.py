@@ -1,8 +1,8 @@
-"""Looking whether share servers serve, every few seconds, by the workers of their host.
+"""Check every few seconds that share servers work, and start the repair of those that do not.
 
-The reconciler asks a worker of the backend's group; that one asks the compute helper (or, in
-``single_svm``, the driver) which servers have stopped, and starts an operation for each. While
-all is well that is one message and one look a backend, however many servers it has.
+The reconciler sends the check to a worker of the backend's group. The worker asks the compute
+helper (or, in ``single_svm``, the driver) which servers have stopped, and starts an operation for
+each. If none has, that is one message and one question per backend, however many servers it has.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from worker.tasks.repairs import ENSURE_SERVER, Requester, Started, start
 
 TASK: Final = "check_share_servers"
 CHECK_SECONDS: Final = 3.0
-"""Between two looks: what was found dead is to serve again within 10 s."""
+"""Seconds between two checks of a backend: a stopped server has to work again within 10 s."""
 ASK_AGAIN: Final = 15.0
-"""After how many seconds a look that nobody took is asked for again."""
+"""Seconds after which a check that no worker has made is sent again."""
 TIMEOUT: Final = 60.0
 
 Send = Callable[[str, Sequence[str]], None]
-"""Sends the names of backends to be looked at to a queue."""
+"""Sends the names of backends to check to a queue."""
 
 _log = logging.getLogger(__name__)
 
 
 def ask_for_checks(runtime: Runtime, send: Send) -> None:
-    """Ask for a look at what is due, by one reconciler only; a message a queue."""
+    """Send the checks that are due, one message per queue; only one reconciler sends each."""
     config = runtime.config
     with transaction(runtime.engine) as connection:
         due = health.ask(connection, again_after=ASK_AGAIN, limit=config.engine.redrive_batch)
@@ -47,12 +47,14 @@ def ask_for_checks(runtime: Runtime, send: Send) -> None:
 
 
 def check_share_servers(runtime: Runtime, names: Sequence[str]) -> None:
-    """Start the repair of what has stopped on these backends; the next look is due later."""
+    """Start the repair of servers that have stopped on these backends; schedule the next check."""
     for name in names:
         try:
             _check(runtime, name)
         except SharewrightError as error:
-            _log.warning("Share servers of %s could not be looked at: %s", name, error.message)
+            _log.warning(
+                "Share servers of backend %s could not be checked: %s", name, error.message
+            )
         with transaction(runtime.engine) as connection:
             health.looked_at(connection, name, again_after=CHECK_SECONDS)
     runtime.heartbeat.flush()
@@ -74,7 +76,7 @@ def _check(runtime: Runtime, name: str) -> None:
 
 def _repair(runtime: Runtime, server_id: str, outage: Outage) -> None:
     with transaction(runtime.engine) as connection:
-        # One that is being deleted meanwhile is left alone.
+        # A server that is being deleted by now is not repaired.
         row = health.hold_active(connection, server_id)
         if row is None:
             return
@@ -103,10 +105,10 @@ def _repair_predefined(runtime: Runtime, backend: str) -> None:
 
 def _announce(runtime: Runtime, started: Started, what: str, outage: Outage) -> None:
     if not started.dispatches:
-        return  # it is being repaired already, or about to be
+        return  # a repair is already accepted
     runtime.heartbeat.count(f"share_server_outages_total:{outage}")
     _log.warning(
-        "Found %s without its %s; operation %s brings it back.",
+        "Found %s without its %s; operation %s repairs it.",
         what,
         outage.replace("_", " "),
         started.operation_id,
