@@ -1,8 +1,8 @@
-"""Address pools as arithmetic: what an operator or a tenant may name, and what can be given out.
+"""Validation of address pools, and their addresses as ranges of integers.
 
-Pure functions over netaddr. The scheduler refuses share networks with them, the network helpers
-hand addresses out by them. A pool is kept as ranges of integers and never enumerated, so an IPv6
-/64 costs what a /30 costs.
+Pure functions on netaddr. The scheduler validates share networks with them, and network helpers
+compute the addresses that they may allocate. A pool is kept as ranges and never enumerated, so
+an IPv6 /64 costs no more than a /30.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Range = tuple[int, int]
 """An inclusive (first, last) pair of addresses as integers."""
 
 MAX_RANGES: Final = 512
-"""Separate ranges of one pool; each is a term of the query that finds a free address."""
+"""Maximum number of ranges in a pool; each is a term of the query for a free address."""
 
 _LABEL: Final = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 _PORT: Final = re.compile(r"[0-9]{1,5}")
@@ -33,7 +33,7 @@ _CIDR: Final = re.compile(r"[0-9A-Fa-f.:]+/[0-9]{1,3}")
 
 @dataclass(frozen=True, slots=True)
 class FieldNames:
-    """What the parts of a pool are called where it was written, for the refusal's ``field``."""
+    """Names of a pool's fields in the request or the options, for an error's ``field``."""
 
     pool: str
     subnet: str
@@ -49,7 +49,7 @@ BACKEND_FIELDS: Final = FieldNames("ranges", "subnet", "gateway")
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """A subnet and the addresses of it that may be given out, lowest first."""
+    """A subnet and its allocatable addresses, lowest first."""
 
     subnet: IPNetwork
     gateway: IPAddress | None
@@ -57,16 +57,16 @@ class Pool:
 
     @property
     def ip_version(self) -> int:
-        """4 or 6."""
+        """The IP version, 4 or 6."""
         return self.subnet.version
 
     @property
     def size(self) -> int:
-        """How many addresses may be given out."""
+        """The number of allocatable addresses."""
         return sum(last - first + 1 for first, last in self.ranges)
 
     def __contains__(self, address: str) -> bool:
-        """Whether the address may be given out."""
+        """Return whether the address may be allocated."""
         parsed = IPAddress(address)
         if parsed.version != self.ip_version:
             return False
@@ -85,9 +85,9 @@ def parse_pool(
     """Validate a pool: CIDRs, addresses, ``first-last`` ranges, or a mix of them.
 
     ``subnet`` may be left out for exactly one CIDR, which is then the subnet. Network and
-    broadcast address, gateway and ``reserved`` are not given out.
+    broadcast address, gateway and ``reserved`` are excluded.
 
-    Raises :class:`~worker.errors.InvalidRequest` whose ``field`` is the part at fault.
+    Raises :class:`~worker.errors.InvalidRequest` with the invalid part in ``field``.
     """
     network = _subnet(entries, subnet, fields)
     held_back = list(_special(network))
@@ -114,7 +114,7 @@ def parse_pool(
 
 
 def share_network_pool(share_network: ShareNetwork) -> Pool:
-    """Return the pool that a ``flat_pool`` share network names.
+    """Return the address pool of a ``flat_pool`` share network.
 
     Raises :class:`~worker.errors.InvalidRequest` as :func:`parse_pool`.
     """
@@ -132,10 +132,10 @@ def share_network_pool(share_network: ShareNetwork) -> Pool:
 
 
 def parse_subnet(text: str, field: str) -> IPNetwork:
-    """Return the subnet that a CIDR names, such as ``10.0.0.0/24``.
+    """Return the subnet of a CIDR such as ``10.0.0.0/24``.
 
-    Raises :class:`~worker.errors.InvalidRequest` when it is no CIDR, has host bits set, or can
-    hold no server (multicast, loopback, link-local, unspecified).
+    Raises :class:`~worker.errors.InvalidRequest` when it is not a CIDR, has host bits set, or
+    cannot contain servers (multicast, loopback, link-local, unspecified).
     """
     network = _cidr(text, field)
     if _is_unusable(network):
@@ -149,17 +149,17 @@ def parse_subnet(text: str, field: str) -> IPNetwork:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens; ``port`` is None where none was named."""
+    """Address of a server: a host and a port; ``port`` is None when not given."""
 
     host: str
     port: int | None
 
 
 def parse_endpoint(text: str, field: str) -> Endpoint:
-    """Return the server that ``host``, ``host:port``, ``[v6]`` or ``[v6]:port`` names.
+    """Parse ``host``, ``host:port``, ``[v6]`` or ``[v6]:port`` into host and port.
 
-    Raises :class:`~worker.errors.InvalidRequest` when it is none of these, or an address that no
-    server of a share network can have (loopback, multicast and the like).
+    Raises :class:`~worker.errors.InvalidRequest` for other text, and for an address that a server
+    in a share network cannot have (loopback, multicast and the like).
     """
     host, port = _host_and_port(text, field)
     if port is not None and not (_PORT.fullmatch(port) and 1 <= int(port) <= 65535):  # noqa: PLR2004 - 16 bits
@@ -197,16 +197,16 @@ def _host_and_port(text: str, field: str) -> tuple[str, str | None]:
 
 
 def host_name(text: str, field: str) -> str:
-    """Return a name of the DNS, as it was given; another raises as :func:`server_address`."""
+    """Return a DNS name unchanged; raise like :func:`server_address` for other text."""
     if len(text) > _LONGEST_NAME or not all(map(_LABEL.fullmatch, text.split("."))):
         raise InvalidRequest(f"{text!r} is neither a host name nor an IP address.", field=field)
     return text
 
 
 def server_address(text: str, field: str) -> IPAddress:
-    """Return an address that a server in a share network can have.
+    """Parse an address that a server in a share network can have.
 
-    Raises :class:`~worker.errors.InvalidRequest` for another, and for what is none.
+    Raises :class:`~worker.errors.InvalidRequest` for other addresses, and for other text.
     """
     # Four numbers or colons: netaddr would take "7" for 0.0.0.7.
     if ":" not in text and text.count(".") != 3:  # noqa: PLR2004 - as the comment says
@@ -224,7 +224,7 @@ def server_address(text: str, field: str) -> IPAddress:
 def network_info(
     pool: Pool, addresses: Sequence[str], *, attributes: dict[str, str] | None = None
 ) -> NetworkInfo:
-    """Return the flat part of what a network helper answers, for addresses of the pool."""
+    """Return the network of a share server that has these addresses of the pool."""
     return NetworkInfo(
         cidr=str(pool.subnet),
         netmask=str(pool.subnet.netmask),
@@ -249,7 +249,7 @@ def _has_broadcast(network: IPNetwork) -> bool:
 
 
 def _special(network: IPNetwork) -> Iterator[Range]:
-    """Network and broadcast address; the subnet-router anycast address of IPv6."""
+    """Return the network and broadcast address (IPv6: the subnet-router anycast address)."""
     # RFC 3021 (/31), RFC 6164 (/127): both addresses of a point-to-point link are hosts'.
     if network.size > 2:  # noqa: PLR2004 - RFC 3021, RFC 6164
         yield network.first, network.first
@@ -289,7 +289,7 @@ def _gateway(text: str, network: IPNetwork, field: str) -> IPAddress:
 
 
 def _spans(entries: Sequence[str], network: IPNetwork, field: str) -> Iterator[tuple[str, Range]]:
-    """Each entry with what it covers, all of it inside the subnet."""
+    """Yield each entry with its range; refuse a range that leaves the subnet."""
     for entry in entries:
         text = entry.strip()
         if "/" in text:
@@ -347,7 +347,7 @@ def _address(text: str, field: str) -> IPAddress:
 
 
 def _disjoint(spans: Iterable[tuple[str, Range]], field: str) -> list[Range]:
-    """Refuse what is named twice; return the ranges, lowest first."""
+    """Return the ranges, lowest first; refuse addresses that are named twice."""
     ordered = sorted(spans, key=lambda item: item[1])
     for (text, span), (next_text, next_span) in pairwise(ordered):
         if span == next_span:
@@ -360,7 +360,7 @@ def _disjoint(spans: Iterable[tuple[str, Range]], field: str) -> list[Range]:
 
 
 def _merged(ranges: Iterable[Range]) -> list[Range]:
-    """Lowest first, with those that touch or overlap joined."""
+    """Return the ranges, lowest first, with adjacent and overlapping ones merged."""
     merged: list[Range] = []
     for first, last in sorted(ranges):
         if merged and first <= merged[-1][1] + 1:
@@ -371,7 +371,7 @@ def _merged(ranges: Iterable[Range]) -> list[Range]:
 
 
 def _without(ranges: Iterable[Range], holes: Sequence[Range]) -> Iterator[Range]:
-    """Cut holes out of ranges; both lowest first and disjoint."""
+    """Yield the ranges without the holes; both must be disjoint, lowest first."""
     for first, last in ranges:
         start = first
         at = max(bisect_right(holes, (first, first)) - 1, 0)
@@ -389,15 +389,15 @@ def _bounds(*cidrs: str) -> tuple[Range, ...]:
     return tuple((network.first, network.last) for network in map(IPNetwork, cidrs))
 
 
-# IANA's special-purpose address registries: what no server can have as its own address.
+# IANA's special-purpose address registries: addresses that a server cannot have.
 _NO_SERVERS: Final = {
     4: _bounds("0.0.0.0/8", "127.0.0.0/8", "169.254.0.0/16", "224.0.0.0/3"),
     6: _bounds("::/127", "::ffff:0:0/96", "fe80::/10", "ff00::/8"),
 }
 
 UNREADABLE_PREFIXES: Final = range(100, 120)
-"""IPv6 prefix lengths that cannot be a client's: nfs-ganesha 4.3 reads only two digits of one, and
-what is longer than these is written address by address (256 at most)."""
+"""IPv6 prefix lengths that an access rule cannot have: nfs-ganesha 4.3 reads only two digits of a
+prefix length; networks smaller than these are written as single addresses (256 at most)."""
 
 _NO_CLIENTS: Final = (
     (IPNetwork("127.0.0.0/8"), "a loopback address"),
@@ -412,11 +412,11 @@ _MAPPED: Final = IPNetwork("::ffff:0:0/96")
 
 
 def client_network(text: str) -> IPNetwork:
-    """Read whom an access rule lets in: an address, or a CIDR without host bits.
+    """Parse the client of an access rule: an address, or a CIDR without host bits.
 
-    An IPv4-mapped IPv6 address is the IPv4 address: that is how such a client is seen. Raises
-    :class:`ValueError` with the end of a sentence about the text: what could never be enforced,
-    or never match, is refused.
+    An IPv4-mapped IPv6 address becomes the IPv4 address, which is how the server sees such a
+    client. Raises :class:`ValueError` for a client that could not be enforced or would never
+    match; its text completes a sentence that begins with the client.
     """
     try:
         network = IPNetwork(text)

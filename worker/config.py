@@ -1,7 +1,7 @@
-"""``sharewright.toml``, validated once into one frozen object a backend.
+"""The configuration file ``sharewright.toml``, validated into frozen objects.
 
-Looked for at ``$SHAREWRIGHT_CONFIG``, else ``/etc/sharewright/sharewright.toml``. Values may be
-overridden one by one from the environment, as ``SHAREWRIGHT_DATABASE__URL=...`` (for containers).
+The file is ``$SHAREWRIGHT_CONFIG``, or else ``/etc/sharewright/sharewright.toml``. Environment
+variables such as ``SHAREWRIGHT_DATABASE__URL=...`` override single values (for containers).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _DATABASES: Final = ("sqlite", "postgresql+psycopg")
 
 
 def usable_path(path: Path) -> Path:
-    """Refuse a path that file servers and their configuration files cannot hold."""
+    """Return the path; refuse characters that file servers cannot handle in a path."""
     if not _SAFE_PATH.fullmatch(str(path)):
         raise ValueError(
             f"{str(path)!r} cannot be used; give an absolute path of letters, digits and ._-/ only"
@@ -45,7 +45,7 @@ def usable_path(path: Path) -> Path:
 
 
 def _readable_url(url: str) -> str:
-    """Refuse a URL whose password was not percent-encoded: its host would be a part of it."""
+    """Return the URL; refuse one without percent-encoding, which would be split wrongly."""
     scheme, found, rest = url.partition("://")
     if not found or not scheme:
         raise ValueError("is no URL; it begins with a scheme and ://")
@@ -73,13 +73,13 @@ _Url = Annotated[str, AfterValidator(_readable_url)]
 
 
 def masked(url: str) -> str:
-    """Return a URL without its password, for people to read."""
+    """Return the URL with its password replaced by ``***``, for messages and logs."""
     without = re.sub(r"(://[^/@:]*):.*@", r"\1:***@", url)
     return re.sub(r"(password=)[^&]*", r"\1***", without, flags=re.IGNORECASE)
 
 
 def sqlite_path(url: str) -> Path | None:
-    """Return the file of a SQLite database; None for others, and in memory."""
+    """Return the file of a SQLite database; None for other and for in-memory databases."""
     path = url.partition("?")[0].removeprefix("sqlite:///")
     return Path(path) if url.startswith("sqlite:///") and path not in {"", ":memory:"} else None
 
@@ -89,7 +89,7 @@ class _Section(BaseModel):
 
 
 class DatabaseSettings(_Section):
-    """The database."""
+    """Database settings."""
 
     url: Annotated[str, AfterValidator(_database_url)] = Field(
         "sqlite:////var/lib/sharewright/sharewright.db",
@@ -98,58 +98,62 @@ class DatabaseSettings(_Section):
 
 
 class BrokerSettings(_Section):
-    """The broker and the result backend."""
+    """Settings of the broker and the result backend."""
 
     url: _Url = Field("redis://127.0.0.1:6379/0", description="Celery broker URL.")
     result_backend: _Url = Field(
         "redis://127.0.0.1:6379/1", description="Celery result backend URL."
     )
     result_expires: int = Field(
-        86400, gt=0, description="Seconds that a result can be fetched; `operation show` lasts."
+        86400,
+        gt=0,
+        description="Seconds for which a result can be fetched; `operation show` has it longer.",
     )
     read_result_expires: int = Field(
-        300, gt=0, description="Seconds that the answer to a read can be fetched."
+        300, gt=0, description="Seconds for which the answer to a read can be fetched."
     )
     visibility_timeout: int = Field(
         120,
         ge=5,
         description="Seconds after which Redis delivers an unacknowledged message again. "
-        "May be shorter than a step: duplicates stop at the database.",
+        "May be shorter than a step: the database rejects duplicates.",
     )
     max_message_bytes: int = Field(
-        262144, ge=1024, description="Larger messages are kept as dead letters."
+        262144, ge=1024, description="Larger messages are stored as dead letters."
     )
     dead_letters_per_hour: int = Field(
         200,
         ge=1,
-        description="How many dead letters of one queue a process keeps within an hour; more are "
+        description="Dead letters of one queue that a process stores per hour; further ones are "
         "dropped and only counted.",
     )
 
 
 class EngineSettings(_Section):
-    """How the engine waits, retries and cleans up. Seconds, unless a name says otherwise."""
+    """Waits, retries and clean-up of the engine. In seconds, unless a name says otherwise."""
 
-    lease: float = Field(20.0, gt=0, description="How long a step is owned without a renewal.")
+    lease: float = Field(
+        20.0, gt=0, description="How long a worker owns a step without renewing its lease."
+    )
     queued_limit: float = Field(
         600.0, gt=0, description="How long a message may be queued before it is sent again."
     )
     retry_time: float = Field(
         600.0,
         ge=0,
-        description="How long an undoable step that fails is tried again before it is undone.",
+        description="How long a failing undoable step is retried before it is undone.",
     )
     undo_retry_time: float = Field(
         600.0,
         ge=0,
-        description="The same for a forward-only step and for an undo, before the object is in "
-        "error.",
+        description="How long a failing forward-only step or undo is retried before the object's "
+        "status becomes an error.",
     )
     max_crashes: int = Field(
         10,
         ge=1,
-        description="How often a step may begin and never report an end (it kills its worker) "
-        "before it fails.",
+        description="How often a step may begin without reporting an end (because it crashes its "
+        "worker) before it fails.",
     )
     retry_pause: float = Field(1.0, gt=0, description="First pause after a failure; it doubles.")
     retry_pause_max: float = Field(60.0, gt=0, description="Longest pause after a failure.")
@@ -159,15 +163,15 @@ class EngineSettings(_Section):
     watchdog: float = Field(
         60.0,
         gt=0,
-        description="A process whose main loop or pass does not come back for so long ends itself, "
-        "to be started again by its supervisor.",
+        description="A process with a main loop or pass that hangs for so long ends itself; its "
+        "supervisor starts it again.",
     )
-    wait_limit: float = Field(1800.0, gt=0, description="How long one step may wait in all.")
+    wait_limit: float = Field(1800.0, gt=0, description="How long one step may wait in total.")
     builder_failures: int = Field(
         3, ge=1, description="Failed builders in a row after which all waiters fail."
     )
     address_rest: float = Field(
-        720.0, ge=0, description="How long a freed address rests before it is given out again."
+        720.0, ge=0, description="How long a released address rests before it is allocated again."
     )
     max_queued_operations: int = Field(
         2000, ge=1, description="Operations that may be queued behind one object."
@@ -176,21 +180,23 @@ class EngineSettings(_Section):
     unused_share_server_cleanup_interval: float = Field(
         0.0,
         ge=0,
-        description="How long an unused share server is kept; 0: it goes with its last share.",
+        description="How long an unused share server is kept; 0: deleted with its last share.",
     )
     keep_failed_share_servers: float = Field(
         7 * 86400.0,
         gt=0,
         description="How long a share server whose build failed is still shown, with the reason.",
     )
-    report_interval: float = Field(30.0, gt=0, description="Between reports of storage pools.")
+    report_interval: float = Field(
+        30.0, gt=0, description="Interval between reports of storage pools."
+    )
     report_expiry: float = Field(
         120.0, gt=0, description="A backend whose last report is older is `down`."
     )
     audit_interval: float = Field(
         3600.0,
         ge=0,
-        description="Between comparisons of the database with what is outside; 0: only on demand.",
+        description="Interval between audits of the external systems; 0: only on demand.",
     )
     audit_grace: float = Field(
         900.0,
@@ -199,32 +205,35 @@ class EngineSettings(_Section):
         "longest step.",
     )
     audit_repair: bool = Field(
-        False, description="Whether periodic audits remove orphans, or only report them."
+        False, description="Whether periodic audits remove orphans or only report them."
     )
     keep_operations: float = Field(
         30 * 86400.0, gt=0, description="How long ended operations and idempotency keys are kept."
     )
     keep_dead_letters: float = Field(
-        30 * 86400.0, gt=0, description="How long messages that were kept aside are kept."
+        30 * 86400.0, gt=0, description="How long dead letters are kept."
     )
     max_share_size: int = Field(
-        65536, ge=1, description="Largest share that may be asked for, GiB."
+        65536, ge=1, description="Largest share that may be requested, in GiB."
     )
     max_over_subscription_ratio: float = Field(
-        1.0, gt=0, description="Sizes promised on a pool, against its total."
+        1.0, gt=0, description="Allowed ratio of a pool's allocated GiB to its total."
     )
 
 
 class GroupSettings(_Section):
-    """A worker group: the workers that may run a backend's steps."""
+    """Settings of a worker group: the workers that may run a backend's steps."""
 
     queues: int = Field(
-        1, ge=1, le=100, description="Queues onto which the group's backends are hashed."
+        1,
+        ge=1,
+        le=100,
+        description="Number of queues over which the group's backends are distributed.",
     )
 
 
 class BackendSettings(_Section):
-    """One backend: its parts by their entry-point names, and their options, still unvalidated."""
+    """Settings of a backend: the entry points of its parts, and their unvalidated options."""
 
     mode: DriverMode = Field(description="`single_svm`, `flat_multi_svm` or `managed_multi_svm`.")
     share_driver: str = Field(description="Name of a share driver.")
@@ -233,57 +242,63 @@ class BackendSettings(_Section):
     group: str = Field("default", description="The worker group that runs its steps.")
     host: str | None = Field(
         None,
-        description="The host that a host-bound part lives on; the worker group is then the "
-        "host's, and `group` is left out.",
+        description="The host of a host-bound part. The host's worker group then runs the steps; "
+        "leave `group` out.",
     )
     share_network_addresses: bool = Field(
         False,
-        description="`flat_multi_svm`: serve `flat_pool` and `dhcp` share networks from their own "
-        "options.",
+        description="`flat_multi_svm`: serve `flat_pool` and `dhcp` share networks with the "
+        "addresses that they name.",
     )
-    max_shares_per_share_server: int = Field(0, ge=0, description="0: no limit.")
-    max_share_server_size: int = Field(0, ge=0, description="GiB on one share server; 0: no limit.")
+    max_shares_per_share_server: int = Field(
+        0, ge=0, description="Most shares on one share server; 0: no limit."
+    )
+    max_share_server_size: int = Field(
+        0, ge=0, description="Most GiB on one share server; 0: none."
+    )
     capabilities: dict[str, str] = Field(
-        default_factory=dict, description="Added to what the driver reports, for extra specs."
+        default_factory=dict,
+        description="Capabilities added to those that the driver reports, for extra specs.",
     )
-    driver: dict[str, Any] = Field(default_factory=dict, description="The driver's own options.")
+    driver: dict[str, Any] = Field(default_factory=dict, description="Options of the share driver.")
     compute: dict[str, Any] = Field(
-        default_factory=dict, description="The compute helper's own options."
+        default_factory=dict, description="Options of the compute helper."
     )
     network: dict[str, dict[str, Any]] = Field(
-        default_factory=dict, description="Each network helper's own options, by its name."
+        default_factory=dict, description="Options of each network helper, by its name."
     )
 
     @property
     def worker_group(self) -> str:
-        """The group whose workers run this backend's steps."""
+        """The group of the workers that run this backend's steps."""
         return f"host.{self.host}" if self.host else self.group
 
 
 class SecretsSettings(_Section):
-    """The keys that seal the passwords of security services."""
+    """Settings of the keys that seal the passwords of security services."""
 
     directory: Path = Field(
         Path("/etc/sharewright/secrets"),
-        description="Workers need all of it; schedulers the `*.pub` files and `current` only.",
+        description="Directory of the keys. Workers need all its files; schedulers only `*.pub` "
+        "and `current`.",
     )
 
 
 class HealthSettings(_Section):
-    """The port for `/healthz`, `/readyz` and `/metrics`."""
+    """Settings of the port for `/healthz`, `/readyz` and `/metrics`."""
 
     address: str = Field("127.0.0.1", description="Address to listen on.")
     port: int = Field(8776, ge=0, le=65535, description="Port; 0 picks a free one.")
 
 
 class QuotaSettings(_Section):
-    """What a project may have that no administrator has set a quota for; -1 is no limit."""
+    """Default quota of a project; -1 means no limit."""
 
-    shares: int = Field(-1, ge=-1, description="How many shares.")
-    gigabytes: int = Field(-1, ge=-1, description="GiB of shares.")
-    snapshots: int = Field(-1, ge=-1, description="How many snapshots.")
-    snapshot_gigabytes: int = Field(-1, ge=-1, description="GiB of snapshots.")
-    share_networks: int = Field(-1, ge=-1, description="How many share networks.")
+    shares: int = Field(-1, ge=-1, description="Number of shares.")
+    gigabytes: int = Field(-1, ge=-1, description="Total GiB of shares.")
+    snapshots: int = Field(-1, ge=-1, description="Number of snapshots.")
+    snapshot_gigabytes: int = Field(-1, ge=-1, description="Total GiB of snapshots.")
+    share_networks: int = Field(-1, ge=-1, description="Number of share networks.")
 
     @property
     def maximums(self) -> dict[QuotaResource, int]:
@@ -299,10 +314,11 @@ class LogSettings(_Section):
 
 
 class Config(_Section):
-    """The whole file."""
+    """The whole configuration file."""
 
     state_dir: Annotated[Path, AfterValidator(usable_path)] = Field(
-        Path("/var/lib/sharewright"), description="For what must outlive the workers of this host."
+        Path("/var/lib/sharewright"),
+        description="Directory for files that outlive this host's workers.",
     )
     default_share_network_id: str | None = Field(
         None, description="Public share network for requests that name none."
@@ -343,13 +359,13 @@ class Config(_Section):
         return self
 
     def group(self, name: str) -> GroupSettings:
-        """The settings of a worker group, also of one that the file does not mention."""
+        """Return a worker group's settings; the defaults if the file does not mention it."""
         return self.groups.get(name, GroupSettings())
 
     def backend(self, name: str) -> BackendSettings:
         """Return a backend's settings.
 
-        Raises :class:`~worker.errors.ConfigurationError` for one that was renamed or removed.
+        Raises :class:`~worker.errors.ConfigurationError` for a backend that the file lacks.
         """
         settings = self.backends.get(name)
         if settings is None:
@@ -360,14 +376,14 @@ class Config(_Section):
         return settings
 
     def backends_of(self, group: str) -> dict[str, BackendSettings]:
-        """The backends that a worker group serves."""
+        """Return the settings of the backends that a worker group serves, by name."""
         return {n: b for n, b in self.backends.items() if b.worker_group == group}
 
 
 def load(path: Path | None = None) -> Config:
     """Read and validate the configuration; the environment overrides single values.
 
-    Raises :class:`~worker.errors.ConfigurationError` with one line a problem.
+    Raises :class:`~worker.errors.ConfigurationError` with one line per problem.
     """
     named = path or configured_path()
     document: dict[str, Any] = {}
@@ -386,7 +402,7 @@ def load(path: Path | None = None) -> Config:
 def from_document(document: dict[str, Any], source: str) -> Config:
     """Validate a file's content; the environment overrides single values.
 
-    Raises :class:`~worker.errors.ConfigurationError` with one line a problem.
+    Raises :class:`~worker.errors.ConfigurationError` with one line per problem.
     """
     _apply_environment(document)
     try:
@@ -399,7 +415,7 @@ def from_document(document: dict[str, Any], source: str) -> Config:
 
 
 def describe(error: ValidationError) -> list[str]:
-    """One sentence a problem, each naming the option; values are left out: they may be secret."""
+    """Return one sentence per problem, with the option's name but no values: they may be secret."""
     return [
         f"{'.'.join(str(part) for part in item['loc']) or 'value'}: {problem(item)}"
         for item in error.errors(include_url=False, include_input=False)
@@ -446,12 +462,12 @@ def problem(item: Mapping[str, Any]) -> str:
 
 
 def this_host() -> str:
-    """The name that host-bound backends know this machine by."""
+    """Return this machine's name, as host-bound backends give it in ``host``."""
     return os.environ.get("SHAREWRIGHT_HOST") or socket.gethostname()
 
 
 def configured_path() -> Path | None:
-    """Return the configuration file that :func:`load` reads; None when there is none."""
+    """Return the configuration file that :func:`load` reads, or None."""
     named = os.environ.get(CONFIG_VARIABLE)
     if named:
         return Path(named)
@@ -459,7 +475,7 @@ def configured_path() -> Path | None:
 
 
 def _apply_environment(document: dict[str, Any]) -> None:
-    """``SHAREWRIGHT_<SECTION>__<OPTION>=value``; names without ``__`` are not ours to read."""
+    """Apply variables ``SHAREWRIGHT_<SECTION>__<OPTION>``; ignore names without ``__``."""
     for variable, value in os.environ.items():
         if not variable.startswith(ENVIRONMENT_PREFIX) or "__" not in variable:
             continue

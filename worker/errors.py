@@ -1,21 +1,21 @@
-"""Everything that can go wrong, in one tree.
+"""The exception classes of Sharewright, in one tree.
 
-Whether a failure is worth another attempt is a property of its class, decided in the one module
-that translates an outside system's own errors, never by reading a message text later::
+The class says whether a failed step is retried. It is chosen where an external system's error is
+translated, and nobody parses the message text later::
 
     SharewrightError
     |-- Refused                 the request is not acceptable; nothing was changed
     |   |-- InvalidRequest        a field is missing, unknown or has an impossible value
-    |   |-- NotFound              no such object, or one of another project
-    |   |-- Conflict              the object's present state or users do not allow it
-    |   |-- QuotaExceeded         the project may not have that much more
-    |   |-- Forbidden             an administrator's verb, or somebody else's public object
-    |   `-- NoCapacity            no backend can take it; carries why each was refused
-    |-- StepError               a step could not do its work
-    |   |-- Retryable             may go better later: unreachable, busy, timed out
-    |   `-- Fatal                 will not go better: undo begins
-    |-- NotReady                not a failure: the outside needs time; the step waits
-    |-- LeaseLost               this worker no longer owns the step: it must touch nothing more
+    |   |-- NotFound              no such object in the project
+    |   |-- Conflict              the object's state, or its use by others, does not allow it
+    |   |-- QuotaExceeded         the project's quota would be exceeded
+    |   |-- Forbidden             only an administrator or the owner may do it
+    |   `-- NoCapacity            no backend can take the share; carries the reason for each
+    |-- StepError               a step failed
+    |   |-- Retryable             may succeed later: unreachable, busy, timed out
+    |   `-- Fatal                 cannot succeed: undo begins
+    |-- NotReady                not a failure: the external system needs time; the step waits
+    |-- LeaseLost               this worker no longer owns the step and must stop
     `-- ConfigurationError      the worker cannot start as configured
 """
 
@@ -26,7 +26,7 @@ from typing import Any
 
 
 class ErrorCode(StrEnum):
-    """The codes that producers may rely on; docs/reference/errors.md lists them from here."""
+    """Error codes, stable for producers; docs/reference/errors.md is generated from them."""
 
     INVALID_REQUEST = "invalid_request"
     """A field is missing, unknown, of the wrong type or out of range."""
@@ -35,43 +35,43 @@ class ErrorCode(StrEnum):
     CONFLICT = "conflict"
     """The object's state, or something that uses it, does not allow the request."""
     FORBIDDEN = "forbidden"
-    """The verb is an administrator's, or the object may only be changed by one."""
+    """Only an administrator may use the verb, or change the object."""
     IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
     """The idempotency key was used before with a different payload."""
     TOO_MANY_QUEUED = "too_many_queued"
-    """The object has as many queued operations as are allowed; send again later."""
+    """The object has the maximum number of queued operations; send the request again later."""
     QUOTA_EXCEEDED = "quota_exceeded"
-    """The project (or its objects of one share type) may not have that much more."""
+    """The request exceeds the project's quota (or that of the project for one share type)."""
     NO_VALID_BACKEND = "no_valid_backend"
     """No backend passes the filters; the message says why each was refused."""
     SUPERSEDED = "superseded"
-    """A delete of the same object overtook this operation before it began."""
+    """A delete of the same object replaced this operation before it began."""
     CANCELLED = "cancelled"
     """The operation was cancelled (by a delete or an operator) and undone."""
     ATTEMPTS_EXHAUSTED = "attempts_exhausted"
-    """A step killed its worker each time that it was begun, and was given up."""
+    """A step crashed its worker at every attempt, and is not attempted again."""
     WAITED_TOO_LONG = "waited_too_long"
-    """What the step waited for did not come within its limit."""
+    """The step waited longer than its limit."""
     SHARE_SERVER_FAILED = "share_server_failed"
     """The share server that the operation waited for could not be built."""
     ADDRESSES_EXHAUSTED = "addresses_exhausted"
     """No free address is left in the pool."""
     NETWORK_FAILED = "network_failed"
-    """The network system refused or could not do what was asked."""
+    """The network system refused the request or failed."""
     COMPUTE_FAILED = "compute_failed"
-    """The compute system refused or could not do what was asked."""
+    """The compute system refused the request or failed."""
     COMPUTE_EXHAUSTED = "compute_exhausted"
     """No host has room for another share server, or the compute quota is used up."""
     STORAGE_FAILED = "storage_failed"
-    """The storage system refused or could not do what was asked."""
+    """The storage system refused the request or failed."""
     BACKEND_UNAVAILABLE = "backend_unavailable"
-    """An outside system did not answer, or answered that it is busy."""
+    """An external system did not answer, or answered that it is busy."""
     TIMEOUT = "timeout"
-    """A call to an outside system did not end within its limit."""
+    """A call to an external system did not end within its limit."""
     NOT_SUPPORTED = "not_supported"
     """The backend's driver lacks the capability that the request needs."""
     CONFIGURATION = "configuration"
-    """The installation is configured in a way that cannot work."""
+    """The configuration cannot work as it is."""
     INTERNAL = "internal"
     """A defect in Sharewright or in a plug-in; the log has the traceback."""
 
@@ -90,7 +90,7 @@ class ObjectKind(StrEnum):
     SHARE_SERVER = "share_server"
     """A share server; the id is its own."""
     SHARE_TYPE = "share_type"
-    """A share type, by the id or name that the request gave."""
+    """A share type, by the id or name in the request."""
     SECURITY_SERVICE = "security_service"
     """A security service; the id is its own."""
     OPERATION = "operation"
@@ -104,11 +104,11 @@ class ObjectKind(StrEnum):
     HOST = "host"
     """A host of workers, by its name."""
     SEALING_KEY = "sealing_key"
-    """The key that passwords are sealed with, by its id; `current` is the one in use."""
+    """A key that seals passwords, by its id; `current` is the key in use."""
 
     @property
     def words(self) -> str:
-        """The kind as it reads in a sentence."""
+        """The kind as written in a sentence."""
         return self.replace("_", " ")
 
     def ref(self, object_id: str) -> str:
@@ -117,10 +117,10 @@ class ObjectKind(StrEnum):
 
 
 class SharewrightError(Exception):
-    """Base of the tree: a code, a sentence, and the object and field that it is about.
+    """Base class of all errors: a code, a sentence, and the object and field that it is about.
 
-    ``message`` says what happened, to which object, and what to do; it is shown to people as it
-    stands, so it never contains a secret. ``object`` is an :class:`ObjectKind` and an id (see
+    ``message`` says what happened, to which object, and what to do; it is shown to users
+    unchanged, so it never contains a secret. ``object`` is an :class:`ObjectKind` and an id (see
     :meth:`ObjectKind.ref`) or empty; ``field`` is the payload field at fault or empty.
     """
 
@@ -137,7 +137,7 @@ class SharewrightError(Exception):
             self.code = code
 
     def to_json(self) -> dict[str, str]:
-        """The JSON-safe form that operations record and results carry."""
+        """Return the error as JSON-safe values, as stored in operations and sent in results."""
         return {
             "code": str(self.code),
             "message": self.message,
@@ -147,7 +147,7 @@ class SharewrightError(Exception):
 
 
 class Refused(SharewrightError):
-    """The request is refused at the edge; nothing was changed."""
+    """The request is refused before anything is changed."""
 
     code = ErrorCode.INVALID_REQUEST
 
@@ -163,13 +163,13 @@ class NotFound(Refused):
 
 
 class Conflict(Refused):
-    """The object's present state, or its users, do not allow the request."""
+    """The object's state, or an object that uses it, does not allow the request."""
 
     code = ErrorCode.CONFLICT
 
 
 class QuotaExceeded(Refused):
-    """The project may not have that much more."""
+    """The request exceeds the project's quota."""
 
     code = ErrorCode.QUOTA_EXCEEDED
 
@@ -191,10 +191,10 @@ class NoCapacity(Refused):
 
 
 class StepError(SharewrightError):
-    """A step could not do its work.
+    """A step failed.
 
-    ``share_server_id`` is the outside id of a share server that exists all the same, so that the
-    undo can find it (the specification: the id comes back "either explicitly or as exception
+    ``share_server_id`` is the external id of a share server that exists despite the error, so that
+    the undo can find it (the specification: the id comes back "either explicitly or as exception
     object attribute").
     """
 
@@ -212,13 +212,13 @@ class StepError(SharewrightError):
 
 
 class Retryable(StepError):
-    """May go better later; the step is tried again after a pause, for a configured time."""
+    """The step may succeed later; it is retried after a pause, for a configured time."""
 
     code = ErrorCode.BACKEND_UNAVAILABLE
 
 
 class Fatal(StepError):
-    """Will not go better; the operation is undone. What failed must be said: ``code``."""
+    """The step cannot succeed; the operation is undone. ``code`` is required and says why."""
 
     def __init__(
         self,
@@ -237,11 +237,11 @@ class Fatal(StepError):
 class NotReady(SharewrightError):
     """The external system needs time: neither a failure nor an attempt (engine.md, rule 7).
 
-    Either ``retry_after`` seconds from now is worth another look, or ``waits_for`` names what
-    must happen first (the key that ends the wait, such as ``share_server:<id>``).
-    ``share_server_id`` is what exists outside already, if anything. ``limit`` is how many seconds
-    the step may wait in all, where that is more than ``engine.wait_limit``: a copy that goes on
-    in the external system takes hours, and whoever started it knows that.
+    The step runs again after ``retry_after`` seconds, or once the event that ``waits_for`` names
+    has happened (a key such as ``share_server:<id>``). ``share_server_id`` is the external id of a
+    share server that exists already. ``limit`` is the number of seconds that the step may wait in
+    all, where that must be more than ``engine.wait_limit``: a copy in the external system may take
+    hours.
     """
 
     def __init__(
@@ -261,9 +261,9 @@ class NotReady(SharewrightError):
 
 
 class LeaseLost(SharewrightError):
-    """The step's lease is another worker's now, or the operation moved on.
+    """The step's lease belongs to another worker now, or the operation has moved on.
 
-    Whoever gets this stops at once and undoes nothing (engine.md, rule 5).
+    The caller stops at once and undoes nothing (engine.md, rule 5).
     """
 
 
@@ -274,9 +274,9 @@ class ConfigurationError(SharewrightError):
 
 
 class RequestFailed(Exception):
-    """How a refused or failed request looks to its producer.
+    """Error of a refused or failed request, as its producer receives it.
 
-    It travels through the result backend as its class name and four JSON-safe arguments, so
+    The result backend stores its class name and four JSON-safe arguments, so
     ``AsyncResult(id).get()`` raises an exception with the same ``args`` in a process that does
     not have this package.
     """
@@ -290,7 +290,7 @@ class RequestFailed(Exception):
 
     @classmethod
     def from_json(cls, error: dict[str, Any]) -> RequestFailed:
-        """Rebuild from :meth:`SharewrightError.to_json`."""
+        """Return the error for the values of :meth:`SharewrightError.to_json`."""
         return cls(error["code"], error["message"], error.get("object", ""), error.get("field", ""))
 
     def __str__(self) -> str:

@@ -1,13 +1,12 @@
-"""Secrets that travel and rest sealed: anybody seals for the deployment, only its workers open.
+"""Encryption of secrets: anybody can seal one for the deployment, only its workers can open it.
 
 A secret is sealed with the deployment's public key (libsodium's sealed box, by PyNaCl) before it
-is sent, so neither broker nor database nor log ever has it in clear. What is sealed is a small
-JSON document that names the project as well: who copies somebody's sealed secret into a security
-service of his own gets nothing by it.
+is sent, so broker, database and log never contain it in clear text. The sealed document is JSON
+and names the project too, so a sealed secret is useless in another project's security service.
 
 Keys are files in one directory: ``<id>.pub`` and ``<id>.key`` hold the public and the private
-half in base64, and ``current`` the id of the key that new secrets are sealed with. An id is a
-digest of its public key. Files are read when they are needed, so a new key needs no restart.
+half in base64, and ``current`` holds the id of the key that seals new secrets. An id is a digest
+of the public key. Files are read when they are needed, so a new key needs no restart.
 """
 
 from __future__ import annotations
@@ -29,23 +28,23 @@ from worker.errors import ConfigurationError, InvalidRequest
 
 KEY_ID: Final = re.compile(r"[0-9a-f]{16}")
 OVERHEAD: Final = 48
-"""Bytes by which a sealed document is longer than in clear."""
+"""Bytes that sealing adds to a document."""
 LONGEST: Final = OVERHEAD + 2048
-"""Bytes of the longest sealed document that is taken."""
+"""Maximum length of a sealed document, in bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class SealingKey:
-    """The public half of a key, and its id."""
+    """Public half of a key, with the key's id."""
 
     id: str
     public: bytes
 
 
 def seal(key: SealingKey, secret: str, project_id: str) -> bytes:
-    """Seal a project's secret for those who have the private half.
+    """Seal a project's secret; only holders of the private half can open it.
 
-    Raises :class:`~worker.errors.InvalidRequest` when it is longer than anybody takes.
+    Raises :class:`~worker.errors.InvalidRequest` when the secret is too long.
     """
     document = json.dumps({"project_id": project_id, "secret": secret}).encode()
     if OVERHEAD + len(document) > LONGEST:
@@ -54,7 +53,7 @@ def seal(key: SealingKey, secret: str, project_id: str) -> bytes:
 
 
 def seal_anew(key: SealingKey, document: bytes) -> bytes:
-    """Seal what :meth:`Keys.unseal` returned."""
+    """Seal a document as :meth:`Keys.unseal` returns it."""
     return SealedBox(PublicKey(key.public)).encrypt(document)
 
 
@@ -64,29 +63,30 @@ def id_of(public: bytes) -> str:
 
 
 class Keys:
-    """The keys of a deployment, in a directory.
+    """The keys of a deployment, stored in a directory.
 
-    What cannot be read raises :class:`~worker.errors.ConfigurationError` with the key's id.
+    Methods raise :class:`~worker.errors.ConfigurationError` with the key's id for a file that
+    cannot be read.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
 
     def ids(self) -> list[str]:
-        """Return the ids of all keys of which either half is here."""
+        """Return the ids of all keys with either half in the directory."""
         halves = (*self.directory.glob("*.pub"), *self.directory.glob("*.key"))
         return sorted({path.stem for path in halves if KEY_ID.fullmatch(path.stem)})
 
     def has(self, key_id: str) -> bool:
-        """Whether secrets sealed with this key are taken."""
+        """Return whether new secrets sealed with this key are accepted."""
         return _exists(self._path(key_id, "pub"))
 
     def has_private(self, key_id: str) -> bool:
-        """Whether this host may have the private half; :meth:`private` reads it."""
+        """Return whether this host seems to have the private half; :meth:`private` reads it."""
         return _exists(self._path(key_id, "key"))
 
     def current(self) -> SealingKey | None:
-        """Return the key that new secrets are sealed with; None when there is none yet."""
+        """Return the key that seals new secrets, or None when there is none yet."""
         named = self.directory / "current"
         if not _exists(named):
             return None
@@ -100,7 +100,7 @@ class Keys:
         return SealingKey(key_id, public)
 
     def generate(self) -> SealingKey:
-        """Make a new key and let it be the current one; older ones still open what they sealed."""
+        """Create a key and make it the current one; older keys still open older secrets."""
         private = PrivateKey.generate()
         public = bytes(private.public_key)
         key = SealingKey(id_of(public), public)
@@ -122,7 +122,7 @@ class Keys:
         """Open a project's sealed secret.
 
         Raises :class:`~worker.errors.ConfigurationError` when the key cannot be read, and
-        ``ValueError`` when it is not what opens this, or when another project sealed it.
+        ``ValueError`` when the key does not open the secret or it belongs to another project.
         """
         try:
             document = json.loads(self.unseal(key_id, sealed))
@@ -136,7 +136,7 @@ class Keys:
         return secret
 
     def unseal(self, key_id: str, sealed: bytes) -> bytes:
-        """Return the document that was sealed, whoever's it is; raises as :meth:`open`."""
+        """Return a sealed document of any project; raise like :meth:`open`."""
         try:
             return SealedBox(self.private(key_id)).decrypt(sealed)
         except CryptoError as error:
@@ -157,17 +157,17 @@ class Keys:
         return found
 
     def refuse(self, key_id: str) -> None:
-        """Take no more secrets that are sealed with this key; :meth:`accept` takes it back."""
-        if self.has(key_id):  # else one that was refused before, when this was cut off
+        """Refuse new secrets sealed with this key, until :meth:`accept` is called."""
+        if self.has(key_id):  # otherwise it was refused before, by a call that was interrupted
             self._path(key_id, "pub").rename(self._path(key_id, "retiring"))
 
     def accept(self, key_id: str) -> None:
-        """Undo :meth:`refuse`."""
+        """Accept new secrets sealed with this key again: undo :meth:`refuse`."""
         if _exists(self._path(key_id, "retiring")):
             self._path(key_id, "retiring").rename(self._path(key_id, "pub"))
 
     def remove(self, key_id: str) -> None:
-        """Destroy a key that is refused; nothing opens what it sealed any more."""
+        """Destroy a refused key; secrets sealed with it can no longer be opened."""
         for half in ("key", "retiring"):
             self._path(key_id, half).unlink(missing_ok=True)
 
@@ -214,7 +214,7 @@ def _write(path: Path, content: bytes, mode: int) -> None:
 
 
 def _replace(path: Path, content: bytes, mode: int) -> None:
-    """Readers see the old file or the new one, also after a power cut."""
+    """Write a file so that readers see the old or the new content, even after a power cut."""
     fresh = path.with_name(f"{path.name}.new")
     fresh.unlink(missing_ok=True)
     with os.fdopen(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:

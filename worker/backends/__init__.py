@@ -1,1 +1,1 @@
-"""Backends, put together from a driver and helpers."""
+"""Backends, assembled from a driver and helpers."""

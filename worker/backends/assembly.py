@@ -1,7 +1,7 @@
-"""A backend, put together from its parts and refused at start where they cannot work.
+"""Assembly of a backend from its driver and helpers, with checks when a worker starts.
 
-Drivers and helpers are found by their entry points (``pyproject.toml``); their own options are
-validated by their own models. Whatever does not fit raises a
+Drivers and helpers are found by their entry points (``pyproject.toml``), and each validates its
+options with its own model. An unusable combination raises a
 :class:`~worker.errors.ConfigurationError` that says what to change.
 """
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """One configured storage system, ready to work."""
+    """A configured storage system with its driver and helpers."""
 
     name: str
     settings: BackendSettings
@@ -46,18 +46,18 @@ class Backend:
 
     @property
     def mode(self) -> DriverMode:
-        """Its configured mode."""
+        """The configured mode."""
         return self.settings.mode
 
     @property
     def ports_per_server(self) -> int:
-        """How many addresses a share server gets: the larger of what its parts want."""
+        """Number of addresses of a share server: the larger need of driver and compute helper."""
         helper = self.compute.ports_per_server if self.compute else 0
         return max(helper, self.driver.ports_per_server)
 
     @property
     def network_kinds(self) -> frozenset[NetworkKind]:
-        """The share network kinds that it takes."""
+        """The kinds of share network that the backend accepts."""
         return served_kinds(
             self.mode,
             self.networks,
@@ -65,7 +65,7 @@ class Backend:
         )
 
     def network_helper(self, kind: NetworkKind) -> NetworkHelper | None:
-        """Return the helper that serves share networks of a kind here, if any does."""
+        """Return the network helper for share networks of a kind, or None."""
         return service(
             self.mode,
             self.networks,
@@ -80,7 +80,7 @@ def _installed(group: str) -> Mapping[str, Any]:
 
 
 def plugin_class(group: str, name: str, backend: str) -> Any:
-    """Load a driver's or helper's class by its entry point's name."""
+    """Load the class of a driver or helper by the name of its entry point."""
     found = _installed(group).get(name)
     if found is None:
         kind = group.removeprefix("sharewright.").replace("_", " ").removesuffix("s")
@@ -92,7 +92,10 @@ def plugin_class(group: str, name: str, backend: str) -> Any:
 
 
 def assemble(config: Config, name: str, addresses: AddressStore) -> Backend:
-    """Put a backend together, or say in a sentence why it cannot work."""
+    """Create a backend from its settings.
+
+    Raises :class:`~worker.errors.ConfigurationError` when its parts cannot work together.
+    """
     settings = config.backends.get(name)
     if settings is None:
         raise ConfigurationError(f"There is no backend {name!r} in the configuration.")
@@ -139,10 +142,10 @@ def assemble(config: Config, name: str, addresses: AddressStore) -> Backend:
 
 
 def check(backend: Backend) -> None:
-    """Have the parts look outside for what their options name, before a worker consumes anything.
+    """Check the parts' options against the external systems, before the worker consumes messages.
 
-    Raises :class:`~worker.errors.ConfigurationError` for what is not there. An outside that
-    cannot be asked now is no reason not to start: its steps will be tried again.
+    Raises :class:`~worker.errors.ConfigurationError` when an object named in the options is
+    missing. An external system that cannot be asked is only logged: steps on it are retried.
     """
     parts: tuple[object, ...] = (backend.driver, backend.compute, *backend.networks)
     for part in parts:
@@ -173,7 +176,7 @@ def check_parts(
     compute: type[ComputeHelper] | None,
     networks: list[type[NetworkHelper]],
 ) -> None:
-    """Refuse a combination that cannot work, with a sentence for each reason."""
+    """Refuse parts that cannot work together, with one sentence per reason."""
     helpers = dict(zip(settings.network_helpers, networks, strict=True))
     reasons = [
         *_mode_problems(settings, driver, compute, helpers),
@@ -258,7 +261,7 @@ def _port_problems(
 def _host_problems(
     settings: BackendSettings, driver: type[ShareDriver], helpers: list[Any]
 ) -> Iterator[str]:
-    # The predefined server that takes commands is this host.
+    # In single_svm, commands for the share server run on this host.
     on_this_host = driver.needs_shell and not settings.mode.has_share_servers
     bound = ", ".join(
         [driver.__name__] * (driver.host_bound or on_this_host)

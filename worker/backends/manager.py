@@ -1,7 +1,7 @@
-"""The share manager: the verbs of one backend, spoken to its driver and helpers.
+"""The share manager: calls a backend's driver and helpers for each step.
 
-It picks the helper for a share network, counts ports, and refuses what a part lacks the
-capability for. It knows no rows, no operations and no messages.
+It chooses the network helper for a share network, computes the number of ports, and refuses
+requests for which a part lacks the capability. It knows no rows, operations or messages.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from worker.plugin import Audit
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """What a backend says of itself for placement."""
+    """Report of a backend's pools and accepted share networks, for placement."""
 
     mode: str
     protocols: tuple[str, ...]
@@ -51,8 +51,9 @@ class Report:
 class AuditTarget:
     """A part of a backend that can be audited.
 
-    ``role`` is ``driver``, ``compute`` or ``network``: of ``covers``, each live row has something
-    in at least one part of the role. ``covers`` is empty where a part of the role cannot tell.
+    ``role`` is ``driver``, ``compute`` or ``network``. ``covers`` are the kinds of row that must
+    have a resource in at least one part of the role; it is empty when a part of the role lacks the
+    capability :class:`~worker.plugin.Audit`.
     """
 
     part: str
@@ -71,7 +72,7 @@ _COVERS: Mapping[str, frozenset[OwnerKind]] = {
 
 @dataclass(frozen=True, slots=True)
 class ShareManager:
-    """The verbs of one backend."""
+    """Calls the parts of one backend."""
 
     backend: Backend
 
@@ -90,12 +91,12 @@ class ShareManager:
         return helper.allocate_network(context, server, network, self.backend.ports_per_server)
 
     def deallocate_network(self, context: RequestContext, server: ShareServer) -> None:
-        """Release what a share server holds, with whichever helper it was allocated by."""
+        """Release a share server's allocations in every network helper."""
         for helper in self.backend.networks:
             helper.deallocate_network(context, server)
 
     def renew_network(self, context: RequestContext, server: ShareServer) -> None:
-        """Renew what runs out of what a share server holds."""
+        """Renew the allocations of a share server that would expire."""
         for helper in self.backend.networks:
             if isinstance(helper, Renewing):
                 helper.renew_network(context, server)
@@ -108,44 +109,44 @@ class ShareManager:
         info: NetworkInfo,
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
-        """Make a share server, or find what an earlier attempt made."""
+        """Create a share server, or find the one that an earlier attempt created."""
         assert self.backend.compute is not None, "a mode without servers has no such step"
         return self.backend.compute.get_share_server(
             context, server, network, info, security_services
         )
 
     def delete_share_server(self, context: RequestContext, server: ShareServer) -> None:
-        """Delete a share server outside."""
+        """Delete a share server in the external system."""
         assert self.backend.compute is not None, "a mode without servers has no such step"
         self.backend.compute.delete_share_server(context, server)
 
     @property
     def is_watched(self) -> bool:
-        """Whether a worker of the backend's host can tell that its file servers have stopped."""
+        """Whether the backend's servers can be watched for outages."""
         backend = self.backend
         watched = backend.compute if backend.mode.has_share_servers else backend.driver
         return backend.settings.host is not None and isinstance(watched, Watched | Ensure)
 
     def outages(self, servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
-        """Tell which active servers do not serve, and what they lack."""
+        """Return the outage of each active server that does not serve, by its id."""
         compute = self.backend.compute
         assert compute is not None, "a mode without servers has none to watch"
         return compute.outages(servers) if isinstance(compute, Watched) else {}
 
     def serves(self, context: RequestContext) -> bool:
-        """``single_svm``: whether the predefined server serves, as far as can be told."""
+        """Return whether the predefined server serves (``single_svm``); True when unknown."""
         driver = self.backend.driver
         return not isinstance(driver, Ensure) or driver.serves(context)
 
     @property
     def can_ensure(self) -> bool:
-        """Whether the driver brings exports back; else its storage system keeps them."""
+        """Whether the driver restores exports; otherwise its storage system keeps them."""
         return isinstance(self.backend.driver, Ensure)
 
     def ensure_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> tuple[ExportLocation, ...]:
-        """Serve a share again that was created before."""
+        """Restore the export of an existing share."""
         driver = self.backend.driver
         assert isinstance(driver, Ensure), "can_ensure was asked first"
         return driver.ensure_share(context, share, server)
@@ -157,7 +158,7 @@ class ShareManager:
         snapshot: Snapshot | None,
         server: ShareServer | None,
     ) -> tuple[ExportLocation, ...]:
-        """Make a share, empty or with a snapshot's content."""
+        """Create a share, empty or with a snapshot's content; return its export locations."""
         driver = self.backend.driver
         if snapshot is None:
             return driver.create_share(context, share, server)
@@ -166,19 +167,19 @@ class ShareManager:
     def delete_share(
         self, context: RequestContext, share: Share, server: ShareServer | None
     ) -> None:
-        """Remove a share and its export."""
+        """Delete a share and its export."""
         self.backend.driver.delete_share(context, share, server)
 
     def create_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """Keep a share's present content."""
+        """Create a snapshot of a share's present content."""
         self.backend.driver.create_snapshot(context, snapshot, share, server)
 
     def delete_snapshot(
         self, context: RequestContext, snapshot: Snapshot, share: Share, server: ShareServer | None
     ) -> None:
-        """Remove a snapshot."""
+        """Delete a snapshot."""
         self.backend.driver.delete_snapshot(context, snapshot, share, server)
 
     def update_access(
@@ -189,7 +190,7 @@ class ShareManager:
         rules: Sequence[AccessRule],
         generation: int,
     ) -> None:
-        """Enforce exactly these rules."""
+        """Replace a share's access rules by exactly these."""
         self.backend.driver.update_access(context, share, server, rules, generation)
 
     def extend_share(
@@ -199,7 +200,7 @@ class ShareManager:
         self._resize(share).extend_share(context, share, size, server)
 
     def share_size(self, context: RequestContext, share: Share, server: ShareServer | None) -> int:
-        """Read a share's real limit back, in GiB."""
+        """Return a share's actual limit in GiB."""
         return self._resize(share).share_size(context, share, server)
 
     def _resize(self, share: Share) -> Resize:
@@ -213,7 +214,7 @@ class ShareManager:
         return driver
 
     def report(self, context: RequestContext) -> Report:
-        """Ask the driver for its pools, and say what the backend takes."""
+        """Return the driver's pools and the kinds of share network that the backend accepts."""
         backend = self.backend
         return Report(
             mode=str(backend.mode),
@@ -231,10 +232,10 @@ class ShareManager:
         )
 
     def audit_targets(self, servers: Sequence[ShareServer]) -> Iterator[AuditTarget]:
-        """The parts that can be audited, in the order in which their orphans go.
+        """Return the parts that can be audited, in the order in which orphans are removed.
 
-        What is on a server goes before the server, and that before its addresses. ``servers`` are
-        those of the backend that serve.
+        Resources on a server are removed before the server, and the server before its addresses.
+        ``servers`` are the backend's active share servers.
         """
         driver = self.backend.driver
         if isinstance(driver, AuditOnServers):
@@ -254,7 +255,7 @@ class ShareManager:
                     yield AuditTarget(name, role, covers, part.owned, part.remove_orphan)
 
     def cannot_tell(self) -> list[str]:
-        """The parts that lack the capability Audit."""
+        """The names of the parts that lack the capability Audit."""
         return [
             name
             for parts in self._roles().values()

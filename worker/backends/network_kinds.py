@@ -1,6 +1,6 @@
-"""Which share networks a backend takes, and which of its network helpers serves them.
+"""Kinds of share network that a backend accepts, and the network helper that serves each.
 
-Placement, the share manager and the table in docs/explanation/placement.md all ask here.
+Used by placement, the share manager and the table in docs/explanation/placement.md.
 """
 
 from __future__ import annotations
@@ -13,32 +13,32 @@ from typing import Final, Generic, Protocol, TypeVar
 from worker.model import DriverMode, NetworkKind
 
 _IDS: Final = frozenset({NetworkKind.NEUTRON, NetworkKind.NOVA})
-"""Kinds whose ids a flat backend ignores: it has addresses of its own."""
+"""Kinds of which a flat backend ignores the ids, because it has its own addresses."""
 _ADDRESSES: Final = frozenset({NetworkKind.FLAT_POOL, NetworkKind.DHCP})
-"""Kinds that bring addresses, which a flat backend may be told to use."""
+"""Kinds that name addresses; a flat backend may be configured to use them."""
 
 
 class Serving(Protocol):
-    """What a network helper says of itself."""
+    """Properties of a network helper that decide which share networks it serves."""
 
     @property
     def kinds(self) -> frozenset[NetworkKind]:
-        """Kinds that it serves from the share network's own options."""
+        """Kinds that the helper serves from the share network's own options."""
 
     @property
     def has_own_addresses(self) -> bool:
-        """Whether the backend's options give it addresses, whatever the share network says."""
+        """Whether the backend's options provide addresses for any share network."""
 
 
 class Use(StrEnum):
-    """What becomes of a share network on a backend."""
+    """How a backend treats a share network."""
 
     USED = "used"
-    """Its own options decide."""
+    """The backend uses the share network's own options."""
     IGNORED = "taken, ignored"
-    """It is accepted, and its own options are not looked at."""
+    """The backend accepts the share network and ignores its options."""
     REFUSED = "refused"
-    """Placement passes the backend over."""
+    """Placement skips the backend."""
 
 
 _H = TypeVar("_H", bound=Serving)
@@ -46,7 +46,7 @@ _H = TypeVar("_H", bound=Serving)
 
 @dataclass(frozen=True, slots=True)
 class Service(Generic[_H]):
-    """What becomes of a kind, and by which network helper (None: by none)."""
+    """How a backend treats a kind of share network, and the network helper for it, if any."""
 
     use: Use
     helper: _H | None = None
@@ -59,11 +59,11 @@ def service(
     *,
     share_network_addresses: bool,
 ) -> Service[_H]:
-    """Say what becomes of share networks of a kind on a backend.
+    """Return how a backend treats share networks of a kind.
 
-    ``single_svm`` ignores every kind. ``managed_multi_svm`` serves what its helpers serve.
-    ``flat_multi_svm`` ignores Neutron's and nova-network's ids and gives out addresses of its
-    own; share networks that bring addresses are served where ``share_network_addresses`` says so.
+    ``single_svm`` ignores every kind. ``managed_multi_svm`` serves the kinds that its network
+    helpers serve. ``flat_multi_svm`` ignores Neutron and nova-network ids and allocates its own
+    addresses; the addresses named on a share network are used if ``share_network_addresses`` is on.
     """
     if mode is DriverMode.SINGLE_SVM:
         return Service(Use.IGNORED)
@@ -78,7 +78,7 @@ def service(
 
 
 def _ignoring(helpers: Sequence[_H], serving: _H | None) -> Service[_H]:
-    """From the backend's own addresses: of the kind's own helper before another's."""
+    """Use the backend's own addresses, preferably of a helper that serves the kind."""
     own = [helper for helper in helpers if helper.has_own_addresses]
     if serving is not None and serving in own:
         return Service(Use.IGNORED, serving)

@@ -1,4 +1,4 @@
-"""The contract suites: what every driver and helper must do, for plug-ins to inherit.
+"""Contract suites for drivers and helpers; a plug-in's tests inherit them.
 
 Needs pytest (``pip install 'sharewright[testing]'``). docs/plugin-author.md says how to run them
 from a repository of your own.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pytest
 
-# Before the suites are imported: so their failed assertions show values, as a test module's do.
+# Must precede the import of the suites, so that their failed assertions show values.
 pytest.register_assert_rewrite(
     "worker.testing.share_driver", "worker.testing.compute_helper", "worker.testing.network_helper"
 )

@@ -1,4 +1,4 @@
-"""Calls of a plug-in as the engine makes them: patiently, and losing the lease anywhere."""
+"""Calls of a plug-in as the engine makes them: repeated while not ready, or losing the lease."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from worker.model import AccessRule, RequestContext
 Answer = TypeVar("Answer")
 
 WAIT_LIMIT: Final = 60.0
-"""Seconds within which what is not ready must be ready."""
+"""Seconds after which a call that is still not ready fails the test."""
 
 
 class GuardThatEnds:
-    """A guard that lets ``allowed`` calls pass, and then has lost its lease."""
+    """A guard that succeeds ``allowed`` times and then reports a lost lease."""
 
     def __init__(self, allowed: int) -> None:
         self.allowed = allowed
@@ -33,7 +33,7 @@ class GuardThatEnds:
 
 
 def context(guard: Callable[[], None] = lambda: None) -> RequestContext:
-    """Return the context of a call; by default its lease is never lost."""
+    """Return the context of a call; by default the lease is never lost."""
     return RequestContext(project_id="project", operation_id="operation", guard=guard)
 
 
@@ -43,7 +43,7 @@ def rule(access_to: str, level: str = "rw") -> AccessRule:
 
 
 def patiently(call: Callable[[], Answer]) -> Answer:
-    """Call as the engine does: again for as long as the plug-in is not ready."""
+    """Repeat a call, as the engine does, until the plug-in is ready; return its result."""
     deadline = time.monotonic() + WAIT_LIMIT
     while True:
         try:
@@ -55,7 +55,7 @@ def patiently(call: Callable[[], Answer]) -> Answer:
 
 
 def interrupted_everywhere(call: Callable[[RequestContext], Any]) -> Any:
-    """Call again and again, losing the lease one guard later each time, until it gets through."""
+    """Repeat a call, losing the lease one guard later each time, until it succeeds."""
     for allowed in range(500):
         given = context(GuardThatEnds(allowed))
         try:

@@ -1,9 +1,9 @@
-"""What every compute helper must do. Inherit :class:`ComputeHelperContract`; give the fixtures.
+"""The contract of a compute helper. Inherit :class:`ComputeHelperContract`; provide the fixtures.
 
 ``helper``       the helper under test, with no server
-``external``     an :class:`ExternalSystem`: how the suite looks behind the helper
+``external``     an :class:`ExternalSystem`: direct access to the compute system
 ``network_for``  returns the NetworkInfo of the n-th server (different addresses)
-``failing``      a helper, and a server whose build by it fails for good when half of it is there
+``failing``      a helper, and a server of which the build fails permanently half-way
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ NetworkFor = Callable[[int], NetworkInfo]
 
 
 class ExternalSystem(Protocol):
-    """The compute system as the suite sees it, without the helper."""
+    """Direct access of the suite to the compute system, not through the helper."""
 
     def state(self) -> Any:
-        """Return all that the helper has made, as a value that compares equal when unchanged."""
+        """Return everything that the helper created, as a value that is equal when unchanged."""
 
 
 def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareServer:
-    """Return a share server that is to be built."""
+    """Return a new share server to be built."""
     return ShareServer(
         str(uuid.uuid4()),
         "project",
@@ -56,7 +56,7 @@ def a_server(network_info: NetworkInfo, share_network: ShareNetwork) -> ShareSer
 
 
 class ComputeHelperContract(DocumentedErrors):
-    """The contract; see :class:`worker.helpers.compute.base.ComputeHelper`."""
+    """Tests of the contract of :class:`worker.helpers.compute.base.ComputeHelper`."""
 
     foreign_codes: ClassVar[frozenset[ErrorCode]] = frozenset({ErrorCode.STORAGE_FAILED})
 
@@ -77,7 +77,7 @@ class ComputeHelperContract(DocumentedErrors):
         network: ShareNetwork,
         given: RequestContext | None = None,
     ) -> ShareServerDetails:
-        """Get the server, as the engine does."""
+        """Create the server, as the engine does; return its details."""
         info = server.network_info
         assert info is not None
         asking = given or context()

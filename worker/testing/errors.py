@@ -1,4 +1,4 @@
-"""What every error of a plug-in must be; the suites look at each one that is made."""
+"""The contract for errors of a plug-in; the suites check every error that is raised."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from worker.errors import ErrorCode, ObjectKind, StepError
 
 
 class DocumentedErrors:
-    """The part of each contract that is about errors."""
+    """Base class of the contract suites: the tests of errors."""
 
     foreign_codes: ClassVar[frozenset[ErrorCode]] = frozenset()
-    """Codes that belong to another kind of plug-in."""
+    """Error codes of other kinds of plug-in, which this one must not use."""
 
     @pytest.fixture(autouse=True)
     def every_error_is_documented(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-        """Each error names one of the documented kinds of object, and no other plug-in's code."""
+        """Check that each error names a documented kind of object and no other plug-in's code."""
         made: list[StepError] = []
         initialise = StepError.__init__
 

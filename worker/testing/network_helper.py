@@ -1,8 +1,8 @@
-"""What every network helper must do. Inherit :class:`NetworkHelperContract`; give the fixtures.
+"""The contract of a network helper. Inherit :class:`NetworkHelperContract`; provide the fixtures.
 
-``helper``         the helper under test; nobody holds anything
-``share_network``  a share network that it serves, with room for at least 40 addresses
-``external``       an :class:`ExternalSystem`: how the suite looks behind the helper
+``helper``         the helper under test, with nothing allocated
+``share_network``  a share network that it serves, with at least 40 addresses
+``external``       an :class:`ExternalSystem`: direct access to the network system
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from worker.testing.errors import DocumentedErrors
 
 MORE_THAN_ANYBODY_HAS = 70_000
 ANSWER_SECONDS = 60
-# Celery's prefork pool forks; a helper must not carry connections into the child.
+# Celery's prefork pool forks; a helper must not share connections with a child process.
 _fork = multiprocessing.get_context("fork")
 
 
 class ExternalSystem(Protocol):
-    """The network system as the suite sees it, without the helper."""
+    """Direct access of the suite to the network system, not through the helper."""
 
     def state(self) -> Any:
-        """Return all that is held for share servers, as a value that compares when unchanged."""
+        """Return all allocations of share servers, as a value that is equal when unchanged."""
 
 
 def a_server(share_network: ShareNetwork) -> ShareServer:
-    """Return a share server that is to be built."""
+    """Return a new share server to be built."""
     return ShareServer(
         str(uuid.uuid4()), "project", "backend", share_network.id, ServerStatus.BUILDING
     )
 
 
 class NetworkHelperContract(DocumentedErrors):
-    """The contract; see :class:`worker.helpers.network.base.NetworkHelper`."""
+    """Tests of the contract of :class:`worker.helpers.network.base.NetworkHelper`."""
 
     foreign_codes: ClassVar[frozenset[ErrorCode]] = frozenset(
         {ErrorCode.STORAGE_FAILED, ErrorCode.COMPUTE_FAILED}
@@ -251,7 +251,7 @@ def _allocate_all(
     share_network: ShareNetwork,
     answers: Queue[list[str] | str],
 ) -> None:
-    """In a child: all addresses, or the traceback of what went wrong."""
+    """Allocate in a child process; report the addresses, or the traceback of an error."""
     try:
         answers.put(
             [

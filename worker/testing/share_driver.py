@@ -1,8 +1,8 @@
-"""What every share driver must do. Inherit :class:`ShareDriverContract` and give the fixtures.
+"""The contract of a share driver. Inherit :class:`ShareDriverContract`; provide the fixtures.
 
-``driver``    the driver under test, with nothing on its storage system
+``driver``    the driver under test, with an empty storage system
 ``server``    the share server to work on, or None in single_svm
-``external``  an :class:`ExternalSystem`: how the suite looks behind the driver
+``external``  an :class:`ExternalSystem`: direct access to the storage system
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from worker.testing.errors import DocumentedErrors
 
 
 class ExternalSystem(Protocol):
-    """The storage system as the suite sees it, without the driver."""
+    """Direct access of the suite to the storage system, not through the driver."""
 
     holds_data: bool
-    """Whether ``write`` and ``read`` reach real content; an in-memory driver has none."""
+    """Whether ``write`` and ``read`` work on real content; an in-memory driver has none."""
 
     def state(self) -> Any:
-        """Return all that the driver has made, as a value that compares equal when unchanged."""
+        """Return everything that the driver created, as a value that is equal when unchanged."""
 
     def rules(self, share: Share) -> set[tuple[str, str]]:
         """Return the enforced (access_to, access_level) pairs; empty if none was ever set."""
@@ -50,11 +50,11 @@ class ExternalSystem(Protocol):
         """Read a file of the share, as a client would; only called if ``holds_data``."""
 
     def reboot(self) -> None:
-        """Take away what a reboot of the server's host takes; only called if the driver Ensures."""
+        """Simulate a reboot of the server's host; only called if the driver can ensure shares."""
 
 
 class ShareDriverContract(DocumentedErrors):
-    """The contract; see :class:`worker.drivers.base.ShareDriver`."""
+    """Tests of the contract of :class:`worker.drivers.base.ShareDriver`."""
 
     @pytest.fixture
     def share(self) -> Share:
@@ -367,7 +367,7 @@ def _remove(
 def _owned(
     driver: Audit, server: ShareServer | None
 ) -> list[tuple[Callable[[RequestContext, OwnedResource], None], OwnedResource]]:
-    """What a driver lists as its own, each with what removes it; that on the server comes first."""
+    """Return the driver's listed resources with the function that removes each, server's first."""
     found: list[tuple[Callable[[RequestContext, OwnedResource], None], OwnedResource]] = []
     if isinstance(driver, AuditOnServers) and server is not None:
 

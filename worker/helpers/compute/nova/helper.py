@@ -1,11 +1,11 @@
-"""Share servers as virtual machines of Nova, on ports that Neutron gave.
+"""Share servers as virtual machines of Nova, on Neutron ports.
 
-Nova makes as many machines of one name as it is asked to, but puts no second one on a port that
-has one. So a machine carries the share server's id in its name and metadata, is looked for before
-it is made, and where two were asked for at the same moment the one without the port goes.
+Nova creates any number of machines with the same name, but attaches only one to a port. So a
+machine carries the share server's id in its name and metadata, the helper looks for it before it
+creates one, and of two machines requested at the same moment it deletes the one without the port.
 
-Nova leaves a port that it did not make where it is when the machine goes. It takes only ports that
-nobody's id is on, which is why the server's own is taken off before.
+Nova keeps a port that it did not create when the machine is deleted. It attaches only ports without
+a device id, which is why the helper first clears the share server's id on the port.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from worker.systems.openstack.client import Missing, OpenStack, ServerCalls, Tak
 from worker.systems.shell.base import Shell
 
 _OWNER: Final = "share_server"
-"""The metadata key that says whose the machine is."""
+"""The metadata key with the id of the machine's share server."""
 _BACKEND: Final = "backend"
 _PREFIX: Final = "sw-"
 _GONE: Final = frozenset({"DELETED", "SOFT_DELETED"})
-"""States of a machine that Nova keeps for its own purposes only."""
+"""States of a deleted machine that Nova still lists."""
 
 
 class NovaOptions(NovaChoices, SshOptions):
@@ -58,16 +58,16 @@ class NovaOptions(NovaChoices, SshOptions):
 
     config_drive: bool = Field(
         True,
-        description="Whether the machine is told what it is on a drive; off: it asks the metadata "
+        description="Whether the machine gets its user data on a drive; off: it asks the metadata "
         "service, which its network must reach.",
     )
     poll_interval: float = Field(
-        3.0, gt=0, description="Seconds between looks at a machine that comes or goes."
+        3.0, gt=0, description="Seconds between checks of a machine that starts or is deleted."
     )
 
 
 class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
-    """Makes share servers out of virtual machines, by Nova."""
+    """Creates share servers as virtual machines of Nova."""
 
     OptionsModel: ClassVar[type[Options]] = NovaOptions
     options: NovaOptions
@@ -79,7 +79,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         self._choices = Choices(self.options, self._nova)
 
     def check(self) -> None:
-        """Log in, look for what the options name, and read the private key."""
+        """Log in, look up the objects named in the options, and read the private key."""
         self._choices.look_up(ObjectKind.BACKEND.ref(self.backend.name))
         boot_data(self.options, "check")
 
@@ -92,7 +92,10 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
         """Implement :meth:`ComputeHelper.get_share_server`."""
-        del share_network, security_services  # the addresses say where; the driver joins domains
+        del (
+            share_network,
+            security_services,
+        )  # the ports determine the network; the driver joins domains
         work = _Work(self._nova, context, share_server)
         machine = self._machine(work, network_info)
         try:
@@ -120,7 +123,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         return ssh_shell(self.options, share_server)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
-        """List the machines that name their share server, and this backend."""
+        """List the machines that carry a share server's id and this backend's name."""
         machines = self._nova.ask(
             "list our machines",
             lambda c: list(c.compute.servers(name=f"^{_PREFIX}")),
@@ -134,11 +137,11 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
                 yield OwnedResource("machine", machine.id, OwnerKind.SHARE_SERVER, owner, created)
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
-        """Delete the server's machines; Nova then takes its time, so they are seen once more."""
+        """Delete the share server's machines and wait until Nova has deleted them."""
         self.delete_share_server(context, placeholder_server(self.backend, owned))
 
     def _machine(self, work: _Work, network_info: NetworkInfo) -> Server:
-        """Return the server's one machine; make it, or remove what is too many."""
+        """Return the share server's machine; create it, or delete surplus machines."""
         machines = work.machines()
         if not machines:
             raise self._not_yet(work, self._boot(work, network_info), "was just asked for")
@@ -184,7 +187,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         try:
             return work.create(attributes)
         except Taken as error:
-            machines = work.machines()  # an earlier attempt's arrived after we had looked
+            machines = work.machines()  # an earlier attempt's request was carried out meanwhile
             if not machines:
                 raise error from None
             return machines[0]
@@ -192,7 +195,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
     def _check_runs(
         self, work: _Work, machine: Server, network_info: NetworkInfo
     ) -> Sequence[Port]:
-        """Return the machine's ports once it runs on those that were given."""
+        """Return the machine's ports once it runs on the share server's ports."""
         if machine.task_state == "deleting":
             raise self._not_yet(work, machine, "is being deleted")
         if machine.status == "ERROR":
@@ -203,13 +206,13 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             raise self._not_yet(work, machine, f"is in state {machine.status}")
         ports = work.ports_of(machine)
         if not set(network_info.ports) <= {port.id for port in ports}:
-            # Where Nova gives one of two machines up, it takes the other one's ports off too.
+            # When Nova gives up one of two machines, it also detaches the ports of the other one.
             lost = f"Machine {machine.id} runs without the ports of the share server."
             raise self._failed(work, machine, lost)
         return ports
 
     def _failed(self, work: _Work, machine: Server, reason: str = "") -> StepError:
-        """Return what a machine that cannot become the server means; a new one may go better."""
+        """Return the error for a machine in state ERROR; retryable if a new machine may succeed."""
         said = str((machine.fault or {}).get("message", "")) or "Nova does not say why."
         failure = work.failed(reason or f"Machine {machine.id} is in state ERROR: {said}")
         if no_room(said):
@@ -221,7 +224,7 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         return Retryable(failure.message, object=failure.object, code=failure.code)
 
     def _management_address(self, work: _Work, ports: Sequence[Port]) -> str | None:
-        """Return where workers reach the machine if not by the share server's own address."""
+        """Return the machine's management address, if it has a management network."""
         if self.options.management_network is None:
             return None
         wanted = self._choices.management_network(f"share_server {work.server.id}")
@@ -239,10 +242,10 @@ class NovaComputeHelper(ComputeHelper, Reachable, Checked, Audit):
 
 
 class _Work(ServerCalls):
-    """Nova's and Neutron's calls for one server, in one attempt."""
+    """Calls of Nova and Neutron for one share server, in one attempt."""
 
     def failed(self, sentence: str) -> Fatal:
-        """Return the error of a server that will not go better."""
+        """Return the error for a share server that cannot serve."""
         return Fatal(
             f"Share server {self.server.id} does not serve. {sentence}",
             object=self.about,
@@ -250,7 +253,7 @@ class _Work(ServerCalls):
         )
 
     def machines(self) -> list[Server]:
-        """Find the server's machines: the recorded one, and those that bear its id."""
+        """Find the share server's machines: the recorded one, and those that carry its id."""
         found = self.ask(
             f"list the machines of share server {self.server.id}", self._bearing_the_name
         )
@@ -268,12 +271,12 @@ class _Work(ServerCalls):
         name = machine_name(self.server.id)
         return [
             machine
-            for machine in connection.compute.servers(name=f"^{name}$")  # Nova takes a pattern
+            for machine in connection.compute.servers(name=f"^{name}$")  # Nova expects a pattern
             if _is_machine_of(machine, self.server.id)
         ]
 
     def create(self, attributes: dict[str, Any]) -> Server:
-        """Ask for a machine, unless an attempt of the call itself has got through."""
+        """Request a machine, unless an earlier attempt of this call succeeded."""
 
         def create(connection: Connection) -> Server:
             machines = self._bearing_the_name(connection)
@@ -284,18 +287,18 @@ class _Work(ServerCalls):
         return machine
 
     def start(self, machine: Server) -> None:
-        """Start a machine that was shut down."""
+        """Start a machine that is shut down."""
         self.change(f"start machine {machine.id}", lambda c: c.compute.start_server(machine.id))
 
     def delete(self, machine: Server) -> None:
-        """Have Nova delete a machine; gone already is fine."""
+        """Request the deletion of a machine; succeed when it is gone."""
         self.change(
             f"delete machine {machine.id}",
             lambda c: c.compute.delete_server(machine.id, ignore_missing=True),
         )
 
     def ports(self, network_info: NetworkInfo) -> list[Port]:
-        """Read the server's ports; Nova's, while a machine is on them."""
+        """Return the share server's ports in Neutron, attached to a machine or not."""
         wanted = network_info.ports
         ports = self.ask(
             f"list ports {', '.join(wanted)}", lambda c: list(c.network.ports(id=list(wanted)))
@@ -305,14 +308,14 @@ class _Work(ServerCalls):
         return ports
 
     def ports_of(self, machine: Server) -> list[Port]:
-        """Read all ports of a machine."""
+        """Return all ports of a machine."""
         return self.ask(
             f"list the ports of machine {machine.id}",
             lambda c: list(c.network.ports(device_id=machine.id)),
         )
 
     def hand_over(self, port: Port) -> None:
-        """Take the server's own id off a port, so that Nova takes it."""
+        """Clear the device id of a port, so that Nova accepts it."""
         self.change(
             f"hand port {port.id} over to Nova",
             lambda c: c.network.update_port(port.id, device_id=""),
@@ -325,7 +328,7 @@ def machine_name(server_id: str) -> str:
 
 
 def _is_machine_of(machine: Server, server_id: str | None) -> bool:
-    """Whether a machine bears a share server's id, both in its name and in its metadata."""
+    """Return whether a machine carries a share server's id in both its name and its metadata."""
     return (
         server_id is not None
         and machine.name == machine_name(server_id)

@@ -1,4 +1,4 @@
-"""What a backend's machines are made of: what its options name, found in Glance, Nova, Neutron."""
+"""Options of a backend's machines, and the lookup of the objects that the options name."""
 
 from __future__ import annotations
 
@@ -13,20 +13,22 @@ from worker.systems.openstack.client import OpenStack, OpenStackOptions, only
 
 
 class NovaChoices(OpenStackOptions):
-    """The part of the Nova helper's options that names things."""
+    """The Nova helper's options that name images, flavors, networks and the like."""
 
     image: str = Field(
-        min_length=1, description="The image of the machines, by id or name. It has cloud-init."
+        min_length=1, description="Image of the machines, by id or name, with cloud-init."
     )
-    flavor: str = Field(min_length=1, description="Their flavor, by id or name.")
+    flavor: str = Field(min_length=1, description="Flavor of the machines, by id or name.")
     key_name: str | None = Field(
         None,
-        description="A key pair of the backend's user for people to log in with; workers use the "
+        description="A key pair of the backend's user, for people to log in with; workers use the "
         "backend's own key.",
     )
-    availability_zone: str | None = Field(None, description="Where they run; empty: Nova chooses.")
+    availability_zone: str | None = Field(
+        None, description="Availability zone of the machines; empty: Nova chooses."
+    )
     server_group: str | None = Field(
-        None, description="A server group by id or name; its policy keeps them apart or together."
+        None, description="A server group by id or name, with an affinity or anti-affinity policy."
     )
     management_network: str | None = Field(
         None,
@@ -38,23 +40,23 @@ class NovaChoices(OpenStackOptions):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The options' names, as Nova wants them."""
+    """The objects named in the options, by the ids that Nova expects."""
 
     attributes: dict[str, Any]
     management_network: str | None
 
 
 class Choices:
-    """Finds what the options name."""
+    """Looks up the objects named in the options."""
 
     def __init__(self, options: NovaChoices, nova: OpenStack) -> None:
         self._options = options
         self._nova = nova
 
     def look_up(self, about: str) -> Chosen:
-        """Find everything.
+        """Look up every object named in the options.
 
-        Raises :class:`~worker.errors.Fatal` for what is not there or not unambiguous.
+        Raises :class:`~worker.errors.Fatal` for a missing or ambiguous object.
         """
         options = self._options
         attributes: dict[str, Any] = {
@@ -79,7 +81,7 @@ class Choices:
         return Chosen(attributes, self.management_network(about))
 
     def management_network(self, about: str) -> str | None:
-        """Find the management network, if one is named."""
+        """Look up the management network, if the options name one."""
         named = self._options.management_network
         return None if named is None else self._find("network", named, _networks(named), about)
 
