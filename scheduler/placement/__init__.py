@@ -1,1 +1,1 @@
-"""Which storage pool and share network a share is created on."""
+"""Placement: choose the storage pool and the share network of a new share."""

@@ -1,4 +1,7 @@
-"""Placement: filter, weigh, best first. Pure functions over frozen values."""
+"""Choose a pool: filter, weigh, best first. Pure functions over frozen values.
+
+An offer is a :class:`~scheduler.placement.pools.PoolSpec`, which many pools may share.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from worker.errors import NoCapacity
 
 
 def refusal_of_offer(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
-    """Why no pool of an offer can take the share, or None if one might."""
+    """Return the reason why no pool of an offer can take the share, or None if one might."""
     for test in OFFER_FILTERS:
         reason = test(wanted, offer)
         if reason is not None:
@@ -22,7 +25,10 @@ def refusal_of_offer(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
 
 
 def refusal(wanted: PlacementRequest, pool: Pool) -> str | None:
-    """Why a pool of an offer that fits cannot take the share, or None if it can."""
+    """Return the reason why a pool cannot take the share, or None if it can.
+
+    Its offer has passed :func:`refusal_of_offer`.
+    """
     for test in POOL_FILTERS:
         reason = test(wanted, pool)
         if reason is not None:
@@ -31,31 +37,31 @@ def refusal(wanted: PlacementRequest, pool: Pool) -> str | None:
 
 
 def candidates(wanted: PlacementRequest, pool_table: PoolTable) -> Iterator[Pool]:
-    """Give the pools that can take the share, the best first; each is looked at when it is due."""
+    """Yield the pools that can take the share, best first; each is checked only when reached."""
     fitting = {
         offer: ranked
         for offer, ranked in pool_table.ranked()
         if refusal_of_offer(wanted, offer) is None
     }
-    far = [_weighed(wanted, offer, ranked) for offer, ranked in fitting.items()]
-    near = sorted(_near(wanted, fitting, pool_table))
-    return (pool for _, _, pool in heapq.merge(near, *far))
+    others = [_weighed(wanted, offer, ranked) for offer, ranked in fitting.items()]
+    preferred = sorted(_with_affinity(wanted, fitting, pool_table))
+    return (pool for _, _, pool in heapq.merge(preferred, *others))
 
 
 def _weighed(
     wanted: PlacementRequest, offer: PoolSpec, ranked: Iterable[Ranked]
 ) -> Iterator[Ranked]:
-    """The pools of an offer, in their order; not those that :func:`_near` gives."""
+    """Yield an offer's pools in their order, without those of :func:`_with_affinity`."""
     better = suitability(wanted, offer)
     for rank, key, pool in ranked:
         if pool.backend not in wanted.serving and refusal(wanted, pool) is None:
             yield rank - better, key, pool
 
 
-def _near(
+def _with_affinity(
     wanted: PlacementRequest, fitting: Container[PoolSpec], pool_table: PoolTable
 ) -> Iterator[Ranked]:
-    """The pools of the few backends that are nearer than their offer is."""
+    """Yield the pools of backends with a share server that has room for the share."""
     for backend in wanted.serving:
         for rank, key, pool in pool_table.of_backend(backend):
             if pool.offer in fitting and refusal(wanted, pool) is None:
@@ -64,7 +70,7 @@ def _near(
 
 
 def refusals(wanted: PlacementRequest, pool_table: PoolTable) -> dict[str, str]:
-    """Why each pool cannot take the share; those that can are left out."""
+    """Return the reason why each pool cannot take the share, without pools that can."""
     reasons = {
         pool.key: refusal_of_offer(wanted, pool.offer) or refusal(wanted, pool)
         for pool in pool_table
@@ -73,7 +79,7 @@ def refusals(wanted: PlacementRequest, pool_table: PoolTable) -> dict[str, str]:
 
 
 def no_capacity(wanted: PlacementRequest, refusals: dict[str, str]) -> NoCapacity:
-    """The refusal that a producer sees, with up to ten reasons."""
+    """Return the error for the producer, with the reasons of up to ten pools."""
     shown = "; ".join(f"{key}: {reason}" for key, reason in sorted(refusals.items())[:10])
     more = f" (and {len(refusals) - 10} more)" if len(refusals) > 10 else ""  # noqa: PLR2004 - as the docstring says
     why = f" {shown}{more}." if refusals else " No backend has reported a storage pool yet."

@@ -1,4 +1,4 @@
-"""Filters: pure functions that say why a pool cannot take a share, or nothing if it can."""
+"""Filters: pure functions that return why a pool cannot take a share, or None if it can."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ _NO_CAPABILITY: Final = frozenset({MODE_SPEC, NETWORK_SPEC, BACKEND_NAME_SPEC})
 
 @dataclass(frozen=True, slots=True)
 class PlacementRequest:
-    """What a share needs of its pool."""
+    """Requirements of a share on its pool. ``size`` is whole GiB, ``report_expiry`` seconds."""
 
     size: int
     share_proto: str
     network_kind: NetworkKind | None
-    """Of the share network; None when the request names none."""
+    """Kind of the share network; None when the share has none."""
     extra_specs: Mapping[str, str]
     report_expiry: float
     only: tuple[str, str] | None = None
-    """The backend and pool that it must live on: a snapshot's copies stay where it is."""
+    """Names of the one backend and pool allowed: a copy of a snapshot is created beside it."""
     serving: frozenset[str] = frozenset()
-    """The backends on which a share server with room for it stands already."""
+    """Names of backends with a share server that has room for the share."""
     now: float = 0.0
-    """When it is asked for, by the clock of the pools' ``reported_at``; placement sets it."""
+    """Time of the request, on the same clock as the pools' ``reported_at``; placement sets it."""
 
 
 PoolSpecFilter = Callable[[PlacementRequest, PoolSpec], str | None]
@@ -51,19 +51,19 @@ def is_up(wanted: PlacementRequest, pool: Pool) -> str | None:
 
 
 def is_listed(_wanted: PlacementRequest, pool: Pool) -> str | None:
-    """Refuse a pool that its backend no longer reports: only what is on it keeps its row."""
+    """Refuse a pool that its backend no longer reports; its row stays while shares are on it."""
     return None if pool.is_listed else "its backend no longer reports the pool"
 
 
 def is_there(wanted: PlacementRequest, pool: Pool) -> str | None:
-    """Refuse every pool but the one that the share must live on."""
+    """Refuse every pool but the one that the share must be on."""
     if wanted.only is None or (pool.backend, pool.name) == wanted.only:
         return None
     return f"the snapshot is on {'#'.join(wanted.only)}"
 
 
 def has_mode(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
-    """Refuse what needs a share network where none is named."""
+    """Refuse another driver mode than the share type's, or one that needs a share network."""
     asked = wanted.extra_specs.get(MODE_SPEC)
     if asked is not None and asked != offer.mode:
         return f"its mode is {offer.mode}, and the share type asks for {asked}"
@@ -73,7 +73,7 @@ def has_mode(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
 
 
 def has_network_kind(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
-    """Refuse share networks that the backend's helpers do not serve."""
+    """Refuse a backend that does not serve the kind of the share network."""
     kind = wanted.network_kind
     if kind is None or offer.mode is DriverMode.SINGLE_SVM or kind in offer.network_kinds:
         return None
@@ -81,12 +81,12 @@ def has_network_kind(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
 
 
 def has_protocol(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
-    """Refuse a protocol that the driver does not export."""
+    """Refuse a backend without the share's protocol."""
     return None if wanted.share_proto in offer.protocols else f"it has no {wanted.share_proto}"
 
 
 def has_capabilities(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
-    """Refuse where an extra spec differs from what was reported."""
+    """Refuse a pool with reported capabilities that differ from the extra specs."""
     for name, value in wanted.extra_specs.items():
         if (name, value) not in offer.capabilities and name not in _NO_CAPABILITY:
             has = dict(offer.capabilities).get(name, "none")
@@ -95,7 +95,7 @@ def has_capabilities(wanted: PlacementRequest, offer: PoolSpec) -> str | None:
 
 
 def is_of_backend(wanted: PlacementRequest, pool: Pool) -> str | None:
-    """Refuse another backend than the share type names."""
+    """Refuse every backend but the one that the share type names."""
     asked = wanted.extra_specs.get(BACKEND_NAME_SPEC)
     if asked in {None, pool.backend}:
         return None
@@ -103,7 +103,7 @@ def is_of_backend(wanted: PlacementRequest, pool: Pool) -> str | None:
 
 
 def has_capacity(wanted: PlacementRequest, pool: Pool) -> str | None:
-    """Refuse what does not fit beside what is promised, or into what is really free."""
+    """Refuse a pool with too little unreserved or too little free capacity."""
     free = min(pool.promisable_gib - pool.allocated_gib, pool.free_gib)
     return None if wanted.size <= free else f"it has {max(free, 0)} GiB free"
 

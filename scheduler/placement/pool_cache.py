@@ -1,7 +1,7 @@
-"""The snapshot of storage pools that a process places by.
+"""The cache of storage pools that a scheduler process places shares by.
 
-It is kept in the order in which pools are preferred, so that a choice looks at the best few and
-not at all of them; once a second it takes in what has changed.
+It is sorted by preference, so that a choice checks the few best pools and not all of them. Once a
+second it reads the rows that have changed.
 """
 
 from __future__ import annotations
@@ -23,27 +23,30 @@ from worker.model import DriverMode
 
 CACHE_SECONDS: Final = 1.0
 WHOLE_SECONDS: Final = 60.0
-"""How often all is read anew: a pool that is gone leaves no change behind."""
+"""Seconds between reads of all pools: a deleted row cannot be found by its time of change."""
 SENT_SECONDS: Final = 10.0
-"""How long a choice tells where a share server is about to be, before its row does."""
+"""Seconds for which a choice shows where a share server is about to be built."""
 SENT_NETWORKS: Final = 1_000
-"""So many share networks are noted before all are forgotten: it is only a hint."""
+"""Number of share networks to remember before all are forgotten: they are only a hint."""
 OPEN_SECONDS: Final = 10.0
-"""How long a change may wait for its commit and still be seen by a look at what has changed."""
+"""Longest time, in seconds, between a change and its commit for the next read to find it."""
 
 SAME_REPORT_SECONDS: Final = 1.0
-"""A pool is written right after its backend; a clock may be set back in between."""
+"""Seconds by which a pool's time of report may precede its backend's in the same report.
+
+A pool is written right after its backend, but the clock may be set back in between.
+"""
 
 Ranked = tuple[float, str, Pool]
-"""A pool in its place: what is preferred most comes first, equals by name."""
+"""A pool with its sort key: the most preferred comes first, equals by name."""
 
 
 class PoolTable:
-    """Pools by what they offer, and in their order; changed pool by pool."""
+    """Pools grouped by offer and sorted by preference; updated pool by pool."""
 
     def __init__(self, pools: Iterable[Pool] = (), *, now: float = 0.0) -> None:
         self.now = now
-        """When it was read, by the database's clock."""
+        """Time of the last read, on the database's clock."""
         self._ranked: dict[PoolSpec, list[Ranked]] = {}
         self._of_backend: dict[str, dict[str, Pool]] = {}
         for pool in pools:
@@ -56,11 +59,11 @@ class PoolTable:
         return (pool for pools in self._of_backend.values() for pool in pools.values())
 
     def ranked(self) -> Iterable[tuple[PoolSpec, list[Ranked]]]:
-        """Return the pools of each offer, the preferred ones first."""
+        """Return the pools of each offer, the most preferred first."""
         return self._ranked.items()
 
     def of_backend(self, backend: str) -> Iterable[Ranked]:
-        """Return the pools of a backend, in no order; none when it is not known."""
+        """Return the pools of a backend, unsorted; none for an unknown backend."""
         return map(_ranked, self._of_backend.get(backend, {}).values())
 
     @property
@@ -69,13 +72,13 @@ class PoolTable:
         return len(self._of_backend) > 1
 
     def put(self, pool: Pool) -> None:
-        """Add a pool, or let it take the place of what was known of it."""
+        """Add a pool, or replace its earlier values."""
         self.remove(pool)
         self._note(pool)
         insort(self._ranked.setdefault(pool.offer, []), _ranked(pool))
 
     def remove(self, pool: Pool) -> None:
-        """Forget a pool, whatever its numbers were; not knowing it is fine."""
+        """Remove the pool of the same key, if there is one."""
         of_its_backend = self._of_backend.get(pool.backend, {})
         known = of_its_backend.pop(pool.key, None)
         if known is not None:
@@ -95,7 +98,7 @@ def _ranked(pool: Pool) -> Ranked:
 
 
 def cache_for(config: Config, engine: Engine) -> PoolCache:
-    """Return the (still empty) cache of a process."""
+    """Return a new, empty cache for a process."""
     return PoolCache(engine, config.engine.max_over_subscription_ratio, config.backends.keys())
 
 
@@ -107,9 +110,9 @@ def load(
     since: float | None,
     also: Iterable[Pool] = (),
 ) -> tuple[float, list[Pool]]:
-    """Read the pools that have changed ``since`` (or all), and the database's time before that.
+    """Read the pools that have changed ``since`` (None: all), and the pools ``also``.
 
-    ``also`` are pools to read whether they have changed or not.
+    Return the database's time before the read, and the pools of ``configured`` backends.
     """
     now: float = connection.execute(select(db_now())).scalar_one()
     b, p = backends.c, storage_pools.c
@@ -121,7 +124,7 @@ def load(
         keys = [(pool.backend, pool.name) for pool in also]
         changed = or_(p.changed_at > since, b.changed_at > since)
         wanted = wanted.where(or_(changed, tuple_(p.backend, p.name).in_(keys)))
-    # A backend that was taken out of the configuration has no queue any more.
+    # A backend that was removed from the configuration no longer has a queue.
     rows = (row for row in connection.execute(wanted) if row.report and row.backend in configured)
     return now, [_pool(row, ratio) for row in rows]
 
@@ -149,13 +152,13 @@ def _pool(row: Row[Any], ratio: float) -> Pool:
 
 @dataclass(slots=True)
 class PoolCache:
-    """The snapshot that a process places by: at most a second old, but for its own choices."""
+    """Cache of a process's pool table: at most a second old, with its own choices added."""
 
     engine: Engine
     ratio: float
-    """How far pools may be over-subscribed."""
+    """Ratio of the capacity that may be reserved on a pool to the pool's size."""
     configured: Collection[str]
-    """The backends that there are."""
+    """Names of the configured backends."""
     _pool_table: PoolTable = field(default_factory=PoolTable)
     _invalidated: dict[str, Pool] = field(default_factory=dict)
     _sent: dict[tuple[str, str], tuple[str, float]] = field(default_factory=dict)
@@ -163,7 +166,7 @@ class PoolCache:
     _whole_at: float = field(default=-WHOLE_SECONDS * 2)
 
     def pool_table(self, *, fresh: bool = False) -> PoolTable:
-        """Return the snapshot, with what has changed if it is old or ``fresh`` is asked for."""
+        """Return the pool table; read changes first if it is too old, or with ``fresh``."""
         before = time.monotonic()
         if not fresh and before - self._looked_at <= CACHE_SECONDS:
             return self._pool_table
@@ -191,13 +194,13 @@ class PoolCache:
         return self._pool_table
 
     def invalidate(self, pool: Pool) -> None:
-        """Have a pool read again with the next changes, though it may have changed nothing."""
+        """Read a pool again with the next changes, even if its row has not changed."""
         self._invalidated[pool.key] = pool
 
     def chosen(self, pool: Pool, size: int) -> None:
-        """Note a choice, so that the next one of this second does not fall on the same pool.
+        """Add a choice to the table, so that the next choices take it into account.
 
-        It may be rolled back yet, so it is in doubt.
+        The pool is read again, because the transaction may still be rolled back.
         """
         self.invalidate(pool)
         self._pool_table.put(
@@ -205,12 +208,12 @@ class PoolCache:
         )
 
     def sent(self, project_id: str, network_id: str, backend: str) -> None:
-        """Note where a project's share goes: the next ones on its share network may follow it."""
+        """Remember the backend of a project's share, for the next ones on its share network."""
         if len(self._sent) >= SENT_NETWORKS:
             self._sent.clear()
         self._sent[project_id, network_id] = backend, time.monotonic()
 
     def lately(self, project_id: str, network_id: str) -> str | None:
-        """Return where the project's last share on a share network went, a moment ago."""
+        """Return the backend of the project's last share on a share network, if it is recent."""
         backend, at = self._sent.get((project_id, network_id), (None, 0.0))
         return backend if time.monotonic() - at <= SENT_SECONDS else None

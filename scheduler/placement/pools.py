@@ -1,6 +1,6 @@
-"""Storage pools as frozen values: what the backends last reported.
+"""Storage pools as frozen values, as the backends last reported them.
 
-Pools that differ in numbers only share one :class:`Offer`, which placement judges once for all.
+Pools that differ only in numbers share one :class:`PoolSpec`, which placement checks once.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from worker.model import DriverMode
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """What a pool has to offer, its numbers apart."""
+    """Properties of a pool other than its numbers: state, mode, protocols and capabilities."""
 
     enabled: bool
     mode: DriverMode
@@ -34,18 +34,18 @@ class Pool:
     name: str
     offer: PoolSpec
     reported_at: float
-    """When its backend last reported, by the database's clock."""
+    """Time of its backend's last report, on the database's clock."""
     is_listed: bool
-    """Whether that report had this pool."""
+    """Whether that report included this pool."""
     promisable_gib: int
-    """What all its shares may be promised together, over-subscription included."""
+    """Capacity that all its shares may reserve together, over-subscription included."""
     free_gib: int
     allocated_gib: int
     shares: int
 
     @property
     def key(self) -> str:
-        """How people are told of it."""
+        """The pool's name for people: ``backend#pool``."""
         return f"{self.backend}#{self.name}"
 
 
@@ -63,7 +63,10 @@ _RESERVE = Prepared(
 
 
 def reserve(connection: Connection, pool: Pool, size: int, ratio: float) -> bool:
-    """Promise ``size`` GiB of a pool if it (still) has them; part of the share's transaction."""
+    """Reserve ``size`` GiB of a pool; False when it has too little left or is disabled.
+
+    It is part of the transaction that writes the share.
+    """
     changed = _RESERVE.run(
         connection, of_backend=pool.backend, pool=pool.name, size=size, ratio=ratio
     )

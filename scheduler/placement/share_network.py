@@ -1,10 +1,10 @@
-"""Which share network a share is made on (docs/explanation/placement.md).
+"""Choose the share network of a new share (docs/explanation/placement.md).
 
 The first of these that names one decides: the request, the share type's extra spec, the
-configuration, the default in the database. Where none does, and where the share type asks for
-``single_svm``, a share has no share network. What decides must be a network that the project
-could have named itself; a setting that is not is refused and never skipped, so that a share does
-not land on another network than the one that was meant.
+configuration, the default in the database. If none does, or if the share type asks for
+``single_svm``, the share has no share network. The network must be one that the project may name
+itself. A setting that names another one is refused and never skipped, so that a share is not
+created on an unintended network.
 """
 
 from __future__ import annotations
@@ -16,30 +16,30 @@ from typing import Final
 from worker.errors import Conflict, NotFound, ObjectKind
 
 NETWORK_SPEC: Final = "share_network_id"
-"""The extra spec of a share type whose shares have a default of their own."""
+"""The extra spec by which a share type names the default network of its shares."""
 
 
 class Visibility(StrEnum):
-    """What a share network is to the project that asks."""
+    """Visibility of a share network for the project that asks."""
 
     PUBLIC = "public"
-    """Every project's."""
+    """Every project may use it."""
     OWN = "own"
-    """The project's alone."""
+    """It belongs to the project and is not public."""
     FOREIGN = "foreign"
-    """Another project's alone: to this one it does not exist."""
+    """It belongs to another project and is not public: this project must not learn of it."""
     MISSING = "missing"
-    """There is none of this id."""
+    """No share network has this id."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether the project may name it."""
+        """Whether the project may use it."""
         return self in {Visibility.PUBLIC, Visibility.OWN}
 
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """A share network as something names it."""
+    """Share network that a request or a setting names, and its visibility."""
 
     id: str
     visibility: Visibility
@@ -53,13 +53,13 @@ def resolve(
     default: Named | None = None,
     asks_single_svm: bool = False,
 ) -> Named | None:
-    """Return the share network that a share is made on; None: on none, in ``single_svm``.
+    """Return the share network of a new share, or None for none.
 
     ``asks_single_svm``: the share type has ``driver_mode = single_svm``, which ignores share
-    networks; no default is taken then, for a share would only keep it from being deleted.
+    networks. No default is taken then, because the share would only keep it from being deleted.
 
     Raises :class:`~worker.errors.NotFound` when the request names a network that the project may
-    not use, :class:`~worker.errors.Conflict` when the setting that decides does.
+    not use, and :class:`~worker.errors.Conflict` when a setting does.
     """
     if request is not None:
         if not request.visibility.is_usable:
@@ -80,7 +80,7 @@ def resolve(
             )
         return share_type
     if configuration is not None:
-        # Not even the project's own: a configuration is for all projects alike.
+        # Even the project's own is refused: the configuration is for all projects alike.
         if configuration.visibility is not Visibility.PUBLIC:
             raise _unusable(
                 configuration.id,

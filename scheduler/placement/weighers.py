@@ -1,7 +1,7 @@
-"""Weighers: pure functions that say how good a pool is for a share, from 0 to 1.
+"""Weighers: pure functions that rate a pool for a share, from 0 to 1, the higher the better.
 
-Those that look at a pool's numbers alone give the order in which a snapshot keeps its pools;
-those that look at what is asked for weigh a whole offer, or a whole backend.
+Those that use only a pool's numbers define the order of the cached pools. Those that depend on the
+request rate a whole offer, or a whole backend.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from worker.model import NetworkKind
 
 
 def free_capacity(pool: Pool) -> float:
-    """The larger the part that is not promised yet, the better."""
+    """Rate a pool by the part of its capacity that is not reserved."""
     return max(0.0, 1.0 - pool.allocated_gib / pool.promisable_gib) if pool.promisable_gib else 0.0
 
 
 def fewest_shares(pool: Pool) -> float:
-    """The fewer shares there are, the better."""
+    """Rate a pool by its number of shares, fewer being better."""
     return 1.0 / (1.0 + pool.shares)
 
 
@@ -32,12 +32,12 @@ POOL_WEIGHERS: Final[tuple[tuple[Callable[[Pool], float], float], ...]] = (
 
 
 def preference(pool: Pool) -> float:
-    """How good a pool is, whatever is asked for."""
+    """Return the weighted rating of a pool that does not depend on the request."""
     return sum(multiplier * weigh(pool) for weigh, multiplier in POOL_WEIGHERS)
 
 
 def uses_network(wanted: PlacementRequest, offer: PoolSpec) -> float:
-    """A request that names a share network means it: ``single_svm`` would ignore it."""
+    """Rate an offer 1 if it has share servers exactly when a share network is named."""
     named = wanted.network_kind not in {None, NetworkKind.NONE}
     return 1.0 if offer.mode.has_share_servers == named else 0.0
 
@@ -49,21 +49,21 @@ OFFER_WEIGHERS: Final[tuple[tuple[Callable[[PlacementRequest, PoolSpec], float],
 
 
 def serves_network(wanted: PlacementRequest, backend: str) -> float:
-    """Where a share server of the share network stands, no further one has to be built."""
+    """Rate a backend 1 if it has a share server with room, so that none has to be built."""
     return 1.0 if backend in wanted.serving else 0.0
 
 
 BACKEND_WEIGHERS: Final[tuple[tuple[Callable[[PlacementRequest, str], float], float], ...]] = (
     (serves_network, 1.5),
 )
-"""Each with its multiplier. A server outweighs any number of shares, and half a pool of room."""
+"""Each with its multiplier. A server outweighs any number of shares and half a pool's capacity."""
 
 
 def suitability(wanted: PlacementRequest, offer: PoolSpec) -> float:
-    """How good every pool of an offer is for what is asked for, beside its own preference."""
+    """Return the weighted rating of an offer for a request, to be added to a pool's preference."""
     return sum(multiplier * weigh(wanted, offer) for weigh, multiplier in OFFER_WEIGHERS)
 
 
 def affinity(wanted: PlacementRequest, backend: str) -> float:
-    """How good every pool of a backend is for what is asked for, beside its offer."""
+    """Return the weighted rating of a backend for a request, to be added to its pools' ratings."""
     return sum(multiplier * weigh(wanted, backend) for weigh, multiplier in BACKEND_WEIGHERS)

@@ -1,1 +1,1 @@
-"""What each request reads."""
+"""Queries: for each verb that only reads, the function that answers it."""

@@ -1,4 +1,4 @@
-"""Reading access rules."""
+"""Queries of access rules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from worker.errors import ObjectKind
 def list_access(connection: Connection, request: ListAccess, _config: Config) -> dict[str, Any]:
     """Return a page of a share's access rules."""
     if not all_projects(request):
-        # An empty list would say that the share of another project exists.
+        # Raises NotFound unless the project may see the share.
         show(connection, views.SHARE, ObjectKind.SHARE, request.context, request.share_id)
     filters = request.model_dump(mode="json", include={"share_id", "state"})
     return list_rows(connection, views.ACCESS_RULE, "access_rules", request, filters)

@@ -1,4 +1,4 @@
-"""What audits found, as operators read it from the database."""
+"""Findings of audits, for operators."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worker.db.tables.audits import audit_findings
 
 
 def list_findings(connection: Connection, backends: Sequence[str], limit: int) -> dict[str, Any]:
-    """Return what is wrong on some backends, the longest known first."""
+    """Return up to ``limit`` findings of some backends, the longest known first."""
     f = audit_findings.c
     rows = connection.execute(
         select(*views.FINDING.columns)

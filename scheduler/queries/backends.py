@@ -1,4 +1,4 @@
-"""Reading backends and their storage pools."""
+"""Queries of backends and their storage pools."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from worker.errors import NotFound, ObjectKind
 
 
 def show_backend(connection: Connection, request: BackendOnly, config: Config) -> dict[str, Any]:
-    """Return a backend, whether it is up, and its storage pools (an administrator's)."""
+    """Return a backend, whether it is up, and its storage pools; for administrators."""
     row = connection.execute(_BACKENDS.where(backends.c.name == request.backend)).first()
     if row is None:
         raise NotFound(
@@ -37,7 +37,7 @@ def show_backend(connection: Connection, request: BackendOnly, config: Config) -
 
 
 def list_backends(connection: Connection, request: ListBackends, config: Config) -> dict[str, Any]:
-    """Return a page of backends by name (an administrator's)."""
+    """Return a page of backends, sorted by name; for administrators."""
     rows, marker = page(
         connection,
         _BACKENDS,

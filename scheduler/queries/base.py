@@ -1,4 +1,4 @@
-"""What every request that only reads has in common: scope, pages, "not found"."""
+"""Common parts of all queries: visibility, pages, "not found"."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from worker.db.views import View
 from worker.errors import Forbidden, InvalidRequest, NotFound, ObjectKind
 
 Read = Callable[[Connection, Any, Config], dict[str, Any]]
-"""Answers a validated payload; raises :class:`~worker.errors.Refused`."""
+"""Returns the answer to a validated payload; raises :class:`~worker.errors.Refused`."""
 
 ADMIN_ROLE: Final = "admin"
 
 
 def is_administrator(context: Context) -> bool:
-    """Tell whether a request is made in the administrators' role."""
+    """Tell whether a request's context has the administrators' role."""
     return ADMIN_ROLE in context.roles
 
 
 def all_projects(request: Any) -> bool:
-    """Tell whether a list spans all projects; only administrators may ask for that."""
+    """Tell whether a list covers all projects; raise Forbidden unless an administrator asks."""
     if request.all_projects and not is_administrator(request.context):
         raise Forbidden(
             f"Only the role {ADMIN_ROLE!r} may list the objects of all projects.",
@@ -43,13 +43,13 @@ def all_projects(request: Any) -> bool:
 
 
 def mine(table: Table, context: Context) -> ColumnElement[bool]:
-    """What a project may see: its own, and what is public."""
+    """Return the condition for rows that a project may see: its own, and public ones."""
     own = table.c.project_id == context.project_id
     return or_(own, table.c.is_public) if "is_public" in table.c else own
 
 
 def missing(kind: ObjectKind, object_id: str, field: str) -> NotFound:
-    """Return the error that an object of this id is not in the project."""
+    """Return the error for an id that no object of the project has."""
     return NotFound(
         f"There is no {kind.words} {object_id} in this project.",
         object=kind.ref(object_id),
@@ -60,7 +60,7 @@ def missing(kind: ObjectKind, object_id: str, field: str) -> NotFound:
 def show(
     connection: Connection, view: View, kind: ObjectKind, context: Context, object_id: str
 ) -> dict[str, Any]:
-    """Return the document of one object that the project may see."""
+    """Return the document of an object that the project may see, or raise NotFound."""
     row = connection.execute(
         select(*view.columns).where(view.table.c.id == object_id, mine(view.table, context))
     ).first()
@@ -79,7 +79,7 @@ def page(
     visible: ColumnElement[bool] | None,
     newest_first: bool = False,
 ) -> tuple[Sequence[Row[Any]], str | None]:
-    """Rows after the marker, and the next page's marker if there is one."""
+    """Return the rows after the marker, and the next page's marker or None."""
     if visible is not None:
         statement = statement.where(visible)
     if request.marker is not None:
@@ -89,7 +89,7 @@ def page(
         after = connection.execute(position).first()
         if after is None:
             raise InvalidRequest(
-                f"The marker {request.marker} is no object of this list any more; begin again "
+                f"The marker {request.marker} is no longer an object of this list; begin again "
                 f"without a marker.",
                 field="marker",
             )
@@ -110,7 +110,7 @@ def list_rows(
     filters: Mapping[str, Any],
     *conditions: ColumnElement[bool],
 ) -> dict[str, Any]:
-    """Return a page of a table's objects that match the filters, and the next marker."""
+    """Return a page of objects that match the filters, under ``plural``, and the next marker."""
     table = view.table
     visible = None if all_projects(request) else mine(table, request.context)
     statement = select(*view.columns).where(

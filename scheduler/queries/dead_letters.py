@@ -1,4 +1,4 @@
-"""Read dead letters, for an operator."""
+"""Queries of dead letters, for operators."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _REPLAYABLE: Final = dead_letters.c.message.is_not(None).label("replayable")
 
 
 def list_dead_letters(connection: Connection, limit: int, marker: int | None) -> dict[str, Any]:
-    """Return a page of the messages that were kept aside, without their bodies."""
+    """Return a page of dead letters, without their bodies."""
     statement: Select[Any] = (
         select(*views.DEAD_LETTER.columns, _REPLAYABLE)
         .where(dead_letters.c.id > (marker or 0))
@@ -30,7 +30,7 @@ def list_dead_letters(connection: Connection, limit: int, marker: int | None) ->
 
 
 def show_dead_letter(connection: Connection, message_id: int) -> dict[str, Any]:
-    """Return a message that was kept aside, with headers and body."""
+    """Return a dead letter, with headers and body."""
     statement: Select[Any] = select(*views.DEAD_LETTER_WITH_BODY.columns, _REPLAYABLE)
     row = connection.execute(statement.where(dead_letters.c.id == message_id)).first()
     if row is None:

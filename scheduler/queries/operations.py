@@ -1,4 +1,4 @@
-"""Reading operations and their steps."""
+"""Queries of operations and their steps."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _OF_ADMINISTRATORS: Final = (views.OPERATION_FOR_ADMINISTRATORS, views.STEP_FOR_
 def show_operation(
     connection: Connection, request: OperationOnly, _config: Config
 ) -> dict[str, Any]:
-    """Return an operation with its timeline: every act that ended so far, and how.
+    """Return an operation with its timeline: every action that has ended, and its outcome.
 
-    A request that was sent again under another id, with the same idempotency key, is found by
-    either.
+    If its request was sent again under another id with the same idempotency key, each of the ids
+    finds it.
     """
     o, a = operations.c, operation_aliases.c
     administrator = is_administrator(request.context)
@@ -61,7 +61,7 @@ def show_operation(
 
 
 def _shown(view: View, row: Row[Any]) -> dict[str, Any]:
-    """An operation's document; for administrators with the group whose workers do its steps."""
+    """Return an operation's document, for administrators with the worker group of its queue."""
     document = view(row)
     return {**document, "group": group_of(document["queue"])} if "queue" in document else document
 

@@ -1,4 +1,4 @@
-"""Reading quotas: the limit of each resource, what is in use, and what is reserved."""
+"""Queries of quotas: limit, usage and reservation of each resource."""
 
 from __future__ import annotations
 

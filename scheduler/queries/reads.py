@@ -1,4 +1,4 @@
-"""Which function answers each request that only reads."""
+"""Table of the functions that answer read requests, by verb."""
 
 from __future__ import annotations
 
@@ -31,4 +31,4 @@ READS: Final[Mapping[str, Read]] = {
         *(show_backend, list_backends, show_quota),
     )
 }
-"""What answers each verb of :class:`~scheduler.requests.base.Kind` READ."""
+"""The function for each verb of :class:`~scheduler.requests.base.Kind` READ."""

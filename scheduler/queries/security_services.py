@@ -1,4 +1,4 @@
-"""Reading security services, and the key that their passwords are sealed with."""
+"""Queries of security services, and of the key that seals their passwords."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from worker.sealing import Keys
 def show_security_service(
     connection: Connection, request: SecurityServiceOnly, _config: Config
 ) -> dict[str, Any]:
-    """Return one security service, and with which key its password is sealed."""
+    """Return one security service, with the id of the key that seals its password."""
     service_id = request.security_service_id
     return show(
         connection, views.SECURITY_SERVICE, ObjectKind.SECURITY_SERVICE, request.context, service_id
@@ -54,14 +54,14 @@ def list_security_services(
 def show_sealing_key(
     _connection: Connection, _request: ShowSealingKey, config: Config
 ) -> dict[str, Any]:
-    """Return the public key that passwords are sealed with."""
+    """Return the public key for sealing passwords."""
     try:
         key = Keys(config.secrets.directory).current()
     except ConfigurationError as error:
         raise NotFound(error.message, object=ObjectKind.SEALING_KEY.ref("current")) from error
     if key is None:
         raise NotFound(
-            "This service has no key to seal passwords with; an administrator makes one with "
+            "This service has no key to seal passwords with; an administrator creates one with "
             "`sharewright secrets generate`.",
             object=ObjectKind.SEALING_KEY.ref("current"),
         )

@@ -1,4 +1,4 @@
-"""Reading share networks."""
+"""Queries of share networks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from worker.model import ServerStatus
 def show_share_network(
     connection: Connection, request: ShareNetworkOnly, _config: Config
 ) -> dict[str, Any]:
-    """Return one share network, the project's own or a public one, and what to attach to."""
+    """Return one share network, the project's own or a public one, with its attachments."""
     network_id, context = request.share_network_id, request.context
     found = show(connection, views.SHARE_NETWORK, ObjectKind.SHARE_NETWORK, context, network_id)
     a = share_network_security_services.c
@@ -43,7 +43,7 @@ def show_share_network(
 
 
 def _attachments(connection: Connection, network_id: str, context: Context) -> list[dict[str, Any]]:
-    """What the project's share servers are on, so what its clients must be on to reach them."""
+    """Return the networks of the project's share servers, to which clients must be attached."""
     s = share_servers.c
     servers = connection.execute(
         select(s.backend, s.network_info, s.details)
@@ -58,7 +58,7 @@ def _attachments(connection: Connection, network_id: str, context: Context) -> l
     for server in servers:
         info, details = network_info(server.network_info), server_details(server.details)
         assert info is not None, "an active server has its addresses"
-        assert details is not None, "an active server was found to serve"
+        assert details is not None, "an active server has its details"
         attachment = {
             "backend": server.backend,
             "cidr": info.cidr,

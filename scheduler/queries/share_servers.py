@@ -1,4 +1,4 @@
-"""Reading share servers."""
+"""Queries of share servers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def list_share_servers(
 
 
 def _view(context: Context) -> View:
-    """Tenants see nothing of the management side."""
+    """Return the columns that the caller may see: management data is for administrators only."""
     if is_administrator(context):
         return views.SHARE_SERVER_FOR_ADMINISTRATORS
     return views.SHARE_SERVER

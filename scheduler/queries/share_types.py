@@ -1,4 +1,4 @@
-"""Reading share types."""
+"""Queries of share types."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from worker.errors import ObjectKind
 def show_share_type(
     connection: Connection, request: ShareTypeOnly, _config: Config
 ) -> dict[str, Any]:
-    """Return one share type by id or name; share types are everybody's."""
+    """Return one share type by id or name; every project sees all of them."""
     t = share_types.c
     row = connection.execute(
         select(share_types)
         .where(or_(t.id == request.share_type, t.name == request.share_type))
-        # An id before a name, should somebody have named a type by another's id.
+        # Match by id first, in case one type's name is another's id.
         .order_by(t.id != request.share_type)
         .limit(1)
     ).first()
@@ -40,7 +40,7 @@ def show_share_type(
 def list_share_types(
     connection: Connection, request: ListShareTypes, _config: Config
 ) -> dict[str, Any]:
-    """Return a page of share types; they are everybody's."""
+    """Return a page of share types; every project sees all of them."""
     t = share_types.c
     statement = select(share_types)
     if request.name is not None:

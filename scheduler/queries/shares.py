@@ -1,4 +1,4 @@
-"""Reading shares."""
+"""Queries of shares."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading snapshots."""
+"""Queries of snapshots."""
 
 from __future__ import annotations
 
