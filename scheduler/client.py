@@ -1,8 +1,8 @@
-"""For producers: submit a request and wait for its result.
+"""Client for producers: submit a request and wait for its result.
 
-Plain Celery will do as well (docs/producer.md has the ten lines); this adds the acknowledgement:
-:meth:`Client.submit` returns when the operation is committed, and sends again when it hears
-nothing, which is always safe.
+Plain Celery works too (docs/producer.md shows the ten lines). This client adds the
+acknowledgement: :meth:`Client.submit` returns when the operation is committed, and sends the
+request again when there is no answer, which is always safe.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from worker.sealing import SealingKey, seal
 RESEND_SECONDS: Final = 5.0
 POLL_SECONDS: Final = 0.02
 LONGEST_POLL_SECONDS: Final = 0.25
-"""What takes long is asked for less often."""
+"""Longest pause between two polls, in seconds; it grows while the operation runs."""
 OUTAGE_SECONDS: Final = 0.5
-"""Between attempts while broker or result backend is not reached."""
+"""Seconds between attempts while the broker or the result backend cannot be reached."""
 CONNECT_SECONDS: Final = 3
 
 _REFUSED: Final = "no permissions"
-"""In the words of Redis to a user whose rules do not cover a key."""
+"""Part of the error of Redis for a user without permission for a key."""
 
 
 def broker_fault(url: str) -> str | None:
-    """Why a broker cannot be reached, as the name of the error; None when it answers."""
+    """Return the name of the error why a broker cannot be reached, or None when it answers."""
     # kombu has no types
     probe: Any = Connection(url, connect_timeout=CONNECT_SECONDS)  # type: ignore[no-untyped-call]
     try:
@@ -51,11 +51,11 @@ def broker_fault(url: str) -> str | None:
 
 
 class NotHeard(Exception):
-    """Nothing was heard of a request in time; sending it again under its id is safe."""
+    """No answer to a request came in time; sending it again under its id is safe."""
 
 
 def _answer(result: AsyncResult) -> dict[str, Any]:
-    """What a result that is there says."""
+    """Return the object of a result that is ready, or raise RequestFailed."""
     try:
         answer = result.get()
     except Exception as error:
@@ -66,7 +66,7 @@ def _answer(result: AsyncResult) -> dict[str, Any]:
 
 
 class Client:
-    """A producer's end of the request queues."""
+    """Client of a producer, for one broker and one result backend."""
 
     def __init__(self, broker_url: str, result_backend: str) -> None:
         self._app = Celery("sharewright-client", broker=broker_url, backend=result_backend)
@@ -75,14 +75,15 @@ class Client:
             result_serializer="json",
             accept_content=["json"],
             task_send_sent_event=True,
-            # One call gives up after a second or two: the client knows how long it may go on.
+            # One call gives up after a second or two; the client itself repeats it until its
+            # timeout.
             result_backend_transport_options={"retry_policy": {"max_retries": 1}},
         )
 
     def send(
         self, verb: str, payload: Mapping[str, Any], *, operation_id: str, admin: bool = False
     ) -> None:
-        """Publish a request, and no more."""
+        """Publish a request without waiting for an answer."""
         self._publish(verb, payload, operation_id, request_queue(verb, admin=admin))
 
     def _publish(
@@ -95,7 +96,7 @@ class Client:
             queue=queue,
             headers={"sharewright-acknowledge": True},
             argsrepr=f"({verb})",
-            # Else Celery would listen for it, and not survive an outage of 20 s.
+            # Otherwise Celery subscribes to the result, and fails after an outage of 20 s.
             ignore_result=True,
         )
 
@@ -108,11 +109,11 @@ class Client:
         admin: bool = False,
         timeout: float = 30.0,
     ) -> str:
-        """Publish until the request is accepted; return its operation's id.
+        """Publish a request until it is accepted; return its operation's id.
 
         An outage of the broker is waited for. Raises :class:`~worker.errors.RequestFailed` when
-        the request is refused, or when its operation was so quick that it has failed by now, and
-        :class:`NotHeard` after ``timeout`` seconds of silence.
+        the request is refused, or when its operation has already failed, and :class:`NotHeard`
+        after ``timeout`` seconds without an answer.
         """
         request_id = operation_id or str(uuid.uuid4())
         result = self._app.AsyncResult(request_id)
@@ -126,7 +127,7 @@ class Client:
                     self._publish(verb, payload, request_id, queue)
                     send_at = time.monotonic() + RESEND_SECONDS
                     if queue == READ_REQUESTS:
-                        # A scheduler of version 0.1.0 does not know it, and all know this one.
+                        # A scheduler of version 0.1.0 reads only this queue.
                         queue = REQUESTS
                 state = result.state
                 why = "is the scheduler running?"
@@ -149,7 +150,7 @@ class Client:
         )
 
     def result(self, operation_id: str, timeout: float | None = None) -> dict[str, Any]:
-        """Wait for an operation's end and return its object.
+        """Wait for an operation's end; return its object as a document.
 
         An outage of the result backend is waited for. Raises
         :class:`~worker.errors.RequestFailed` when the operation was refused, or failed and was
@@ -178,13 +179,13 @@ class Client:
         admin: bool = False,
         timeout: float = 30.0,
     ) -> dict[str, Any]:
-        """Send a ``show_`` or ``list_`` request, return its answer, and delete it where it lay.
+        """Send a ``show_`` or ``list_`` request; return its answer, deleting it from the backend.
 
         Raises as :meth:`submit` and :meth:`result`.
         """
         request_id = self.submit(verb, payload, admin=admin, timeout=timeout)
         answer = self.result(request_id, timeout)
-        # One that could not be deleted expires within minutes.
+        # An answer that could not be deleted expires within minutes.
         with contextlib.suppress(*UNREACHABLE):
             self._app.AsyncResult(request_id).forget()
         return answer
@@ -197,10 +198,10 @@ class Client:
         key: SealingKey | None = None,
         timeout: float = 30.0,
     ) -> dict[str, str]:
-        """Return what a payload's ``password`` takes: sealed, for this project only.
+        """Seal a password for one project; return the value of a payload's ``password``.
 
-        The service is asked for its public key. Who does not trust the broker with the answer
-        gives the ``key``. Raises as :meth:`result`.
+        Without ``key`` the service is asked for its public key; pass it if you do not trust the
+        broker with the answer. Raises as :meth:`result`.
         """
         if key is None:
             asked = {"version": 1, "context": {"project_id": project_id}}
@@ -210,5 +211,5 @@ class Client:
         return {"key_id": key.id, "sealed": base64.b64encode(sealed).decode()}
 
     def close(self) -> None:
-        """Give back the connections."""
+        """Close the connections."""
         self._app.close()

@@ -1,8 +1,8 @@
-"""The request tasks: one a verb, ``sharewright.request.<verb>``, each taking one payload.
+"""The request tasks: ``sharewright.request.<verb>`` for each verb, each with one payload.
 
-Validate, then store and dispatch (or read), then answer under the request's own id. A refusal is
-an answer too: a failure under that id, with no row; so is a defect. While the database or the
-broker are away, the message goes back to its queue.
+A task validates the request, accepts it (or reads), and answers under the request's own id. A
+refusal, or a defect of the service, is answered with a failure under that id and leaves no row.
+While the database or the broker cannot be reached, the message goes back to its queue.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ from worker.messaging.queues import ADMIN_REQUESTS, READ_REQUESTS, REQUESTS
 from worker.messaging.results import ACKNOWLEDGE_HEADER, StoreResult, acknowledge, storer
 
 INTAKE_SECONDS: Final = 60
-"""At most; a request is a transaction or two."""
+"""Time limit of a request; it needs one or two transactions."""
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class _Received:
-    """One request's message, and what it takes to answer it."""
+    """Message of one request, with the objects that are needed to answer it."""
 
     app: Celery
     runtime: Runtime
@@ -56,11 +56,11 @@ class _Received:
 
     @property
     def id(self) -> str:
-        """The id that the producer gave it, which is to be its operation's."""
+        """The id that the producer chose; its operation gets the same id."""
         return str(self.message.id)
 
     def ids(self) -> dict[str, str]:
-        """Return what its log lines bear, as far as the payload has it."""
+        """Return the ids for its log lines, as far as the payload has them."""
         context = self.payload.get("context") if isinstance(self.payload, dict) else None
         given = context if isinstance(context, dict) else {}
         asked = {name: str(given.get(f"{name}_id", ""))[:64] for name in ("request", "project")}
@@ -68,7 +68,7 @@ class _Received:
 
 
 def add_request_tasks(app: Celery, config: Config) -> None:
-    """Register a task for every verb."""
+    """Register a Celery task for every verb."""
     runtime_of: Callable[[], Runtime] = app.sharewright_runtime
     caches: dict[int, PoolCache] = {}
     store_read = storer(app, expires=config.broker.read_result_expires)
@@ -99,9 +99,9 @@ def add_request_tasks(app: Celery, config: Config) -> None:
 
 
 def _take(received: _Received) -> None:
-    """Answer a request; while database or broker are away, give its message back instead.
+    """Answer a request; during an outage, return its message to the queue instead.
 
-    So a message is acknowledged only when there is an operation or an answer under its id.
+    A message is therefore acknowledged only when there is an operation or an answer under its id.
     """
     try:
         failure = _failure(received)
@@ -113,7 +113,7 @@ def _take(received: _Received) -> None:
         if not _is_outage(error):
             raise
         _log.warning(
-            "Gave request %s (%s) back to the broker: %s. It is taken again when that is over.",
+            "Gave request %s (%s) back to the broker: %s. It is tried again after the outage.",
             received.id,
             received.verb.name,
             _first_line(error),
@@ -122,9 +122,9 @@ def _take(received: _Received) -> None:
 
 
 def _failure(received: _Received) -> Mapping[str, str] | None:
-    """Carry out a request; return the failure that its producer is to be told, if there is one.
+    """Carry out a request; return the failure to report to its producer, or None.
 
-    Raises what :func:`_is_outage` is true of.
+    Raises errors that are outages by :func:`_is_outage`.
     """
     count, verb = received.runtime.heartbeat.count, received.verb
     try:
@@ -156,7 +156,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _carry_out(received: _Received) -> None:
-    """Read what is asked for, or accept an operation."""
+    """Answer a read request, or accept an operation."""
     runtime, verb, message = received.runtime, received.verb, received.message
     if not is_id(received.id):
         raise InvalidRequest(
@@ -167,7 +167,7 @@ def _carry_out(received: _Received) -> None:
     is_admin = message.delivery_info.get("routing_key") == ADMIN_REQUESTS
     if verb.admin and not is_admin:
         raise Forbidden(
-            f"{verb.name} is an administrator's; it is taken from the queue {ADMIN_REQUESTS} only."
+            f"{verb.name} is for administrators; send it to the queue {ADMIN_REQUESTS}."
         )
     request = parse(verb, received.payload)
     if verb.kind is Kind.READ:
@@ -195,7 +195,7 @@ def _carry_out(received: _Received) -> None:
 
 
 def _answer(received: _Received, request: Payload) -> None:
-    """Store what a reading request asks for."""
+    """Store the answer to a read request."""
     runtime = received.runtime
     if _is_taken(runtime, received.id):
         return
@@ -206,7 +206,7 @@ def _answer(received: _Received, request: Payload) -> None:
 
 
 def _is_taken(runtime: Runtime, request_id: str) -> bool:
-    """Whether an operation has this id already: its result must not be written over."""
+    """Tell whether an operation has this id already: its result must not be overwritten."""
     for attempt in patiently():
         with attempt, reading(runtime.engine) as connection:
             taken = is_taken(connection, request_id)
@@ -221,17 +221,17 @@ QUEUES_OF: Final = {
     "changes": [REQUESTS, ADMIN_REQUESTS],
     "reads": [READ_REQUESTS, ADMIN_REQUESTS],
 }
-"""The queues that a scheduler consumes. An administrator's request is taken by whichever of the
-two kinds has time."""
+"""The queues that each kind of scheduler process consumes. Administrators' requests are taken by
+all of them."""
 
 
 def run_scheduler(
     config: Config, *, requests: str = "all", concurrency: int = 1, pool: str = "solo"
 ) -> int:
-    """Run the process that takes requests in, until it is told to stop; returns its exit code.
+    """Run a scheduler process until it is told to stop; return its exit code.
 
-    ``requests`` is a key of :data:`QUEUES_OF`: processes for changes and for reads do not keep
-    each other waiting.
+    ``requests`` is a key of :data:`QUEUES_OF`. With processes of their own, changes and reads do
+    not wait for each other.
     """
     check_configured(config.database.url, config.backends)
     name = "scheduler-reads" if requests == "reads" else "scheduler"

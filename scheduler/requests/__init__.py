@@ -1,1 +1,1 @@
-"""What may be asked: one versioned payload a verb."""
+"""Requests: one versioned payload for each verb."""

@@ -16,7 +16,7 @@ from worker.model import AccessState
 
 
 def _client(value: str) -> str:
-    """Return an address or CIDR in the one spelling by which rules are compared."""
+    """Return an address or CIDR in its canonical spelling, by which rules are compared."""
     try:
         network = client_network(value)
     except ValueError as error:
@@ -25,7 +25,7 @@ def _client(value: str) -> str:
 
 
 class AllowAccess(ShareOnly):
-    """Let clients in: an address or a CIDR."""
+    """Allow clients access to a share, by address or CIDR."""
 
     access_type: Literal["ip"] = "ip"
     access_to: Annotated[Text, AfterValidator(_client)]
@@ -33,13 +33,13 @@ class AllowAccess(ShareOnly):
 
 
 class DenyAccess(ShareOnly):
-    """Withdraw a rule."""
+    """Deny access: remove an access rule of a share."""
 
     access_id: Id
 
 
 class ListAccess(ListPayload):
-    """A share's access rules, oldest first."""
+    """List a share's access rules, oldest first."""
 
     share_id: Id
     state: AccessState | None = None

@@ -14,7 +14,7 @@ from scheduler.requests.fields import Name, Text
 
 
 class AuditBackend(Payload):
-    """Compare the database with what a backend's parts say that they have made."""
+    """Compare the database with the objects that a backend's driver and helpers list."""
 
     backend: Text
     repair: Annotated[
@@ -30,10 +30,10 @@ class BackendOnly(Payload):
 
 
 class DisableBackend(BackendOnly):
-    """Take a backend out of placement; what it has goes on."""
+    """Exclude a backend from placement; its shares stay in service."""
 
     reason: Name = ""
 
 
 class ListBackends(ListPayload):
-    """Backends by name; ``marker`` is a backend's name."""
+    """List backends by name; ``marker`` is a backend's name."""

@@ -1,4 +1,4 @@
-"""What every request has in common: payloads, verbs, parsing and digests."""
+"""Common parts of all requests: payloads, verbs, parsing and digests."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ PREFIX: Final = "sharewright.request."
 
 
 class StrictModel(BaseModel):
-    """Refuses fields that it does not know."""
+    """Model that refuses unknown fields."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Context(StrictModel):
-    """On whose behalf; whoever may publish on a request queue is trusted for it."""
+    """Project, user and roles of a request; every producer is trusted to state them correctly."""
 
     project_id: Id
     user_id: Label = ""
@@ -41,9 +41,9 @@ class Context(StrictModel):
 
 
 class Payload(StrictModel):
-    """What every request carries.
+    """Fields of every request.
 
-    ``secret_fields`` are not kept with the operation: the object's own row has them.
+    ``secret_fields`` are not stored with the operation, only in the object's own row.
     """
 
     secret_fields: ClassVar[frozenset[str]] = frozenset()
@@ -53,7 +53,7 @@ class Payload(StrictModel):
 
 
 class Described(Payload):
-    """A request that names and describes what it creates."""
+    """Fields of a request that names and describes the object it creates."""
 
     name: Name = ""
     description: Description = ""
@@ -61,7 +61,7 @@ class Described(Payload):
 
 
 class ListPayload(Payload):
-    """A page of a list: ``marker`` is the id of the last object of the page before."""
+    """Fields of a request for a page of a list; ``marker`` is the previous page's last id."""
 
     limit: Annotated[int, Field(strict=True, ge=1, le=1000)] = 100
     marker: Id | None = None
@@ -69,34 +69,34 @@ class ListPayload(Payload):
 
 
 class Kind(StrEnum):
-    """What a verb comes to."""
+    """How a verb is carried out."""
 
     CHAIN = "chain"
-    """An operation with steps."""
+    """As an operation with steps."""
     ROW = "row"
-    """An operation that is done once its rows are written."""
+    """As an operation that has succeeded once its rows are written."""
     READ = "read"
-    """No operation: the answer is the result."""
+    """As a read, without an operation: the answer is the result."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verb:
-    """A request that may be made."""
+    """Verb of a request: its name, payload model and kind."""
 
     name: str
     model: type[Payload]
     kind: Kind
     admin: bool = False
-    """Accepted from the queue ``requests.admin`` only."""
+    """Whether it is accepted from the queue ``requests.admin`` only."""
 
     @property
     def task(self) -> str:
-        """The Celery task's name."""
+        """The name of the verb's Celery task."""
         return PREFIX + self.name
 
 
 def parse(verb: Verb, payload: Any) -> Payload:
-    """Validate a payload; raises :class:`~worker.errors.InvalidRequest` naming the field."""
+    """Validate a payload; raise :class:`~worker.errors.InvalidRequest`, which names the field."""
     if not isinstance(payload, dict):
         raise InvalidRequest(f"{verb.name} takes one JSON object as its payload.")
     try:
@@ -117,7 +117,7 @@ _ID: Final = TypeAdapter(Id)
 
 
 def is_id(value: str) -> bool:
-    """Whether a message's id can be an operation's."""
+    """Tell whether a message's id is valid as an operation's id."""
     try:
         _ID.validate_python(value)
     except ValidationError:
@@ -126,7 +126,7 @@ def is_id(value: str) -> bool:
 
 
 def digest(verb: Verb, payload: Payload) -> str:
-    """Tell whether two requests ask for the same; who asked and when does not count."""
+    """Return a digest that is equal for requests of the same content, whoever makes them."""
     asked = payload.model_dump(mode="json", exclude={"context": {"request_id", "roles", "user_id"}})
     text = json.dumps([verb.name, asked], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""What the fields of requests may hold, whichever request they are of."""
+"""Types of fields that several requests have in common."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pydantic import AfterValidator, Field, StringConstraints
 
 
 def _without_nul(value: str) -> str:
-    # PostgreSQL's text cannot hold the one character that JSON's can.
+    # JSON allows this character in strings, PostgreSQL's text does not.
     if "\0" in value:
         raise ValueError("contains a NUL character")
     return value
 
 
 def whole(value: Any) -> Any:
-    """Refuse what Python takes for a whole number and JSON Schema does not."""
+    """Refuse values that pydantic would take for a whole number and JSON Schema would not."""
     if isinstance(value, (bool, float)):
         raise ValueError("should be a whole number")  # noqa: TRY004 - pydantic's word for it
     return value

@@ -1,4 +1,4 @@
-"""The options of a share network, which exclude one another and make its kind."""
+"""The options of a share network. Each belongs to one kind; kinds exclude one another."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ OPTIONS: Final = {
     NetworkKind.MANAGED: ("managed", "cidr"),
     NetworkKind.NONE: (),
 }
-"""The options that make each kind; the first one makes it, the others go with it."""
+"""The options of each kind: the first one determines the kind, the others go with it."""
 
 
 class NetworkOptions(BaseModel):
-    """What a share network's addresses come from.
+    """Source of a share network's addresses.
 
-    Validating raises :class:`~worker.errors.InvalidRequest` itself where options contradict each
-    other: pydantic could not say which field that is.
+    Validation raises :class:`~worker.errors.InvalidRequest` itself when options contradict each
+    other, because pydantic could not name the field.
     """
 
     neutron_net_id: Annotated[
@@ -56,7 +56,7 @@ class NetworkOptions(BaseModel):
 
     @property
     def options_given(self) -> tuple[str, ...]:
-        """The names of the options that say something."""
+        """The names of the options that are set."""
         return tuple(
             name
             for names in OPTIONS.values()
@@ -66,14 +66,14 @@ class NetworkOptions(BaseModel):
 
     @property
     def kind(self) -> NetworkKind:
-        """The kind that the options make."""
+        """The kind of share network that the options determine."""
         given = self.options_given
         return next(
             (kind for kind, names in OPTIONS.items() if set(names) & set(given)), NetworkKind.NONE
         )
 
     def columns(self) -> dict[str, Any]:
-        """The kind and the options as a row holds them."""
+        """Return the kind and the options as column values."""
         values = self.model_dump(include=set(NetworkOptions.model_fields) - {"managed"})
         pool = self.flat_network_ip_pool
         values["flat_network_ip_pool"] = None if pool is None else list(pool)
@@ -97,7 +97,7 @@ class NetworkOptions(BaseModel):
 
 
 def _check_together(given: tuple[str, ...]) -> None:
-    """Refuse options of two kinds, and options without the one that they go with."""
+    """Refuse options of two kinds, and options without the one that they depend on."""
     firsts = [
         next(name for name in names if name in given)
         for names in OPTIONS.values()

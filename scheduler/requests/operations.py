@@ -18,7 +18,7 @@ class OperationOnly(Payload):
 
 
 class ListOperations(ListPayload):
-    """Operations in the order of their acceptance, or the other way round."""
+    """List operations in the order of their acceptance, or newest first."""
 
     state: OperationState | None = None
     verb: Text | None = None

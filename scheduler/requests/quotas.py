@@ -17,7 +17,7 @@ Limit = Annotated[
 
 
 class ShowQuota(Payload):
-    """What a project may have, has, and is about to get; of another project: the role admin."""
+    """Show a project's limits, usage and reservations; another project's needs the role admin."""
 
     project_id: Annotated[
         Id | None, Field(description="Whose quota; by default the project that asks.")
@@ -28,14 +28,14 @@ class ShowQuota(Payload):
 
 
 class UnsetQuota(Payload):
-    """Give a project the default limits back, or lift those of one share type."""
+    """Restore a project's default limits, or remove those of one share type."""
 
     project_id: Id
     share_type: Text | None = None
 
 
 class SetQuota(UnsetQuota):
-    """Limit what a project may have, in all or of one share type; what it has already stays."""
+    """Set limits of a project, in all or of one share type; existing objects stay."""
 
     shares: Limit | None = None
     gigabytes: Limit | None = None
@@ -57,6 +57,6 @@ class SetQuota(UnsetQuota):
 
     @property
     def maximums(self) -> dict[QuotaResource, int]:
-        """The limits that are given."""
+        """Return the limits that are given, by resource."""
         given = {resource: getattr(self, resource.value) for resource in QuotaResource}
         return {resource: maximum for resource, maximum in given.items() if maximum is not None}

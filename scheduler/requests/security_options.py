@@ -1,4 +1,4 @@
-"""What a security service holds, and how its password is taken: sealed, and in no other form."""
+"""The options of a security service. Its password is accepted only in sealed form."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NEEDS: Final[Mapping[SecurityServiceType, tuple[tuple[str, ...], ...]]] = {
     SecurityServiceType.KERBEROS: (("dns_ip",), ("domain",), ("server",)),
     SecurityServiceType.LDAP: (("server", "domain"),),
 }
-"""What each type cannot do without; of several in one place, one is enough."""
+"""The options that each type requires; of a group, one is enough."""
 
 _SEALED_ONLY: Final = (
     "is taken sealed only, as an object of key_id and sealed: ask show_sealing_key for the public "
@@ -38,7 +38,7 @@ def _servers(value: str) -> str:
 
 
 def _host(text: str, field: str) -> str:
-    # A name never ends in a number and has no colon, so this was meant as an address.
+    # A host name has no colon and does not end in a number, so this must be an address.
     if ":" in text or text.rpartition(".")[2].isdigit():
         return str(server_address(text, field))
     return host_name(text, field)
@@ -55,7 +55,7 @@ def _printable(value: str) -> str:
 
 
 def _is_sealed(value: Any) -> Any:
-    # Checked as a whole: what is wrong in it may be the password, and is named nowhere.
+    # Checked as a whole, because an error that quotes an invalid part could show the password.
     parts = value.values() if isinstance(value, dict) else ()
     if value is None or (
         isinstance(value, dict)
@@ -76,7 +76,7 @@ def _length(text: str) -> bool:
 
 
 class Sealed(BaseModel):
-    """A secret as it travels: sealed with the public key of this id, in base64."""
+    """Secret sealed with the public key ``key_id``, in base64."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -85,7 +85,7 @@ class Sealed(BaseModel):
 
 
 class SecurityOptions(BaseModel):
-    """What share servers are told of a security service."""
+    """Options of a security service that share servers are configured with."""
 
     dns_ip: Annotated[
         Annotated[Text, AfterValidator(_addresses)] | None,
@@ -113,7 +113,7 @@ class SecurityOptions(BaseModel):
     ] = None
 
     def columns(self) -> dict[str, Any]:
-        """What was given, as a row holds it."""
+        """Return the options that were given, as column values."""
         values = self.model_dump(
             include=set(SecurityOptions.model_fields) - {"password"}, exclude_none=True
         )
@@ -124,9 +124,9 @@ class SecurityOptions(BaseModel):
 
 
 def check_needs(kind: SecurityServiceType, held: Mapping[str, Any]) -> None:
-    """Refuse a security service that lacks what its type cannot do without.
+    """Refuse a security service without the options that its type requires.
 
-    ``held`` is what it would have, by the names of columns.
+    ``held`` are the options that it would have, by column name.
     """
     has = {name.replace("password_key_id", "password") for name, value in held.items() if value}
     for names in NEEDS[kind]:
@@ -136,4 +136,4 @@ def check_needs(kind: SecurityServiceType, held: Mapping[str, Any]) -> None:
                 field=names[0],
             )
     if "password" in has and "user" not in has:
-        raise InvalidRequest("A password goes with a user; add whose it is.", field="user")
+        raise InvalidRequest("A password needs a user; add the user.", field="user")

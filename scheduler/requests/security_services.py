@@ -12,7 +12,7 @@ from worker.model import SecurityServiceType
 
 
 class CreateSecurityService(Payload, SecurityOptions):
-    """A directory that share servers authenticate users against.
+    """Create a security service: a directory in which share servers authenticate users.
 
     `active_directory` needs `dns_ip`, `domain`, `user` and `password`; `kerberos` needs `dns_ip`,
     `domain` and `server`; `ldap` needs `server` or `domain`.
@@ -31,9 +31,10 @@ class SecurityServiceOnly(Payload):
 
 
 class UpdateSecurityService(SecurityServiceOnly, SecurityOptions):
-    """Change a security service; what is left out stays.
+    """Change a security service; fields that are left out keep their values.
 
-    More than name and description only while no share network that it is added to is in use.
+    Fields other than name, description, user and password can change only while no share network
+    that it is added to is in use.
     """
 
     secret_fields: ClassVar[frozenset[str]] = frozenset({"password"})
@@ -42,28 +43,28 @@ class UpdateSecurityService(SecurityServiceOnly, SecurityOptions):
 
     @property
     def described(self) -> dict[str, Any]:
-        """The new values of what servers are not told."""
+        """Return the new values of the fields that share servers do not use."""
         return self.model_dump(include={"name", "description"}, exclude_none=True)
 
 
 class AddSecurityService(ShareNetworkOnly):
-    """Let new share servers of a share network use a security service: one of each type."""
+    """Add a security service, one of each type, to a share network for its new share servers."""
 
     security_service_id: Id
 
 
 class RemoveSecurityService(ShareNetworkOnly):
-    """Let new share servers of a share network do without a security service."""
+    """Remove a security service from a share network for its new share servers."""
 
     security_service_id: Id
 
 
 class ShowSealingKey(Payload):
-    """The public key that passwords are sealed with, in base64, and its id."""
+    """Show the public key for sealing passwords, in base64, and its id."""
 
 
 class ListSecurityServices(ListPayload):
-    """Security services, oldest first."""
+    """List security services, oldest first."""
 
     name: Name | None = None
     type: SecurityServiceType | None = None

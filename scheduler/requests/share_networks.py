@@ -16,7 +16,7 @@ from worker.model import NetworkKind
 
 
 class CreateShareNetwork(Described, NetworkOptions):
-    """Where share servers get their addresses from; the options given make its kind."""
+    """Create a share network, the source of share servers' addresses; its options set its kind."""
 
     is_public: Annotated[
         StrictBool,
@@ -31,10 +31,9 @@ class ShareNetworkOnly(Payload):
 
 
 class UpdateShareNetwork(ShareNetworkOnly, NetworkOptions):
-    """Change a share network; what is left out stays.
+    """Change a share network; fields that are left out keep their values.
 
-    Options that make the kind replace all that there were, and only while nothing uses the
-    network.
+    Options of a kind replace all earlier options, and only while nothing uses the network.
     """
 
     name: Name | None = None
@@ -43,12 +42,12 @@ class UpdateShareNetwork(ShareNetworkOnly, NetworkOptions):
 
     @property
     def described(self) -> dict[str, Any]:
-        """The new values of what is no option."""
+        """Return the new values of the fields that are not options."""
         return self.model_dump(include={"name", "description", "metadata"}, exclude_none=True)
 
 
 class ListShareNetworks(ListPayload):
-    """Share networks, oldest first."""
+    """List share networks, oldest first."""
 
     name: Name | None = None
     kind: NetworkKind | None = None

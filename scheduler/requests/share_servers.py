@@ -18,7 +18,7 @@ class ShareServerOnly(Payload):
 
 
 class EnsureShareServers(Payload):
-    """Bring share servers and exports back: of one server, one backend, one host, or all."""
+    """Restore share servers and exports: of one server, one backend, one host, or all."""
 
     share_server_id: Id | None = None
     backend: Text | None = None
@@ -32,7 +32,7 @@ class EnsureShareServers(Payload):
 
 
 class ListShareServers(ListPayload):
-    """Share servers, oldest first."""
+    """List share servers, oldest first."""
 
     status: ServerStatus | None = None
     share_network_id: Id | None = None

@@ -11,7 +11,7 @@ from scheduler.requests.fields import Description, Metadata, Name, Text
 
 
 class CreateShareType(Payload):
-    """An administrator's named set of demands on a backend (``extra_specs``)."""
+    """Create a share type: a named set of requirements on a backend (``extra_specs``)."""
 
     name: Text
     description: Description = ""
@@ -25,6 +25,6 @@ class ShareTypeOnly(Payload):
 
 
 class ListShareTypes(ListPayload):
-    """Share types by age."""
+    """List share types, oldest first."""
 
     name: Name | None = None

@@ -14,7 +14,7 @@ from worker.model import ShareStatus
 
 
 class CreateShare(Described):
-    """A new share, empty or from a snapshot. ``size`` is whole GiB."""
+    """Create a share, empty or from a snapshot. ``size`` is whole GiB."""
 
     size: Size
     share_proto: Literal["NFS", "CIFS"] = "NFS"
@@ -30,13 +30,13 @@ class ShareOnly(Payload):
 
 
 class ExtendShare(ShareOnly):
-    """Make a share larger. ``new_size`` is whole GiB."""
+    """Extend a share. ``new_size`` is whole GiB."""
 
     new_size: Size
 
 
 class ListShares(ListPayload):
-    """Shares, oldest first."""
+    """List shares, oldest first."""
 
     name: Name | None = None
     status: ShareStatus | None = None

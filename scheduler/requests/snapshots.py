@@ -8,7 +8,7 @@ from worker.model import SnapshotStatus
 
 
 class CreateSnapshot(Described):
-    """Keep a share's present content."""
+    """Create a snapshot of a share's present content."""
 
     share_id: Id
 
@@ -20,7 +20,7 @@ class SnapshotOnly(Payload):
 
 
 class ListSnapshots(ListPayload):
-    """Snapshots, oldest first."""
+    """List snapshots, oldest first."""
 
     name: Name | None = None
     status: SnapshotStatus | None = None

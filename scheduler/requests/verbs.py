@@ -1,4 +1,4 @@
-"""Every request that may be made, in one table."""
+"""Table of all verbs."""
 
 from __future__ import annotations
 
