@@ -138,7 +138,7 @@ class _Figures(Collector):
 
 
 def _operations(connection: Connection) -> Iterator[Metric]:
-    """Yield figures of unfinished operations; they cost no more the more operations have ended."""
+    """Yield figures of unfinished operations; ended operations do not make this slower."""
     o = operations.c
     states = GaugeMetricFamily(
         _PREFIX + "operations",
