@@ -1,1 +1,1 @@
-"""One client each for what lies outside; each translates its system's errors, once."""
+"""One client for each external system; each translates its system's errors, once."""

@@ -1,7 +1,7 @@
-"""The outside world of the fakes: what would exist in other systems, and a log of every call.
+"""The fake world: the external system of the fake plug-ins, with a log of every call.
 
-A small SQLite file of its own, so that many worker processes share one world and a test reads it
-while they work. It is no part of Sharewright's truth: the engine never sees it.
+It is a separate small SQLite file, so that many worker processes share one world and a test can
+read it while they work. The engine never reads it.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ def digest_of(services: Sequence[SecurityService], server_id: str) -> str:
 
 
 class FaultKind(StrEnum):
-    """What an armed fault does to the call that it meets."""
+    """Effect of an armed fault on the next matching call."""
 
     FATAL = "fatal"
     """Raises Fatal before anything is changed."""
@@ -305,21 +305,21 @@ class World:
         )
 
     def stop_server(self, server_id: str) -> None:
-        """Let a share server's file server die."""
+        """Stop a share server's file server."""
         self._write("UPDATE servers SET serves_at = NULL WHERE id = ?", (server_id,))
 
     def lose_server(self, server_id: str) -> None:
-        """Take a share server away with all its exports, as a reboot of its host does."""
+        """Remove a share server with all its exports, as a reboot of its host does."""
         self._write("DELETE FROM servers WHERE id = ?", (server_id,))
         self._write("DELETE FROM server_addresses WHERE server = ?", (server_id,))
         self.lose_exports(server_id)
 
     def lose_exports(self, server_id: str = "") -> None:
-        """Take away what a share server exports; empty: the predefined one."""
+        """Remove all exports of a share server (empty: of the predefined one)."""
         self._write("UPDATE shares SET exported = 0 WHERE server = ?", (server_id,))
 
     def lose_share(self, share_id: str) -> None:
-        """Lose a share's data."""
+        """Delete a share's data."""
         self._write("DELETE FROM shares WHERE id = ?", (share_id,))
 
     def _opened(self, share_id: str, client: str) -> tuple[dict[str, Any], str]:
@@ -438,7 +438,7 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 class FakeOptions(Options):
-    """What all three fakes can be told."""
+    """Options that all three fakes have."""
 
     world: Path | None = Field(
         None,
@@ -460,7 +460,7 @@ class FakeOptions(Options):
 
 
 class Fake(Protocol):
-    """A driver or helper of the fakes: it has a world and knows its backend."""
+    """Base class of the fake driver and helpers, with their world and backend."""
 
     world: World
     backend: BackendContext

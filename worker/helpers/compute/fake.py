@@ -1,4 +1,4 @@
-"""The fake compute helper: share servers that are rows of the fakes' world."""
+"""The fake compute helper: share servers as rows of the fake world."""
 
 from __future__ import annotations
 
@@ -28,13 +28,11 @@ from worker.systems.fake_world import Change, Fake, FakeOptions
 class FakeComputeOptions(FakeOptions):
     """Options of the fake compute helper."""
 
-    boot_seconds: float = Field(
-        0.0, ge=0, description="How long a new server is not ready, in seconds."
-    )
+    boot_seconds: float = Field(0.0, ge=0, description="Seconds until a new server is ready.")
 
 
 class FakeComputeAudit(Audit):
-    """Servers of the world."""
+    """Lists and removes the share servers in the fake world."""
 
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
         """List the backend's servers."""
@@ -50,7 +48,7 @@ class FakeComputeAudit(Audit):
         ]
 
     def remove_orphan(self: Fake, context: RequestContext, owned: OwnedResource) -> None:
-        """Remove it with its addresses."""
+        """Remove the server with its addresses."""
         with self.world.call(
             "remove_orphan", owned.id, context, code=ErrorCode.COMPUTE_FAILED
         ) as change:
@@ -59,7 +57,7 @@ class FakeComputeAudit(Audit):
 
 
 class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
-    """Share servers that are rows and take a while to boot."""
+    """Keeps share servers as rows of the fake world; they take a while to boot."""
 
     OptionsModel: ClassVar[type[Options]] = FakeComputeOptions
     options: FakeComputeOptions
@@ -76,7 +74,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
         network_info: NetworkInfo,
         security_services: Sequence[SecurityService],
     ) -> ShareServerDetails:
-        """Make the server or find it; NotReady until it has booted."""
+        """Create the server or find it; raise NotReady until it has booted."""
         name = _server_name(share_server)
         with self.world.call(
             "get_share_server",
@@ -130,7 +128,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
             change.write("DELETE FROM security WHERE server = ?", found["id"])
 
     def outages(self, share_servers: Sequence[ShareServer]) -> Mapping[str, Outage]:
-        """Look which servers the world has lost, and which stopped to serve in it."""
+        """Return the outages: servers that the world lost, or that stopped serving."""
         with self.world.call(
             "outages", self.backend.name, RequestContext(""), code=ErrorCode.COMPUTE_FAILED
         ) as change:
@@ -170,7 +168,7 @@ class FakeComputeHelper(FakeComputeAudit, ComputeHelper, Watched):
                 address,
                 server.id,
             )
-        # A server boots by a clock that no worker has set wrong.
+        # Boot times use a clock that tests do not set wrong.
         serves_at = time.monotonic() + self.options.boot_seconds
         change.write(
             "INSERT INTO servers (id, name, backend, project, network, domain, created, serves_at)"

@@ -1,12 +1,13 @@
 """Share servers on bare metal, by Ironic.
 
-A server is the node that Ironic gives to the allocation ``sw-<server id>``, whose UUID is the
-server's id as well; the node bears it as its instance's for as long as it is ours. So an attempt
-that finds the allocation goes on with what a dead one made, and nothing is undeployed that is not
-under it. A node's own id is used again by others: it is recorded for people, and only looked at.
+A share server is the node that Ironic assigns to the allocation ``sw-<server id>``. The
+allocation's UUID is the server's id, and the node has it as its instance id as long as it is ours.
+So a later attempt finds the allocation and continues the work of an earlier one, and the helper
+undeploys only the node of that allocation. Others may get the same node later, so its own id is
+recorded for people and only used to read the node.
 
-Undeploying a node detaches its VIFs and ends its allocation. Whether the node is cleaned after
-that is no concern of the server's.
+Undeploying a node detaches its VIFs and ends its allocation. The helper does not wait for the
+cleaning of the node that may follow.
 """
 
 from __future__ import annotations
@@ -50,12 +51,12 @@ from worker.systems.openstack.client import (
 from worker.systems.shell.base import Shell
 
 _OWNER: Final = "share_server"
-"""The key of an allocation's extra data that says whose it is."""
+"""The key of an allocation's extra data with the id of its share server."""
 _BACKEND: Final = "backend"
 _ALLOCATING: Final = 0.5
 """Seconds in which Ironic has usually chosen a node."""
 _IDLE: Final = frozenset({"available", "manageable", "enroll"})
-"""States of a node that nothing is deployed on."""
+"""States of a node on which nothing is deployed."""
 _DEPLOYING: Final = frozenset({"deploying", "wait call-back", "deploy hold"})
 _UNDEPLOYING: Final = frozenset({"deleting", "cleaning", "clean wait", "clean hold"})
 
@@ -94,7 +95,7 @@ class IronicOptions(OpenStackOptions, SshOptions):
 
 
 class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
-    """Makes share servers out of bare metal nodes, by Ironic."""
+    """Creates share servers on bare metal nodes, by Ironic."""
 
     OptionsModel: ClassVar[type[Options]] = IronicOptions
     options: IronicOptions
@@ -105,7 +106,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         self._ironic = OpenStack(self.options, ErrorCode.COMPUTE_FAILED)
 
     def check(self) -> None:
-        """Log in, and look for a node of the resource class with the traits."""
+        """Log in, and check that a node has the resource class and the traits."""
         wanted, traits = self.options.resource_class, set(self.options.traits)
         nodes = self._ironic.ask(
             f"list the nodes of resource class {wanted}",
@@ -170,9 +171,9 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         return ssh_shell(self.options, share_server)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
-        """List the allocations that name their share server, and this backend.
+        """List the allocations that carry a share server's id and this backend's name.
 
-        A node that is ours is under one, and no other thing of ours outlives it.
+        Every node of ours has one, and no other resource of ours outlives it.
         """
         allocations = self._ironic.ask(
             "list our allocations",
@@ -190,11 +191,11 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
                 )
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
-        """Undeploy the allocation's node; that takes its time, so it is seen once more."""
+        """Undeploy the allocation's node and wait until that is done."""
         self.delete_share_server(context, placeholder_server(self.backend, owned))
 
     def _allocation(self, work: _Work) -> Allocation:
-        """Return the server's allocation once it has a node."""
+        """Return the share server's allocation once it has a node; create it if missing."""
         allocation = work.allocation() or work.allocate(self.options)
         failpoint("ironic.after_allocation")
         if allocation.state == "error":
@@ -209,7 +210,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         return allocation
 
     def _deploy(self, work: _Work, node: Node, network_info: NetworkInfo) -> None:
-        """Return when the node is deployed and attached."""
+        """Attach the ports to the node and deploy it; return once both are done."""
         state = node.provision_state
         if state in _DEPLOYING or (node.reservation and state in {"available", "active"}):
             raise self._busy(work, node)
@@ -243,7 +244,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         }
         if options.image_checksum is not None:
             told["image_checksum"] = options.image_checksum
-        # Field by field: Ironic keeps the allocation's traits there.
+        # Each field separately, because Ironic keeps the allocation's traits there too.
         patch = [
             {"op": "add", "path": f"/instance_info/{name}", "value": value}
             for name, value in told.items()
@@ -252,7 +253,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
             f"tell node {node.id} its image",
             lambda c: c.baremetal.patch_node(node, patch, retry_on_conflict=False),
         )
-        # Ironic adds the network's part itself: it knows which card has which port.
+        # Ironic adds the network data itself: it knows which card has which port.
         drive: dict[str, object] = {
             "meta_data": {"uuid": work.server.id, "hostname": allocation_name(work.server.id)},
             "user_data": boot_data(options, work.server.id),
@@ -263,7 +264,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         )
 
     def _release_reference(self, work: _Work, allocation: Allocation) -> None:
-        """Undeploy the allocation's node; one that nothing was deployed on is only released."""
+        """Undeploy the allocation's node, or only release the allocation if nothing is deployed."""
         node = work.node_of(allocation)
         state = node.provision_state
         if state in _UNDEPLOYING or state == "deploying" or node.reservation:
@@ -279,7 +280,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
                 )
             work.release(allocation)
             return
-        # The call reads the node anew, and then it has no reason any more.
+        # Keep the reason first: the call reads the node again, and by then it is cleared.
         failed = self._not_undeployed(work, node) if state == "error" else None
         work.change(
             f"undeploy node {node.id}",
@@ -289,7 +290,7 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
         raise failed or self._busy(work, node)
 
     def _check_undeployed(self, work: _Work) -> None:
-        """Where the recorded node is nobody's, it may still be on its way back from us."""
+        """Check that the recorded node, if nobody uses it now, is not still being undeployed."""
         if work.server.server_id is None:
             return
         node = work.node(work.server.server_id)
@@ -320,10 +321,10 @@ class IronicComputeHelper(ComputeHelper, Reachable, Checked, Audit):
 
 
 class _Work(ServerCalls):
-    """Ironic's calls for one server, in one attempt."""
+    """Calls of Ironic for one share server, in one attempt."""
 
     def failed(self, sentence: str) -> Fatal:
-        """Return the error of a build that will not go better."""
+        """Return the error for a share server that cannot be built."""
         return Fatal(
             f"Share server {self.server.id} cannot be built. {sentence}",
             object=self.about,
@@ -331,7 +332,7 @@ class _Work(ServerCalls):
         )
 
     def allocation(self) -> Allocation | None:
-        """Find the server's allocation."""
+        """Return the share server's allocation, or None."""
         name = allocation_name(self.server.id)
         try:
             return self.ask(f"look for {name}", lambda c: c.baremetal.get_allocation(name))
@@ -339,7 +340,7 @@ class _Work(ServerCalls):
             return None
 
     def allocate(self, options: IronicOptions) -> Allocation:
-        """Ask for a node."""
+        """Request a node by creating the allocation."""
         name = allocation_name(self.server.id)
         try:
             return self.change(
@@ -360,14 +361,14 @@ class _Work(ServerCalls):
             return found
 
     def release(self, allocation: Allocation) -> None:
-        """End an allocation whose node is not deployed."""
+        """Delete an allocation; its node must not be deployed."""
         self.change(
             f"release {allocation.name}",
             lambda c: c.baremetal.delete_allocation(allocation.id, ignore_missing=True),
         )
 
     def node(self, node_id: str) -> Node | None:
-        """Find a node."""
+        """Return a node, or None."""
         try:
             return self.ask(f"read node {node_id}", lambda c: c.baremetal.get_node(node_id))
         except Missing:
@@ -379,7 +380,7 @@ class _Work(ServerCalls):
         return self.ask(f"read node {node_id}", lambda c: c.baremetal.get_node(node_id))
 
     def vifs(self, node: Node) -> list[str]:
-        """List what is attached to a node: ids of Neutron ports."""
+        """Return the ids of the Neutron ports attached to a node."""
         return self.ask(
             f"list what is attached to node {node.id}", lambda c: c.baremetal.list_node_vifs(node)
         )

@@ -42,7 +42,7 @@ _NODE_LOCKED: Final = "is locked by host"
 
 
 class Missing(Fatal):
-    """What the call names does not exist (404); the caller knows whether that is fine."""
+    """The requested object does not exist (404); the caller decides whether that is an error."""
 
 
 class Taken(Fatal):
@@ -57,11 +57,11 @@ class Taken(Fatal):
 
 
 class Blip(Retryable):
-    """Not reached, or busy: often over within seconds."""
+    """The service is not reached, or busy: often over within seconds."""
 
 
 class OpenStackOptions(Options):
-    """How a backend logs in."""
+    """Options of a backend's login to OpenStack."""
 
     cloud: str | None = Field(
         None, description="A cloud's name in clouds.yaml; then no other option of the login."
@@ -142,7 +142,7 @@ class OpenStack:
 
 
 class ServerCalls:
-    """A helper's calls for one share server, in one attempt: each names it and asks the guard."""
+    """A helper's calls for one share server, in one attempt; changing calls ask the guard first."""
 
     def __init__(self, cloud: OpenStack, context: RequestContext, server: ShareServer) -> None:
         self._cloud = cloud
@@ -151,11 +151,11 @@ class ServerCalls:
         self.about = ObjectKind.SHARE_SERVER.ref(server.id)
 
     def ask(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
-        """As :meth:`OpenStack.ask`."""
+        """Call :meth:`OpenStack.ask` for this share server."""
         return self._cloud.ask(doing, call, about=self.about)
 
     def change(self, doing: str, call: Callable[[Connection], Answer]) -> Answer:
-        """As :meth:`OpenStack.change`."""
+        """Call :meth:`OpenStack.change` for this share server, with the guard."""
         return self._cloud.change(doing, call, about=self.about, guard=self._context.guard)
 
 
@@ -192,7 +192,7 @@ def _connection(options: OpenStackOptions, _process: int) -> Connection:
 
 
 def _translate(error: Exception, failed: str, about: str, code: ErrorCode) -> NoReturn:
-    """Raise what an error of openstacksdk or keystoneauth means to the engine."""
+    """Translate an error of openstacksdk or keystoneauth into an error of the engine."""
     raise _meaning(error, failed, about, code) from error
 
 
@@ -223,7 +223,7 @@ def _meaning(error: Exception, failed: str, about: str, code: ErrorCode) -> Step
 def _answered(
     error: sdk.HttpException, status: int, failed: str, about: str, code: ErrorCode
 ) -> StepError:
-    """Return what an answer with an HTTP status of 400 or more means."""
+    """Return the error for an answer with an HTTP status of 400 or more."""
     reason = _reason(error)
     said = str(error.details or "").strip().splitlines()
     sentence = f"{failed}: {said[0].rstrip('.') if said else f'HTTP status {status}'}."
@@ -254,7 +254,7 @@ def _answered(
 
 
 def _reason(error: sdk.HttpException) -> str:
-    """Return Neutron's name of the error, such as ``OverQuota``; empty where there is none."""
+    """Return Neutron's name of the error, such as ``OverQuota``, or an empty string."""
     if error.response is None:
         return ""
     try:
@@ -266,12 +266,12 @@ def _reason(error: sdk.HttpException) -> str:
 
 
 def no_room(said: str) -> bool:
-    """Whether Nova's words mean that no host, or no quota, is left for a machine."""
+    """Return whether Nova's message means that no host or quota is left for a machine."""
     return _FULL.search(said) is not None
 
 
 def seconds(moment: str | None) -> float | None:
-    """OpenStack's time as seconds since the epoch; it is UTC where it does not say."""
+    """Return OpenStack's time as seconds since the epoch; without a time zone it is UTC."""
     if moment is None:
         return None
     at = datetime.fromisoformat(moment)
@@ -286,7 +286,7 @@ Thing = TypeVar("Thing", bound=_Named)
 
 
 def only(kind: str, named: str, found: Sequence[Thing], about: str) -> Thing:
-    """Return the one thing that a name or id stands for; refuse none and several."""
+    """Return the one object with a name or id; refuse none and several."""
     things = {thing.id: thing for thing in found}
     if len(things) == 1:
         return next(iter(things.values()))

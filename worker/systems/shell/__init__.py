@@ -1,1 +1,1 @@
-"""Shells: how a command reaches the machine it is meant for."""
+"""Shells, which run commands on the machine of a share server."""

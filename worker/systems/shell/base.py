@@ -1,4 +1,4 @@
-"""How a command reaches the machine that it is meant for.
+"""Shells, which run commands on the machine of a share server.
 
 The storage and export code does not know whether its share server is this host, a network
 namespace on it, or a virtual machine behind SSH: it is handed a :class:`Shell`.
@@ -56,7 +56,7 @@ class Shell(Protocol):
         """Return a file's content, or None when there is no such file."""
 
     def remove_file(self, path: str) -> None:
-        """Remove a file; its absence is fine."""
+        """Remove a file; succeed when there is none."""
 
 
 ShellFor = Callable[[ShareServer | None], Shell]
@@ -106,7 +106,7 @@ class Guarded:
 
 
 def decoded(output: bytes) -> str:
-    """Return what a command printed as text; bytes that are no UTF-8 are replaced."""
+    """Return a command's output as text; invalid UTF-8 is replaced."""
     return output.decode("utf-8", "replace")
 
 
@@ -135,7 +135,7 @@ def overran(argv: Sequence[str], timeout: float, where: str) -> Retryable:
 
 
 def not_installed(command: str, where: str) -> Fatal:
-    """Return the error of a command that is not there."""
+    """Return the error of a command that is not installed."""
     return Fatal(
         f"The command {command!r} is not installed on {where}; install the packages that "
         f"docs/how-to/install.md lists.",

@@ -1,4 +1,4 @@
-"""A shell on this very host, optionally inside one of its network namespaces."""
+"""A shell on this host, optionally inside one of its network namespaces."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where share data lies on one machine: what the two kinds of storage have in common.
+"""Storage of share data on one machine: the interface and shared parts of both kinds.
 
 A share is a file system (or a subvolume) of its own, mounted at ``<root>/mounts/<share id>``;
 clients get its directory ``data``. That directory exists only while the share is mounted, so
@@ -45,7 +45,7 @@ done
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """What the storage holds in all and what is still free, in bytes."""
+    """Total and free capacity of the storage, in bytes."""
 
     total: int
     free: int
@@ -76,15 +76,15 @@ class Storage(ABC):
 
     @abstractmethod
     def open(self) -> None:
-        """Make the storage ready, the first time and after a reboot."""
+        """Create or reopen the storage; called before every use, so also after a reboot."""
 
     @abstractmethod
     def create(self, share_id: str, size: int) -> None:
-        """Make an empty share and mount it; one that is there keeps its content."""
+        """Create an empty share and mount it; an existing share keeps its content."""
 
     @abstractmethod
     def create_from_snapshot(self, share_id: str, snapshot_id: str, size: int) -> None:
-        """Make a share with the snapshot's content and a limit of its own, and mount it."""
+        """Create a share with the snapshot's content and its own limit in GiB, and mount it."""
 
     def restore(self, share_id: str) -> None:
         """Mount a share that was created before; nothing is made where its data is missing."""
@@ -100,23 +100,23 @@ class Storage(ABC):
 
     @abstractmethod
     def held_in(self, share_id: str) -> str:
-        """Return the path that is there exactly if the share's data is."""
+        """Return a path that exists exactly if the share's data exists."""
 
     @abstractmethod
     def attach(self, share_id: str) -> None:
-        """Mount a share; mounted already is fine."""
+        """Mount a share; succeed when it is mounted."""
 
     @abstractmethod
     def delete(self, share_id: str) -> None:
-        """Unmount and remove the share; gone is fine."""
+        """Unmount and delete the share; succeed when it is gone."""
 
     @abstractmethod
     def snapshot(self, snapshot_id: str, share_id: str) -> None:
-        """Keep the share's present content."""
+        """Create a snapshot of the share's present content."""
 
     @abstractmethod
     def delete_snapshot(self, snapshot_id: str) -> None:
-        """Remove the snapshot; gone is fine."""
+        """Delete the snapshot; succeed when it is gone."""
 
     @abstractmethod
     def grow(self, share_id: str, size: int) -> None:
@@ -124,7 +124,7 @@ class Storage(ABC):
 
     @abstractmethod
     def limit(self, share_id: str) -> int:
-        """Read the share's real limit back, in bytes."""
+        """Return the share's actual limit, in bytes."""
 
     @abstractmethod
     def used(self, share_id: str) -> int:
@@ -132,7 +132,7 @@ class Storage(ABC):
 
     @abstractmethod
     def capacity(self) -> Capacity:
-        """Return what the storage can really take."""
+        """Return the total and free capacity that can really be used, in bytes."""
 
     @abstractmethod
     def close(self) -> None:
