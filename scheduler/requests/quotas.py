@@ -12,18 +12,16 @@ from worker.errors import InvalidRequest
 from worker.model import QuotaResource
 
 Limit = Annotated[
-    int, Field(strict=True, ge=-1, le=2**31 - 1, description="At most so many; -1: no limit.")
+    int, Field(strict=True, ge=-1, le=2**31 - 1, description="Greatest number; -1: no limit.")
 ]
 
 
 class ShowQuota(Payload):
     """Show a project's limits, usage and reservations; another project's needs the role admin."""
 
-    project_id: Annotated[
-        Id | None, Field(description="Whose quota; by default the project that asks.")
-    ] = None
+    project_id: Annotated[Id | None, Field(description="By default the requesting project.")] = None
     share_type: Annotated[
-        Text | None, Field(description="Of the objects of this share type alone, by id or name.")
+        Text | None, Field(description="Id or name; only objects of this share type count.")
     ] = None
 
 
@@ -57,6 +55,6 @@ class SetQuota(UnsetQuota):
 
     @property
     def maximums(self) -> dict[QuotaResource, int]:
-        """Return the limits that are given, by resource."""
+        """The limits that are given, by resource."""
         given = {resource: getattr(self, resource.value) for resource in QuotaResource}
         return {resource: maximum for resource, maximum in given.items() if maximum is not None}

@@ -43,7 +43,7 @@ class UpdateSecurityService(SecurityServiceOnly, SecurityOptions):
 
     @property
     def described(self) -> dict[str, Any]:
-        """Return the new values of the fields that share servers do not use."""
+        """The new values of the fields that share servers do not use."""
         return self.model_dump(include={"name", "description"}, exclude_none=True)
 
 

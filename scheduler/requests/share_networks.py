@@ -42,7 +42,7 @@ class UpdateShareNetwork(ShareNetworkOnly, NetworkOptions):
 
     @property
     def described(self) -> dict[str, Any]:
-        """Return the new values of the fields that are not options."""
+        """The new values of the fields that are not options."""
         return self.model_dump(include={"name", "description", "metadata"}, exclude_none=True)
 
 
