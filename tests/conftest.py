@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from openstack.connection import Connection
 
 from tests.openstack.baremetal import BARE_METAL
+from tests.openstack.clearing import clear
 from tests.openstack.cloud import OpenStack
 from tests.openstack.compute import COMPUTE
 from tests.support.pace import TEST_SECONDS, factor, slowed
@@ -121,6 +123,16 @@ def openstack_with_ironic() -> Iterator[OpenStack]:
         yield cloud.start()
     finally:
         cloud.close()
+
+
+@pytest.fixture
+def cleared(admin: Connection) -> Iterator[None]:
+    """Whatever happened, the next test finds nothing of this one in the module's cloud.
+
+    A module uses it in every test, and gives the fixture ``admin``.
+    """
+    yield
+    clear(admin)
 
 
 @pytest.fixture

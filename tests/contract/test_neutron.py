@@ -11,7 +11,7 @@ import pytest
 from openstack.connection import Connection
 from sqlalchemy import select
 
-from tests.openstack.clearing import clear_networks
+from tests.openstack.clearing import clear
 from tests.openstack.cloud import OpenStack
 from worker.db.core.engine import engine_for, reading
 from worker.db.networks.addresses import DatabaseAddressStore
@@ -25,6 +25,7 @@ from worker.testing.calls import context
 from worker.testing.network_helper import NetworkHelperContract, a_server
 
 # The first test of a checkout installs OpenStack and prepares its tables.
+pytestmark = pytest.mark.usefixtures("cleared")
 
 
 def make_helper(
@@ -90,13 +91,6 @@ def external(admin: Connection, sqlite_url: str) -> Held:
     return Held(admin, sqlite_url)
 
 
-@pytest.fixture(autouse=True)
-def cleared(admin: Connection) -> Iterator[None]:
-    """Whatever happened, the next test finds nothing of this one."""
-    yield
-    clear_networks(admin)
-
-
 def test_what_a_failed_test_leaves_is_cleared(
     openstack: OpenStack,
     store: DatabaseAddressStore,
@@ -121,7 +115,7 @@ def test_what_a_failed_test_leaves_is_cleared(
     ports, networks, _ = external.state()
     assert len(ports) == 2
     assert len(networks) > 0
-    clear_networks(admin)
+    clear(admin)
     assert external.state()[:2] == ([], [])
 
 

@@ -16,7 +16,9 @@ from typing import Any, Final
 
 import asyncssh
 import pytest
+from openstack.connection import Connection
 
+from tests.openstack.clearing import MARK, clear
 from tests.openstack.cloud import OpenStack
 from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
@@ -33,6 +35,7 @@ from worker.testing.calls import context
 from worker.testing.compute_helper import ComputeHelperContract
 
 # The first test of a checkout installs OpenStack and prepares its tables.
+pytestmark = pytest.mark.usefixtures("cleared")
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +58,11 @@ def site(
         for flavor in flavors:
             admin.compute.delete_flavor(flavor)
         admin.image.delete_image(image.id)
+
+
+@pytest.fixture(scope="module")
+def admin(site: Site) -> Connection:
+    return site.admin
 
 
 @pytest.fixture
@@ -97,6 +105,32 @@ def prepared(
 @pytest.fixture
 def helper(site: Site) -> NovaComputeHelper:
     return site.helper()
+
+
+def test_what_a_failed_test_leaves_is_cleared(
+    site: Site,
+    helper: NovaComputeHelper,
+    network_helper: NeutronNetworkHelper,
+    tenants: ShareNetwork,
+) -> None:
+    """A machine with its port, a port alone, a second network, a server group and a key pair."""
+    admin = site.admin
+    admin.compute.create_keypair(name="people", type="ssh", public_key=_public(site.key_file))
+    admin.compute.create_server_group(name="apart", policy="anti-affinity")
+    a_network(admin, f"{MARK}management", "127.78.0.0/24")
+    for machine in (True, False):
+        server = ShareServer(str(uuid.uuid4()), "project", "vms", tenants.id, ServerStatus.BUILDING)
+        info = network_helper.allocate_network(context(), server, tenants, 1)
+        if machine:
+            get(helper, dataclasses.replace(server, network_info=info), tenants)
+    assert len(site.machines()) == 1
+    assert len(list(admin.network.ports())) == 2
+    clear(admin)
+    assert site.machines() == []
+    assert list(admin.network.ports()) == []
+    assert list(admin.network.networks(name=f"{MARK}management")) == []
+    assert list(admin.compute.keypairs()) == []
+    assert list(admin.compute.server_groups()) == []
 
 
 class TestNova(ComputeHelperContract):
@@ -155,8 +189,6 @@ def test_the_machine_is_what_the_options_say(
     assert site.admin.network.get_port(port_id).device_id == machine.id
     ComputeHelperContract.delete(helper, server)
     assert site.admin.network.get_port(port_id).device_id == ""
-    compute.delete_server_group(group)
-    compute.delete_keypair("people")
 
 
 def _public(key_file: Path) -> str:
@@ -311,10 +343,11 @@ def test_it_serves_once_it_answers_over_ssh_as_itself(
 ) -> None:
     """On a second port, which Nova makes on the management network, and takes away again."""
     require_root()
-    network, _ = a_network(site.admin, "management", "127.78.0.0/24")
+    management = f"{MARK}management"
+    network, _ = a_network(site.admin, management, "127.78.0.0/24")
     helper = site.helper(
         wait_for_ssh=True,
-        management_network="management",
+        management_network=management,
         ssh_port=free_port(),
         server_directory=str(tmp_path / "server"),
     )
@@ -343,7 +376,7 @@ def test_it_serves_once_it_answers_over_ssh_as_itself(
     finally:
         stand_in.process.close()
     ComputeHelperContract.delete(helper, server)
-    site.admin.network.delete_network(network)
+    assert list(site.admin.network.ports(network_id=network)) == []
 
 
 KILLS: Final = (
@@ -404,16 +437,28 @@ class Chain:
 
 
 @pytest.fixture(scope="module")
+def four_networks(site: Site) -> Iterator[list[tuple[str, str]]]:
+    made = [a_network(site.admin, f"net-{n}", f"127.79.{n}.0/24") for n in range(NETWORKS)]
+    yield made
+    for network, _ in made:
+        site.admin.network.delete_network(network)
+
+
+@pytest.fixture
 def chain(
-    site: Site, shared_redis: RedisServer, tmp_path_factory: pytest.TempPathFactory
+    site: Site,
+    four_networks: list[tuple[str, str]],
+    shared_redis: RedisServer,
+    tmp_path: Path,
 ) -> Iterator[Chain]:
-    directory = tmp_path_factory.mktemp("chain")
-    (tokens := directory / "tokens").mkdir()
+    """A deployment of the test's own: nobody works any more on what a failed one left."""
+    (tokens := tmp_path / "tokens").mkdir()
     armed = {*KILLS, "nova.after_extra_deleted"}
     settings = site.backend("vms") + site.backend("full", flavor="impossible")
-    url = f"sqlite:///{directory / 'sw.db'}"
-    deployment = Deployment(directory, url, shared_redis, settings, {"retry_time": 600.0})
-    made = [a_network(site.admin, f"net-{n}", f"127.79.{n}.0/24") for n in range(NETWORKS)]
+    url = f"sqlite:///{tmp_path / 'sw.db'}"
+    with shared_redis.client() as client:
+        client.flushall()
+    deployment = Deployment(tmp_path, url, shared_redis, settings, {"retry_time": 600.0})
     try:
         deployment.role("scheduler")
         deployment.role("reconciler")
@@ -431,13 +476,11 @@ def chain(
             deployment.ask(
                 "create_share_network", neutron_net_id=network, neutron_subnet_id=subnet
             )["id"]
-            for network, subnet in made
+            for network, subnet in four_networks
         ]
         yield Chain(deployment, site, share_networks, tokens)
     finally:
         deployment.close()
-        for network, _ in made:
-            site.admin.network.delete_network(network)
 
 
 def test_twenty_shares_on_four_networks(chain: Chain) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import asyncssh
 import pytest
 from openstack.connection import Connection
+from openstack.network.v2.subnet import Subnet
 
 from tests.openstack import baremetal
 from tests.openstack.cloud import OpenStack
@@ -90,43 +91,68 @@ poll_interval = 1.0
 
 
 @pytest.fixture(scope="module")
+def admin(openstack_with_ironic: OpenStack) -> Iterator[Connection]:
+    """A cloud with the nodes, for all tests."""
+    with openstack_with_ironic.connect() as connection:
+        nodes = baremetal.enrol(connection, CLASS, NETWORKS)
+        yield connection
+        baremetal.remove(connection, nodes)
+
+
+@pytest.fixture(scope="module")
+def subnets(admin: Connection) -> Iterator[list[Subnet]]:
+    """The networks of the tenant."""
+    made = []
+    for number in range(NETWORKS):
+        network = admin.network.create_network(name=f"tenant-{number}")
+        cidr = f"10.60.{number}.0/24"
+        made.append(admin.network.create_subnet(network_id=network.id, cidr=cidr, ip_version=4))
+    yield made
+    for subnet in made:
+        admin.network.delete_network(subnet.network_id)
+
+
+@pytest.fixture
 def metal(
-    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
     shared_redis: RedisServer,
     openstack_with_ironic: OpenStack,
+    admin: Connection,
+    subnets: list[Subnet],
 ) -> Iterator[Metal]:
-    directory = tmp_path_factory.mktemp("ironic")
-    (tokens := directory / "tokens").mkdir()
-    key = directory / "key"
+    """A deployment of the test's own: nobody works any more on what a failed one left."""
+    (tokens := tmp_path / "tokens").mkdir()
+    key = tmp_path / "key"
     asyncssh.generate_private_key("ssh-ed25519").write_private_key(key)
+    with shared_redis.client() as client:
+        client.flushall()
     places = ("allocation", "vif", "deploy", "undeploy")
-    with openstack_with_ironic.connect() as admin:
-        nodes = baremetal.enrol(admin, CLASS, NETWORKS)
-        deployment = Deployment(
-            *(directory, f"sqlite:///{directory / 'sw.db'}", shared_redis),
-            settings(openstack_with_ironic, key),
+    deployment = Deployment(
+        *(tmp_path, f"sqlite:///{tmp_path / 'sw.db'}", shared_redis),
+        settings(openstack_with_ironic, key),
+    )
+    try:
+        deployment.start(
+            SHAREWRIGHT_FAILPOINTS=";".join(f"ironic.after_{place}=kill" for place in places),
+            SHAREWRIGHT_FAILPOINT_TOKENS=str(tokens),
         )
-        try:
-            deployment.start(
-                SHAREWRIGHT_FAILPOINTS=";".join(f"ironic.after_{place}=kill" for place in places),
-                SHAREWRIGHT_FAILPOINT_TOKENS=str(tokens),
+        networks = [
+            str(
+                deployment.ask(
+                    "create_share_network",
+                    neutron_net_id=subnet.network_id,
+                    neutron_subnet_id=subnet.id,
+                )["id"]
             )
-            networks = []
-            for number in range(NETWORKS):
-                made = admin.network.create_network(name=f"tenant-{number}")
-                subnet = admin.network.create_subnet(
-                    network_id=made.id, cidr=f"10.60.{number}.0/24", ip_version=4
-                )
-                asked = {"neutron_net_id": made.id, "neutron_subnet_id": subnet.id}
-                networks.append(str(deployment.ask("create_share_network", **asked)["id"]))
-            yield Metal(deployment, admin, tokens, networks)
-        finally:
-            deployment.close()
-            baremetal.remove(admin, nodes)
+            for subnet in subnets
+        ]
+        yield Metal(deployment, admin, tokens, networks)
+    finally:
+        deployment.close()
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(metal: Metal) -> Iterator[None]:
+def nothing_left(cleared: None, metal: Metal) -> Iterator[None]:
     """Every test ends with all shares deleted: then nothing of any share server is left."""
     yield
     metal.deployment.settle()

@@ -12,7 +12,6 @@ from openstack.connection import Connection
 from openstack.network.v2.port import Port
 from sqlalchemy import not_, select
 
-from tests.openstack.clearing import clear_networks
 from tests.openstack.cloud import OpenStack
 from tests.support.deployment import Deployment
 from tests.support.leftovers import of_tables
@@ -148,16 +147,9 @@ def cloud(
 
 
 @pytest.fixture(autouse=True)
-def nothing_left(cloud: Cloud) -> Iterator[None]:
+def nothing_left(cloud: Cloud, cleared: None) -> Iterator[None]:
     """Every test ends with all shares deleted: then Neutron has nothing of ours."""
     yield
-    try:
-        assert_nothing_left(cloud)
-    finally:
-        clear_networks(cloud.admin)
-
-
-def assert_nothing_left(cloud: Cloud) -> None:
     cloud.deployment.settle()
     assert cloud.ports() == []
     left = [

@@ -26,6 +26,8 @@ KINDS: Final = {
     "vendor": "no-vendor",
 }
 """What fake hardware can do without."""
+_FAILED: Final = frozenset({"deploy failed", "error"})
+"""States in which a node stays until somebody undeploys it."""
 
 
 def _ironic(home: Path, ports: Mapping[str, int]) -> str:
@@ -126,13 +128,34 @@ def enrol(admin: Connection, resource_class: str, count: int) -> list[Node]:
 
 
 def settle(admin: Connection, nodes: list[Node]) -> None:
-    """Wait until Ironic works on none of these nodes."""
+    """Wait until Ironic works on none of these nodes; one that failed keeps its target."""
+
+    def works_on(node: Node) -> bool:
+        failed = node.provision_state in _FAILED
+        return bool(node.reservation or (node.target_provision_state and not failed))
 
     def at_rest() -> bool:
-        seen = [admin.baremetal.get_node(node.id) for node in nodes]
-        return not any(node.reservation or node.target_provision_state for node in seen)
+        return not any(works_on(admin.baremetal.get_node(node.id)) for node in nodes)
 
     wait_until(at_rest, "Ironic has ended what it does to its nodes")
+
+
+def make_available(admin: Connection, nodes: list[Node]) -> None:
+    """Take nodes back from whoever they were given to, whatever state they are in."""
+    ironic = admin.baremetal
+    settle(admin, nodes)
+    seen = [ironic.get_node(node.id) for node in nodes]
+    for node in seen:
+        if node.is_maintenance:
+            ironic.unset_node_maintenance(node)
+        if node.provision_state != "available":
+            ironic.set_node_provision_state(node, "deleted")
+    settle(admin, nodes)
+    for node in seen:
+        for vif in ironic.list_node_vifs(node):
+            ironic.detach_vif_from_node(node, vif)
+        if ironic.get_node(node.id).instance_info:
+            ironic.patch_node(node, [{"op": "replace", "path": "/instance_info", "value": {}}])
 
 
 def remove(admin: Connection, nodes: list[Node]) -> None:
