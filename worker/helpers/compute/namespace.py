@@ -200,7 +200,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         return found
 
     def _due(self, server: ShareServer) -> bool:
-        """Whether to ask a server now if it answers; this process then asks again in a minute."""
+        """Return whether to probe a server now; this process then waits a minute to do so again."""
         now = time.monotonic()
         if self._next_probe.get(server.id, now) > now:
             return False
@@ -212,7 +212,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
         return LocalShell(namespace_name(share_server.id))
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
-        """List the host's share servers, of all backends, and what belongs to this backend's."""
+        """List the share servers of all backends on this host, and this backend's resources."""
         host = _host()
         server, network = OwnerKind.SHARE_SERVER, OwnerKind.SHARE_NETWORK
         host_has = there(host)
@@ -244,7 +244,7 @@ class NamespaceComputeHelper(ComputeHelper, Reachable, Watched, Audit):
     def _end_stray(
         self, context: RequestContext, share_server: ShareServer, network_info: NetworkInfo
     ) -> None:
-        """End a daemon whose namespace lost its name: nobody enters that one any more."""
+        """Stop a daemon in a namespace without a name, which nobody can enter any more."""
         if (NAMESPACES / namespace_name(share_server.id)).exists():
             return
         stray = self._ganesha(Guarded(_host(), context.guard), share_server, network_info)
@@ -370,7 +370,7 @@ def bridge_name(share_network_id: str) -> str:
 
 
 def _plain(value: str) -> str:
-    """An address or CIDR on a line of ``ip -batch``; anything else would be a command."""
+    """Return an address or CIDR for ``ip -batch``; refuse other text, which could be a command."""
     if not re.fullmatch(r"[0-9A-Fa-f:./]+", value):
         raise Fatal(
             f"{value!r} from the network helper is neither an address nor a CIDR.",

@@ -50,10 +50,10 @@ class FakeNetworkOptions(FakeOptions):
 
 
 class FakeNetworkAudit(Audit):
-    """Ports and networks of the world."""
+    """Lists and removes the ports and networks in the fake world."""
 
     def owned(self: Fake, context: RequestContext) -> Iterable[OwnedResource]:
-        """List all ports and networks: they do not say whose backend's they are."""
+        """List all ports and networks, of all backends: they do not record their backend."""
         with self.world.call(
             "owned_by_network", self.backend.name, context, code=ErrorCode.NETWORK_FAILED
         ) as change:
@@ -192,7 +192,7 @@ class FakeNetworkHelper(FakeNetworkAudit, NetworkHelper):
         return domain, pool or _whole(IPNetwork(network["cidr"])), network["segmentation_id"]
 
     def _named_pool(self, share_network: ShareNetwork) -> Pool | None:
-        """Return the addresses that the share network names, where they count."""
+        """Return the addresses that the share network names, if this backend uses them."""
         if not (self._managed or self.backend.share_network_addresses):
             return None
         try:

@@ -64,7 +64,7 @@ class NovaNetworkOptions(NovaOptions):
 
 
 class NovaNetworkHelper(NetworkHelper, Audit):
-    """Reserves addresses of nova-network, and makes networks there."""
+    """Reserves addresses of nova-network, and creates networks there."""
 
     OptionsModel: ClassVar[type[Options]] = NovaNetworkOptions
     kinds: ClassVar[frozenset[NetworkKind]] = frozenset({NetworkKind.NOVA, NetworkKind.MANAGED})
@@ -164,7 +164,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
     def _network(
         self, context: RequestContext, share_server: ShareServer, share_network: ShareNetwork
     ) -> NovaNetwork:
-        """Find the share network's network, or make it."""
+        """Find or create the share network's network."""
         about = ObjectKind.SHARE_NETWORK.ref(share_network.id)
         if share_network.nova_network_id is not None:
             return self._nova.network(share_network.nova_network_id, about=about)
@@ -205,7 +205,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
     def _reserved(
         self, context: RequestContext, share_server: ShareServer, pool: Pool, amount: int
     ) -> list[str]:
-        """Reserve as many addresses as are missing, passing over what others have."""
+        """Reserve the missing addresses, skipping those that others use."""
         held = self.addresses.held(self._reserving, share_server.id)
         usable = [one for one in held if self._reserve(context, share_server, one)]
         passed_over = set(held) - set(usable)
@@ -228,7 +228,7 @@ class NovaNetworkHelper(NetworkHelper, Audit):
         return usable[:amount]
 
     def _reserve(self, context: RequestContext, share_server: ShareServer, address: str) -> bool:
-        """Reserve an address whose row is ours; whether nobody else has it."""
+        """Reserve an address recorded as ours; return whether nobody else has it."""
         about = ObjectKind.SHARE_SERVER.ref(share_server.id)
         seen = self._nova.fixed_address(address, about=about)
         if seen is None or seen.in_use:

@@ -37,7 +37,7 @@ Position = Literal["first", "last", "none"]
 
 
 class SegmentType(StrEnum):
-    """How a segment travels between hosts."""
+    """How a segment is carried between hosts."""
 
     VXLAN = "vxlan"
     VLAN = "vlan"
@@ -50,7 +50,7 @@ _MTU: Final = {SegmentType.VXLAN: 1450, SegmentType.VLAN: 1500}
 
 
 class SegmentedNetworkOptions(Options):
-    """Which segments and subnets the backend may give to share networks."""
+    """Options of the segments and subnets that the backend may allocate to share networks."""
 
     segment_type: SegmentType = Field(
         SegmentType.VXLAN, description="`vxlan` or `vlan`: how segments travel between hosts."
@@ -133,7 +133,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
         share_network: ShareNetwork,
         amount_of_ports: int,
     ) -> NetworkInfo:
-        """Put the share server on its share network's segment and take addresses there.
+        """Assign the share server to its share network's segment and allocate addresses there.
 
         Raises :class:`~worker.errors.Fatal` when no segment, subnet or address is left or the
         share network's cidr cannot be used, :class:`~worker.errors.NotReady` when some become
@@ -163,7 +163,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
         )
 
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Give the addresses back, and the segment with the share network's last server."""
+        """Release the addresses, and the segment with the share network's last server."""
         context.guard()
         self.addresses.release(share_server.id)
         context.guard()
@@ -190,7 +190,7 @@ class SegmentedNetworkHelper(NetworkHelper, Audit):
                 )
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
-        """Give the server's addresses back, and take it off its segment."""
+        """Release the removed server's addresses and segment."""
         self.deallocate_network(context, placeholder_server(self.backend, owned))
 
     def _pool(self, share_network: ShareNetwork, cidr: str) -> Pool:

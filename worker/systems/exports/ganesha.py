@@ -178,7 +178,7 @@ class Ganesha:
         return sorted(set(found.split()))
 
     def exists(self) -> bool:
-        """Whether a server was ever set up here."""
+        """Return whether a server was ever set up in the directory."""
         return self.shell.read_file(f"{self.directory}/ganesha.conf") is not None
 
     def ensure_running(self) -> None:
@@ -199,7 +199,7 @@ class Ganesha:
             )
 
     def running(self) -> bool:
-        """Whether the daemon lives."""
+        """Return whether the daemon runs."""
         return self.shell.run(["pgrep", "-xf", self._pattern], check=False).exit_code == 0
 
     def stop(self) -> None:
@@ -215,7 +215,7 @@ class Ganesha:
     def set_rules(
         self, share_id: str, path: str, rules: Sequence[AccessRule], generation: int
     ) -> None:
-        """Enforce exactly these rules; a generation older than the enforced one is ignored."""
+        """Replace the rules by exactly these; ignore a generation older than the enforced one."""
         export = self._export(share_id)
         before = self.shell.read_file(export)
         done = self._install(share_id, path, rules, generation)
@@ -237,7 +237,7 @@ class Ganesha:
             raise
 
     def remove_export(self, share_id: str) -> None:
-        """Stop exporting; gone is fine, and so is a daemon that does not run."""
+        """Remove the export; succeed when it is gone or the daemon does not run."""
         self._locked(_REMOVE, self.directory, share_id)
         if self.running():
             self._reload(share_id)

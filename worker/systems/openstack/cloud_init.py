@@ -1,4 +1,4 @@
-"""What a service machine is told at its first boot: cloud-config for cloud-init.
+"""Cloud-config (for cloud-init) of a share server's machine at its first boot.
 
 The machine gets its host key from us, so that it can be told from any other before the first
 connection. The key is made of the backend's own SSH key and the share server's id: whoever takes

@@ -24,7 +24,7 @@ _NO_MORE: Final = frozenset({406, 410})
 
 
 class NovaOptions(OpenStackOptions):
-    """How a backend finds Nova."""
+    """Options of a backend to find Nova."""
 
     compute_endpoint: str | None = Field(
         None,
@@ -64,7 +64,7 @@ class NovaNetwork:
 
 @dataclass(frozen=True, slots=True)
 class FixedAddress:
-    """What nova-network knows of one of its addresses."""
+    """A fixed address as nova-network describes it."""
 
     reserved: bool
     in_use: bool
@@ -145,7 +145,7 @@ class NovaNetworks:
         self._fixed_action(address, "reserve", about, guard)
 
     def unreserve(self, address: str, *, about: str, guard: Callable[[], None]) -> None:
-        """Give an address back; one that is gone with its network is fine."""
+        """Unreserve an address; succeed when it is gone with its network."""
         try:
             self._fixed_action(address, "unreserve", about, guard)
         except Missing:

@@ -41,7 +41,7 @@ class DhcpAddresses:
         share_network: ShareNetwork,
         amount: int,
     ) -> NetworkInfo:
-        """Take leases of one subnet, or find those that an earlier attempt took.
+        """Take leases in one subnet, or find those that an earlier attempt took.
 
         Raises :class:`~worker.errors.Fatal` when the DHCP server has no address left or gives
         what cannot be used, :class:`~worker.errors.Retryable` when it refuses or is silent.
@@ -92,7 +92,7 @@ class DhcpAddresses:
         return lease
 
     def release(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Give all leases back.
+        """Release all leases.
 
         Raises :class:`~worker.errors.NotReady` while they are being renewed, and
         :class:`~worker.errors.Retryable` for the first few times that the server is not reached.
@@ -161,7 +161,7 @@ def _offer(lease: DhcpLease) -> Offer:
 
 
 def _endpoint(share_network: ShareNetwork) -> str:
-    """The share network's DHCP server as host:port, however it was written."""
+    """Return the share network's DHCP server in the form host:port."""
     try:
         endpoint = parse_endpoint(share_network.dhcp_endpoint or "", "dhcp_endpoint")
         if ":" in endpoint.host:

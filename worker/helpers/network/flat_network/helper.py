@@ -38,7 +38,7 @@ from worker.systems.network.dhcp import Relay
 
 
 class FlatNetworkOptions(Options):
-    """The backend's own addresses on its flat network."""
+    """Options of the backend's own addresses on its flat network."""
 
     subnet: str | None = Field(
         None,
@@ -142,7 +142,7 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
         return {} if self._pool is None else {self._domain: self._pool.size}
 
     def deallocate_network(self, context: RequestContext, share_server: ShareServer) -> None:
-        """Give all addresses of the share server back."""
+        """Release all addresses and leases of the share server."""
         context.guard()
         self.addresses.release(share_server.id)
         self._dhcp.release(context, share_server)
@@ -170,11 +170,11 @@ class FlatNetworkHelper(NetworkHelper, AddressPools, Renewing, Audit):
             )
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
-        """Give all of the server's addresses and leases back."""
+        """Release all addresses and leases of the removed share server."""
         self.deallocate_network(context, placeholder_server(self.backend, owned))
 
     def _pool_for(self, share_network: ShareNetwork) -> tuple[str, Pool]:
-        """Return where the share network's servers get addresses from."""
+        """Return the address pool for servers of the share network."""
         if self.backend.share_network_addresses and share_network.kind is NetworkKind.FLAT_POOL:
             try:
                 pool = share_network_pool(share_network)

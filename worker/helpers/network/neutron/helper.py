@@ -97,7 +97,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         self._managed = ManagedNetworks(options, self._neutron, addresses)
 
     def check(self) -> None:
-        """Log in, and look for the networks that the options name."""
+        """Log in, and look up the networks named in the options."""
         about = ObjectKind.BACKEND.ref(self.backend.name)
         self._neutron.ask("log in", lambda c: c.session.get_token(), about=about)
         if self._flat:
@@ -112,7 +112,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         share_network: ShareNetwork,
         amount_of_ports: int,
     ) -> NetworkInfo:
-        """Make ports for the share server, or find those that it has.
+        """Create ports for the share server, or find those that it has.
 
         Raises :class:`~worker.errors.NotReady` while another server's builder makes or removes
         the managed network of the share network.
@@ -139,7 +139,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
             self._managed.remove_unused(context, share_server, share_server.share_network_id)
 
     def owned(self, context: RequestContext) -> Iterator[OwnedResource]:  # noqa: ARG002 - it only reads
-        """List ports that name their share server, and the networks and routers that we make."""
+        """List our ports, each with its share server, and our networks and routers."""
         about = ObjectKind.BACKEND.ref(self.backend.name)
 
         def find(connection: Connection) -> list[Port]:
@@ -159,7 +159,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         yield from self._managed.owned(about)
 
     def remove_orphan(self, context: RequestContext, owned: OwnedResource) -> None:
-        """Delete the server's ports; of a share network, the network or router."""
+        """Delete a share server's ports, or a share network's network or router."""
         server = placeholder_server(self.backend, owned)
         if owned.kind == "port":
             for port in self._held(server):
@@ -210,7 +210,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
         return Place(network, subnet)
 
     def _configured(self, about: str) -> Place:
-        """Look the backend's own network up."""
+        """Look up the backend's own network and subnet."""
         named, wanted = self.options.neutron_net, self.options.neutron_subnet
         assert named is not None, "checked when the helper was made"
         network: Network = only(
@@ -235,7 +235,7 @@ class NeutronNetworkHelper(NetworkHelper, Checked, Audit):
     def _ports(
         self, context: RequestContext, server: ShareServer, place: Place, amount: int
     ) -> list[Port]:
-        """Find or make the wanted ports; remove whatever else the server has."""
+        """Find or create the wanted ports; delete all other ports of the server."""
         wanted = [f"sharewright-{server.id}-{number}" for number in range(amount)]
         kept: dict[str, Port] = {}
         for port in self._held(server):
@@ -384,7 +384,7 @@ def _server_tag(server: ShareServer) -> str:
 
 
 def _server_of(port: Port) -> str | None:
-    """Whose a port is, by its tag; one whose maker died before it was tagged, by its name."""
+    """Return the id of a port's share server, from its tag or (if not tagged yet) its name."""
     for tag in port.tags:
         if tag.startswith(_SERVER_TAG):
             return str(tag.removeprefix(_SERVER_TAG))

@@ -38,7 +38,7 @@ TAG: Final = "sharewright"
 DEVICE_OWNER: Final = "sharewright:share-server"
 READY: Final = "sharewright-ready"
 LEAVING: Final = "sharewright-leaving="
-"""With a share server's id: it looks whether it is the last one out."""
+"""Prefix of a network's tag, before the id of a server that checks whether it is the last one."""
 LOOK_AGAIN_SECONDS: Final = 1.0
 _PREFIX: Final = "sharewright-"
 _MADE_FOR: Final = "made for share server "
@@ -86,7 +86,7 @@ class ManagedOptions(OpenStackOptions):
 
 
 class Place(NamedTuple):
-    """Where ports are made."""
+    """Network, subnet and segment on which ports are created."""
 
     network: Network
     subnet: Subnet
@@ -121,7 +121,7 @@ def busy(share_network: ShareNetwork) -> NotReady:
 
 
 class ManagedNetworks:
-    """Makes and removes the networks of share networks."""
+    """Creates and removes the networks of share networks."""
 
     def __init__(
         self, options: ManagedOptions, neutron: OpenStack, addresses: AddressStore
@@ -145,7 +145,7 @@ class ManagedNetworks:
     def ensure(
         self, context: RequestContext, server: ShareServer, share_network: ShareNetwork
     ) -> Place:
-        """Find or make the network of a share network.
+        """Find or create the network of a share network.
 
         Raises :class:`~worker.errors.NotReady` while another builder makes or removes it.
         """
@@ -287,7 +287,7 @@ class ManagedNetworks:
     def _finish(
         self, context: RequestContext, network: Network, share_network: ShareNetwork
     ) -> Place:
-        """Give our network what it lacks, and publish it."""
+        """Add the missing subnet and router to our network, and publish it."""
         about = ObjectKind.SHARE_NETWORK.ref(share_network.id)
         cidr = share_network.cidr or self._cut(context, network, about)
 
@@ -337,7 +337,7 @@ class ManagedNetworks:
         context.guard()
         digest = hashlib.sha256(repr((self._options.managed_cidrs, length)).encode()).hexdigest()
         domain = f"neutron-cidrs:{digest[:32]}"
-        # The book keeps numbers as addresses; an IPv6 address holds the number of any subnet.
+        # The store keeps numbers as addresses; an IPv6 address can hold any subnet's number.
         (taken,) = self._addresses.take(domain, ((0, sum(counts) - 1),), 6, network.id, 1)
         number = int(IPAddress(taken))
         for supernet, count in zip(supernets, counts, strict=True):
@@ -345,7 +345,7 @@ class ManagedNetworks:
                 first = supernet.first + (number << (_BITS[supernet.version] - length))
                 return f"{IPAddress(first, supernet.version)}/{length}"
             number -= count
-        raise AssertionError("the book gives out numbers of the range only")
+        raise AssertionError("the store allocates numbers of the range only")
 
     def _connect(
         self,
