@@ -1,7 +1,7 @@
-"""Documents that producers and operators see: the one list of what each of them has.
+"""Views: the columns of each document that producers and operators see.
 
-A view lists its columns. What is not listed is shown to nobody: a column that is added to a table
-is in no document before somebody adds it here.
+A view is an allow-list: a column that is added to a table appears in no document until it is added
+here.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _DESCRIBED: Final = ("id", "project_id", "name", "description", "created_at", "u
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The document of a table's rows: its columns, and of some JSON columns the keys."""
+    """Columns of a table that its rows' documents contain, and the allowed keys of JSON columns."""
 
     table: Table
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class View:
 
     @property
     def columns(self) -> tuple[Column[Any], ...]:
-        """The columns that a query has to select for this document."""
+        """The columns that a query must select for this document."""
         return tuple(self.table.c[name] for name in self.names)
 
     def __call__(self, row: Row[Any]) -> dict[str, Any]:
@@ -98,7 +98,7 @@ SHARE_SERVER: Final = View(
         )
     },
 )
-"""A share server as its tenant sees it: what clients reach, and nothing of the management side."""
+"""A share server as its tenant sees it: the addresses for clients, and no management data."""
 SHARE_SERVER_FOR_ADMINISTRATORS: Final = View(
     tables.share_servers, (*_SHARE_SERVER, "server_id", "details")
 )
@@ -108,7 +108,7 @@ _OPERATION: Final = (
     *("error", "result", "accepted_at", "finished_at"),
 )
 OPERATION: Final = View(tables.operations, _OPERATION)
-"""An operation; not its payload, which may hold what a later verb must keep secret."""
+"""An operation without its payload, which may contain secrets of verbs added later."""
 OPERATION_FOR_ADMINISTRATORS: Final = View(
     tables.operations, (*_OPERATION, "worker", "queue", "queued_at")
 )
