@@ -237,8 +237,8 @@ ACCESS_TRANSITIONS: dict[tuple[_A, _A], str] = {
     (_A.ACTIVE, _A.QUEUED_TO_DENY): "a deny was accepted",
     (_A.ERROR, _A.QUEUED_TO_DENY): "a deny of a failed rule was accepted",
     (_A.QUEUED_TO_DENY, _A.DENYING): "a set without the rule is being handed to the driver",
-    (_A.QUEUED_TO_APPLY, _A.ERROR): "the driver refused the set for good",
-    (_A.APPLYING, _A.ERROR): "the driver refused the set for good",
+    (_A.QUEUED_TO_APPLY, _A.ERROR): "the driver refused the set permanently",
+    (_A.APPLYING, _A.ERROR): "the driver refused the set permanently",
     (_A.QUEUED_TO_DENY, _A.ERROR): "the deny failed for too long; it is tried again, slowly",
     (_A.DENYING, _A.ERROR): "the deny failed for too long; it is tried again, slowly",
 }

@@ -125,7 +125,7 @@ class Change:
     db: sqlite3.Connection
     effect: bool = False
     exists: str | None = None
-    """The outside id of the share server that is there, for an error's ``share_server_id``."""
+    """The external id of the share server that exists, for an error's ``share_server_id``."""
     then: NotReady | None = None
     """Raised once the changes are committed."""
 
@@ -156,7 +156,7 @@ class Change:
 
 
 class World:
-    """One outside world at a path; connections are opened lazily, one a process and thread."""
+    """A fake world in a file; connections are opened lazily, one per process and thread."""
 
     def __init__(self, path: Path | str, *, log_calls: bool = True) -> None:
         self.path = Path(path)
@@ -442,7 +442,7 @@ class FakeOptions(Options):
 
     world: Path | None = Field(
         None,
-        description="The SQLite file that holds the fakes' outside world; without it `world.db` "
+        description="The SQLite file that holds the fakes' world; without it `world.db` "
         "in the backend's state directory.",
     )
     delay: float | dict[str, float] = Field(

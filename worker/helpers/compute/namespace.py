@@ -350,7 +350,7 @@ def _inside(share_server: ShareServer) -> Shell:
 
 
 def namespace_name(server_id: str) -> str:
-    """Return the name of a share server's namespace, which is its outside id too."""
+    """Return the name of a share server's namespace, which is its external id too."""
     name = f"{_NAMESPACE}{server_id}"
     if "/" in name or not (NAMESPACES / name).name:
         raise Fatal(

@@ -376,7 +376,7 @@ class ManagedNetworks:
         )
 
     def _is_last_out(self, context: RequestContext, server: ShareServer, network: Network) -> bool:
-        """Decide whether a published network has no more users; then nobody can join it."""
+        """Check whether a published network is unused; if so, keep others from joining it."""
         if self._is_used(network, server):
             return False
         about = ObjectKind.SHARE_SERVER.ref(server.id)
