@@ -16,22 +16,28 @@ import pytest
 import yaml
 from openstack.baremetal.v1.node import Node
 from openstack.connection import Connection
+from openstack.network.v2.port import Port
+from openstack.network.v2.subnet import Subnet
 from pydantic import ValidationError
 
 from tests.openstack import baremetal
+from tests.openstack.clearing import clear
 from tests.openstack.cloud import OpenStack
 from tests.support.machines import Lan, address_of
 from tests.support.services import wait_until
-from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, Retryable
+from worker.errors import ErrorCode, Fatal, LeaseLost, NotReady, ObjectKind, Retryable
 from worker.helpers.compute.ironic import IronicComputeHelper, IronicOptions
-from worker.model import DriverMode, NetworkInfo, ShareNetwork, ShareServer
+from worker.helpers.network.neutron.managed import DEVICE_OWNER
+from worker.model import DriverMode, NetworkInfo, NetworkKind, ShareNetwork, ShareServer
 from worker.plugin import BackendContext
 from worker.systems.openstack.client import OpenStack as Client
 from worker.systems.openstack.client import OpenStackOptions
 from worker.testing.calls import GuardThatEnds, context
-from worker.testing.compute_helper import ComputeHelperContract, NetworkFor
+from worker.testing.compute_helper import ComputeHelperContract, NetworkFor, a_server
 
 # The first test of a checkout installs OpenStack and prepares its tables.
+
+pytestmark = pytest.mark.usefixtures("cleared")
 
 CLASS = "contract"
 IMAGE = "http://images.example/share-server.qcow2"
@@ -56,20 +62,25 @@ def nodes(admin: Connection) -> Iterator[list[Node]]:
 
 
 @pytest.fixture(scope="module")
-def ports(admin: Connection) -> Iterator[list[Any]]:
-    """Two ports as the network helper makes them, on addresses that are this machine's too."""
+def subnet(admin: Connection) -> Iterator[Subnet]:
     network = admin.network.create_network(name="ironic-contract")
-    subnet = admin.network.create_subnet(
+    yield admin.network.create_subnet(
         network_id=network.id, cidr="127.71.0.0/24", ip_version=4, enable_dhcp=False
     )
-    made = [
-        admin.network.create_port(network_id=network.id, fixed_ips=[{"subnet_id": subnet.id}])
+    admin.network.delete_network(network)
+
+
+@pytest.fixture
+def ports(admin: Connection, subnet: Subnet) -> list[Port]:
+    """Two ports as the network helper makes them, on addresses that are this machine's too."""
+    return [
+        admin.network.create_port(
+            network_id=subnet.network_id,
+            fixed_ips=[{"subnet_id": subnet.id}],
+            device_owner=DEVICE_OWNER,
+        )
         for _ in range(2)
     ]
-    yield made
-    for port in made:
-        admin.network.delete_port(port)
-    admin.network.delete_network(network)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +111,7 @@ def make_helper(options: dict[str, Any]) -> IronicComputeHelper:
 class Seen:
     """All that Ironic and Neutron have of share servers."""
 
-    def __init__(self, admin: Connection, nodes: list[Node], ports: list[Any]) -> None:
+    def __init__(self, admin: Connection, nodes: list[Node], ports: list[Port]) -> None:
         self.admin = admin
         self._nodes = nodes
         self._ports = ports
@@ -139,12 +150,12 @@ def record(cloud: OpenStack, node_id: str, **columns: str | None) -> None:
 
 
 @pytest.fixture
-def external(admin: Connection, nodes: list[Node], ports: list[Any]) -> Seen:
+def external(admin: Connection, nodes: list[Node], ports: list[Port]) -> Seen:
     return Seen(admin, nodes, ports)
 
 
 @pytest.fixture
-def network_for(ports: list[Any]) -> NetworkFor:
+def network_for(ports: list[Port]) -> NetworkFor:
     def network(number: int) -> NetworkInfo:
         port = ports[number % len(ports)]
         return NetworkInfo(
@@ -160,6 +171,36 @@ def network_for(ports: list[Any]) -> NetworkFor:
         )
 
     return network
+
+
+def test_what_a_failed_test_leaves_is_cleared(
+    *,
+    cloud: OpenStack,
+    admin: Connection,
+    nodes: list[Node],
+    options: dict[str, Any],
+    network_for: NetworkFor,
+) -> None:
+    """A deployed node, one that could not be deployed, and an allocation without a node."""
+    network = ShareNetwork(str(uuid.uuid4()), "project", NetworkKind.FLAT_POOL)
+    helper = make_helper(options)
+    _, failed = (
+        ComputeHelperContract.get(helper, a_server(network_for(number), network), network).server_id
+        for number in range(len(nodes))
+    )
+    assert failed is not None
+    baremetal.settle(admin, nodes)
+    record(cloud, failed, provision_state="deploy failed", target_provision_state="active")
+    admin.baremetal.set_node_maintenance(failed, "it burns")
+    admin.baremetal.create_allocation(name=f"sw-{uuid.uuid4()}", resource_class="nobodys")
+    assert len(list(admin.baremetal.allocations())) == 3
+    clear(admin)
+    assert list(admin.baremetal.allocations()) == []
+    assert list(admin.network.ports(device_owner=DEVICE_OWNER)) == []
+    for node in (admin.baremetal.get_node(made.id) for made in nodes):
+        assert (node.provision_state, node.is_maintenance) == ("available", False)
+        assert (node.instance_id, node.instance_info) == (None, {})
+        assert admin.baremetal.list_node_vifs(node) == []
 
 
 class TestIronicComputeHelper(ComputeHelperContract):
@@ -265,16 +306,18 @@ class TestIronicComputeHelper(ComputeHelperContract):
             self.get(helper, server, share_network, context(GuardThatEnds(1)))
         node = admin.baremetal.get_allocation(f"sw-{server.id}").node_id
         record(cloud, node, reservation="testhost")
-        self.until(helper, server, share_network, "locked by conductor testhost")
-        user = Client(OpenStackOptions(**cloud.auth()), ErrorCode.COMPUTE_FAILED)
-        with pytest.raises(Retryable, match="is locked by host"):
-            user.change(
-                "attach",
-                lambda c: c.baremetal.attach_vif_to_node(node, "port", retry_on_conflict=False),
-                about="node",
-                guard=lambda: None,
-            )
-        record(cloud, node, reservation=None)
+        try:
+            self.until(helper, server, share_network, "locked by conductor testhost")
+            user = Client(OpenStackOptions(**cloud.auth()), ErrorCode.COMPUTE_FAILED)
+            with pytest.raises(Retryable, match="is locked by host"):
+                user.change(
+                    "attach",
+                    lambda c: c.baremetal.attach_vif_to_node(node, "port", retry_on_conflict=False),
+                    about=ObjectKind.SHARE_SERVER.ref(server.id),
+                    guard=lambda: None,
+                )
+        finally:
+            record(cloud, node, reservation=None)
         admin.baremetal.set_node_maintenance(node, "its fan is broken")
         with pytest.raises(Fatal, match="maintenance: its fan is broken") as failure:
             self.get(helper, server, share_network)
