@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import insert, select, update
 
+from tests.support.deployment import FAKE_BACKEND
 from tests.support.engine import EngineBench
 from worker.db.core.engine import db_now, reading, transaction
 from worker.db.operations import recovery
@@ -21,6 +22,8 @@ from worker.tasks.periodic.reconciler import Reconciler
 
 QUEUE = "steps.default.0"
 DEAD = "steps.dead.0"
+DOWN_BACKEND = FAKE_BACKEND.replace("[backends.fake]", '[backends.down]\ngroup = "dead"')
+"""A second backend, whose worker group reads :data:`DEAD`."""
 LEASE = 20.0
 BATCH = 300
 o = operations.c
@@ -28,7 +31,7 @@ o = operations.c
 
 @pytest.fixture
 def bench(tmp_path: Path, sqlite_url: str) -> Iterator[EngineBench]:
-    with EngineBench(tmp_path, sqlite_url) as made:
+    with EngineBench(tmp_path, sqlite_url, DOWN_BACKEND) as made:
         yield made
 
 
@@ -58,6 +61,8 @@ def queued(bench: EngineBench, count: int = 1, **values: Any) -> list[str]:
         "dispatch": 1,
         "accepted_at": 0.0,
     }
+    if values.get("queue") == DEAD:
+        common["backend"] = "down"
     with transaction(bench.engine) as connection:
         connection.execute(
             insert(operations).values(queued_at=db_now() - age, due_at=db_now() - 1),
