@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from netaddr import IPNetwork
 
 from tests.contract.generic_driver_suite import ExternalSystem, GenericDriverContract
 from tests.support.machines import Lan, Machine
@@ -136,7 +137,7 @@ def test_a_client_reads_and_writes_and_only_by_the_rules(
     (location,) = driver.create_share(context(), share, server)
     assert location.path == f"{machine.address}:/shares/{share.id}"
     assert client.nfs(location.path, "mount")["error"] == "NOENT"
-    everybody = f"{machine.address}/28"
+    everybody = str(IPNetwork(f"{machine.address}/28").cidr)
     driver.update_access(context(), share, server, [rule(everybody)], 1)
     assert client.nfs(location.path, "write", "file", data=b"hello" * 2000)["ok"]
     driver.update_access(context(), share, server, [rule(everybody, "ro")], 2)
@@ -158,7 +159,9 @@ def test_clients_do_not_notice_that_sshd_and_its_connections_are_gone(
     server = machine.server()
     share = a_share(server)
     (location,) = driver.create_share(context(), share, server)
-    driver.update_access(context(), share, server, [rule(f"{machine.address}/28")], 1)
+    driver.update_access(
+        context(), share, server, [rule(str(IPNetwork(f"{machine.address}/28").cidr))], 1
+    )
     external = ExternalSystem(Path(machine.options.server_directory), "ganesha")
     command = client.nfs_command(location.path, "loop", "file", "60")
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as loop:

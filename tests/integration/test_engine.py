@@ -311,7 +311,12 @@ def test_a_stored_result_is_noted(
 ) -> None:
     """Also by the scheduler, which runs no steps: the reconciler need not store it again."""
     # It would do so after a lease, which is longer than this waits.
-    fakes = Fakes(tmp_path, sqlite_url, redis_server, engine={"lease": 10 * limit()})
+    fakes = Fakes(
+        tmp_path,
+        sqlite_url,
+        redis_server,
+        engine={"lease": 10 * limit(), "address_rest": 20 * limit(), "audit_grace": 20 * limit()},
+    )
     try:
         fakes.start()
         stored_results_are_noted(fakes)

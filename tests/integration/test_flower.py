@@ -20,6 +20,7 @@ SECRET = "correct-horse-battery-staple"
 DONE, ROLLED_BACK = 50, 10
 STEPS = ("allocate_network", "get_share_server", "create_share")
 COMPENSATIONS = ("delete_share_server", "deallocate_network")
+ENDED = {"SUCCESS", "FAILURE"}
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_flower_shows_steps_and_compensations(deployment: Deployment) -> None:
 
     def ended() -> dict[str, Any]:
         tasks: dict[str, Any] = fetch(port, "/api/tasks?limit=10000")
-        return {uuid: task for uuid, task in tasks.items() if task["state"] == "SUCCESS"}
+        return {uuid: task for uuid, task in tasks.items() if task["state"] in ENDED}
 
     def steps(tasks: dict[str, Any]) -> list[dict[str, Any]]:
         names = {f"sharewright.{name}" for name in (*STEPS, *COMPENSATIONS)}
@@ -96,6 +97,8 @@ def test_flower_shows_steps_and_compensations(deployment: Deployment) -> None:
 
     wait_until(lambda: len(steps(ended())) >= expected, "Flower has all steps")
     tasks = fetch(port, "/api/tasks?limit=10000")
+    failed = [task["name"] for task in tasks.values() if task["state"] == "FAILURE"]
+    assert failed == ["sharewright.create_share"] * ROLLED_BACK
     for operation_id in done:
         for name in STEPS:
             assert _shown(tasks, name, operation_id), (name, operation_id)

@@ -17,8 +17,10 @@ PAGE = (ROOT / "docs/how-to/postgresql.md").read_text()
 
 
 def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
-    return str(found)
+    """The first one of the page."""
+    found = re.search(rf"^```{language}\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+    assert found is not None, f"the page has no {language}"
+    return found[1]
 
 
 def test_role_database_and_configuration_of_the_page_go_together(

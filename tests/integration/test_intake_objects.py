@@ -166,9 +166,15 @@ def test_a_network_in_use_names_up_to_five_users(intake: Intake, project: str) -
     failed = intake.refusal("delete_share_network", refuse)
     assert failed.code == "conflict"
     assert all(f"share {share}" in failed.message for share in made)
-    for _ in range(5):
-        intake.accepted("create_share", project, size=1, share_network_id=network)
-    assert intake.refusal("delete_share_network", refuse).message.count("share ") == 6
+    made += [
+        intake.operation(
+            intake.accepted("create_share", project, size=1, share_network_id=network)
+        ).resource_id
+        for _ in range(5)
+    ]
+    message = intake.refusal("delete_share_network", refuse).message
+    assert sum(f"share {share}" in message for share in made) == 5
+    assert "and 9 more" in message  # two other shares, and a reference of each operation
 
 
 def test_a_network_whose_server_is_left_is_not_deleted(intake: Intake, project: str) -> None:

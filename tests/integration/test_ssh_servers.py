@@ -14,7 +14,7 @@ from sqlalchemy import select
 from tests.support import leftovers
 from tests.support.deployment import Deployment
 from tests.support.machines import BASE, Lan, Machine, address_of
-from tests.support.pace import limit
+from tests.support.pace import limit, slowed
 from tests.support.services import ROOT, RedisServer, require_root_datapath, wait_until
 from worker.db.core.engine import reading
 from worker.db.tables.main import shares
@@ -93,7 +93,10 @@ def deployment(
         "[sharewright.compute_helpers]\nordered = tests.support.ordered_machines:OrderedMachines\n"
     )
     settings = BACKEND.format(directory=tmp_path)
-    deployment = Deployment(tmp_path, sqlite_url, redis_server, settings)
+    # A machine whose host key changed cannot be cleared either: the create ends without it.
+    deployment = Deployment(
+        tmp_path, sqlite_url, redis_server, settings, engine={"undo_retry_time": slowed(2.0)}
+    )
     deployment.env["PYTHONPATH"] = f"{info.parent}:{ROOT}"
     try:
         yield deployment.start()
