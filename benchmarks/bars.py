@@ -1,4 +1,4 @@
-"""The bars of issue 6, by the names of the figures that they hold for."""
+"""The limits that `make bench` judges its figures by, under the names of the figures."""
 
 from __future__ import annotations
 

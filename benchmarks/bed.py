@@ -65,7 +65,7 @@ class Bed:
         return Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="sw-bench-")))
 
     def redis(self) -> RedisServer:
-        """A Redis without AOF, as the baseline of issue 6 has it."""
+        """A Redis without AOF, as the baseline has it."""
         server = RedisServer()
         self.ends_with(server.close)
         return server.start()

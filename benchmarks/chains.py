@@ -1,8 +1,8 @@
 """A share made and deleted on the fakes, against bare Celery's chain of three steps.
 
 ``raw_chain`` is three messages, published by the producer. ``raw_chain.with_intake`` has a fourth,
-to a process that publishes the chain, as a request to our scheduler does; the ratios of issue 6
-are to the former, those that end in ``_to_intake`` to the latter.
+to a process that publishes the chain, as a request to our scheduler does; the ratios are
+to the former, those that end in ``_to_intake`` to the latter.
 """
 
 from __future__ import annotations
