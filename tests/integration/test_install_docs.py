@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import tomllib
+from collections.abc import Iterator
 
 import psycopg
+import pytest
 from sqlalchemy.engine import make_url
 
 from tests.support.services import ROOT, PostgresServer
@@ -23,25 +25,31 @@ def block(language: str) -> str:
     return found[1]
 
 
+@pytest.fixture
+def own_server() -> Iterator[PostgresServer]:
+    """A server of the test's own: the page's role and database have names that others use too."""
+    server = PostgresServer()
+    try:
+        yield server.start()
+    finally:
+        server.close()
+
+
 def test_role_database_and_configuration_of_the_page_go_together(
-    postgres_server: PostgresServer,
+    own_server: PostgresServer,
 ) -> None:
     config = from_document(tomllib.loads(block("toml")), "the page")
     url = make_url(config.database.url)
-    superuser = make_url(postgres_server.url("postgres"))
+    superuser = make_url(own_server.url("postgres"))
     with psycopg.connect(
         host=superuser.host, port=superuser.port, user=superuser.username, autocommit=True
     ) as connection:
         for statement in block("sql").strip().splitlines():
             connection.execute(statement.encode())
-        try:
-            there = url.set(host=superuser.host, port=superuser.port)
-            upgrade(there.render_as_string(hide_password=False))
-            engine = open_engine(there)
-            try:
-                assert check(engine) == []
-            finally:
-                engine.dispose()
-        finally:
-            connection.execute("DROP DATABASE IF EXISTS sharewright")
-            connection.execute("DROP ROLE sharewright")
+    there = url.set(host=superuser.host, port=superuser.port)
+    upgrade(there.render_as_string(hide_password=False))
+    engine = open_engine(there)
+    try:
+        assert check(engine) == []
+    finally:
+        engine.dispose()
