@@ -207,6 +207,16 @@ def test_expired_leases_of_one_group_starve_nobody(bench: EngineBench) -> None:
     assert 0 < sum(redriven(bench, *gone)) < len(gone)
 
 
+def test_a_backend_that_changed_its_queue_starves_nobody(bench: EngineBench) -> None:
+    former = "steps.former.0"
+    moved = queued(bench, BATCH + 50, queue=former)
+    lost = queued(bench, 5)
+    reconciler(bench, {QUEUE: 0, former: len(moved)}).one_pass()
+    assert all(redriven(bench, *lost))
+    assert 0 < len(bench.dispatches) <= BATCH
+    assert 0 < sum(redriven(bench, *moved)) < len(moved)
+
+
 def test_polls_are_no_redrives(bench: EngineBench) -> None:
     (one,) = queued(bench)
     for _ in range(12):

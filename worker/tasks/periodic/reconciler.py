@@ -135,8 +135,10 @@ class Reconciler:
         return taken_up
 
     def _redrive_overdue(self) -> int:
+        # A backend whose queue changed must not use up the pass: others have lost messages too.
         batch = self.runtime.config.engine.redrive_batch
-        rerouted = self._reroute(batch)
+        rerouted = self._reroute(max(1, batch // 2))
+        batch = max(1, batch - rerouted)
         with reading(self.runtime.engine) as connection:
             gone = recovery.due(connection, (Phase.LEASED, Phase.WAITING), batch, known=self._known)
             queues = recovery.overdue_queues(connection, self._known)
@@ -163,6 +165,8 @@ class Reconciler:
         with reading(self.runtime.engine) as connection:
             routes = recovery.routes(connection, self._known)
         for old, backend in routes:
+            if count >= limit:
+                break
             if backend not in config.backends or queue_for(config, backend) == old:
                 continue
             with transaction(self.runtime.engine) as connection:
@@ -171,7 +175,7 @@ class Reconciler:
                     backend,
                     old=old,
                     new=queue_for(config, backend),
-                    limit=limit,
+                    limit=limit - count,
                     republish_after=config.engine.lease,
                     known=self._known,
                 )
